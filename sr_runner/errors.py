@@ -1,0 +1,27 @@
+"""The two ways in which a request can end without a traceback.
+
+Everything else that is raised is a failure of the run itself (exit status 1, traceback in the run's log).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be done: said in a line or two, exit status 2, nothing was started.
+
+    The message names the config key, quotes the value, and says what would do. Parts that are built from plain
+    arguments may raise it or a plain `ValueError`; the command line treats both alike while it builds them.
+    """
+
+
+class RunError(RuntimeError):
+    """The run cannot go on for a reason outside the code (no good checkpoint, ...): exit status 1, no traceback."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the choice closest to `word`, or an empty string where none is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
