@@ -1,0 +1,22 @@
+"""State -> files -> store, and back."""
+
+from sr_runner.checkpoint.format import DamagedError, Manifest, Name
+from sr_runner.checkpoint.manager import CheckpointManager, SaveReport, TrainingState
+from sr_runner.checkpoint.retention import BestN, EveryMinutes, EverySteps, LastN, Policy
+from sr_runner.checkpoint.stores import LocalStore, Store
+
+__all__ = [
+    "BestN",
+    "CheckpointManager",
+    "DamagedError",
+    "EveryMinutes",
+    "EverySteps",
+    "LastN",
+    "LocalStore",
+    "Manifest",
+    "Name",
+    "Policy",
+    "SaveReport",
+    "Store",
+    "TrainingState",
+]

@@ -1,0 +1,205 @@
+"""What a checkpoint is: its name, its files, and the manifest that makes it one.
+
+    <root>/<identity>/<attempt>/step-00001000/
+      model.safetensors      the weights for inference
+      training.safetensors   every other tensor
+      state.json             everything else
+      config.yaml            the run's config, secrets masked
+      manifest.json          format version, size and SHA-256 of each file; written last: it is the commit
+
+The manifest also says what retention needs (step, metrics, time), so that listing a store never opens the rest, and
+carries a digest of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = "sr-run checkpoint"
+VERSION = 1
+
+MODEL = "model.safetensors"
+TRAINING = "training.safetensors"
+STATE = "state.json"
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
+FILES = (MODEL, TRAINING, STATE, CONFIG)
+
+# Names from a store become paths, so they are matched whole and never "cleaned".
+_PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
+NAME = re.compile(rf"(?P<identity>{_PART})/(?P<attempt>{_PART})/step-(?P<step>\d{{8,12}})")
+_MANIFEST_LIMIT = 1 << 20
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what its manifest says; the message names the file and the reason."""
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """`<identity>/<attempt>/step-<step>`, the name of a checkpoint in every store."""
+
+    identity: str
+    attempt: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.identity}/{self.attempt}/step-{self.step:08d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Name | None:
+        """The name, or None where `text` is not one (also where it tries to be a path)."""
+        match = NAME.fullmatch(text)
+        return cls(match["identity"], match["attempt"], int(match["step"])) if match and ".." not in text else None
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file on its way into a store. `chunks` can be called again, so that a store can retry."""
+
+    name: str
+    chunks: Callable[[], Iterator[bytes | memoryview]]
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> Blob:
+        return cls(name, lambda: iter((content,)))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The commit record of a checkpoint."""
+
+    step: int
+    created: float
+    """Seconds since 1970, of the machine that wrote it; shown to people, and used by time-based retention alone."""
+    metrics: Mapping[str, float]
+    files: Mapping[str, tuple[int, str]]
+    """File name -> size in bytes, SHA-256."""
+
+    def to_bytes(self) -> bytes:
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": self.step,
+            "created": self.created,
+            "metrics": dict(self.metrics),
+            "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()},
+        }
+        return json.dumps(body | {"sha256": _digest_of(body)}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Raises `DamagedError` unless `data` is an intact manifest of a version that this release reads."""
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{MANIFEST} is not JSON ({error})" if data else f"{MANIFEST} is empty") from error
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise DamagedError(f"{MANIFEST} is not the manifest of an {FORMAT}")
+        if body.get("version") != VERSION:
+            raise DamagedError(
+                f"{MANIFEST} says format version {body.get('version')!r}; this release of sr-run reads {VERSION}"
+            )
+        stated = body.pop("sha256", None)
+        if stated != _digest_of(body):
+            raise DamagedError(f"{MANIFEST} does not match its own checksum")
+        try:
+            files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in body["files"].items()}
+            metrics = {str(key): float(value) for key, value in body["metrics"].items()}
+            return cls(int(body["step"]), float(body["created"]), metrics, files)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(f"{MANIFEST} lacks or garbles {error}") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        path = folder / MANIFEST
+        try:
+            if path.stat().st_size > _MANIFEST_LIMIT:
+                raise DamagedError(f"{MANIFEST} has {path.stat().st_size} bytes")
+            return cls.from_bytes(path.read_bytes())
+        except FileNotFoundError as error:
+            raise DamagedError(f"{MANIFEST} is missing: the write was never finished") from error
+        except OSError as error:
+            raise DamagedError(f"{MANIFEST} cannot be read ({error})") from error
+
+
+def seal(step: int, metrics: Mapping[str, float], digests: Callable[[], Mapping[str, tuple[int, str]]]) -> Blob:
+    """The manifest as the last file of a checkpoint; asks for the digests only when a store comes to write it."""
+    created = time.time()
+
+    def chunks() -> Iterator[bytes]:
+        yield Manifest(step, created, metrics, digests()).to_bytes()
+
+    return Blob(MANIFEST, chunks)
+
+
+def digest(blobs: Iterable[Blob]) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each blob."""
+    result = {}
+    for blob in blobs:
+        sha, size = hashlib.sha256(), 0
+        for chunk in blob.chunks():
+            sha.update(chunk)
+            size += len(chunk)
+        result[blob.name] = (size, sha.hexdigest())
+    return result
+
+
+def load(folder: Path, *, expected_step: int | None = None) -> tuple[Manifest, dict[str, bytearray]]:
+    """Every file of the checkpoint in `folder`, checked against its manifest. Memory: the files' sizes, once.
+
+    Raises `DamagedError` that names the first file that is missing, too long, too short, altered, or not in the
+    manifest.
+    """
+    manifest = Manifest.read(folder)
+    if expected_step is not None and manifest.step != expected_step:
+        raise DamagedError(f"{MANIFEST} is that of step {manifest.step}")
+    if set(manifest.files) != set(FILES):
+        raise DamagedError(f"{MANIFEST} lists {', '.join(sorted(manifest.files)) or 'no file'}")
+    extra = {entry.name for entry in folder.iterdir()} - set(FILES) - {MANIFEST}
+    if extra:
+        raise DamagedError(f"{min(extra)} is not in {MANIFEST}")
+    # All sizes first: cheap, and nothing is allocated because a manifest said so.
+    for name, (size, _) in manifest.files.items():
+        check_size(folder / name, size)
+    return manifest, {name: _read(folder / name, *manifest.files[name]) for name in FILES}
+
+
+def check_size(path: Path, size: int) -> None:
+    if path.is_symlink():
+        raise DamagedError(f"{path.name} is a link")
+    if not path.is_file():
+        raise DamagedError(f"{path.name} is missing")
+    actual = path.stat().st_size
+    if actual != size:
+        raise DamagedError(f"{path.name} has {actual} bytes instead of {size}")
+
+
+def _read(path: Path, size: int, expected: str) -> bytearray:
+    data, sha = bytearray(size), hashlib.sha256()
+    view = memoryview(data)
+    try:
+        with path.open("rb", buffering=0) as file:
+            position = 0
+            while position < size:
+                count = file.readinto(view[position : position + (8 << 20)])
+                if not count:
+                    raise DamagedError(f"{path.name} ends after {position} of {size} bytes")
+                sha.update(view[position : position + count])
+                position += count
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read ({error})") from error
+    if sha.hexdigest() != expected:
+        raise DamagedError(f"{path.name} does not match its checksum")
+    return data
+
+
+def _digest_of(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,148 @@
+"""Checkpoints in a folder.
+
+A checkpoint is written into a hidden folder beside its place, every file and the folder flushed to the disk, and
+then renamed: rename is atomic on local and network file systems alike, hard links and locks are not needed. A
+checkpoint that is replaced is moved aside first, and counts (under its own name) until the new one has its place, so
+a kill between the two renames loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from sr_runner.checkpoint.format import MANIFEST, Blob, Name
+
+_WRITING = ".writing-"
+_REPLACED = ".replaced-"
+_DELETED = ".deleted-"
+_ASIDE = re.compile(rf"{re.escape(_REPLACED)}(?P<step>step-\d{{8,12}})-[0-9a-f]+")
+
+
+class LocalStore:
+    """A folder, `<root>/<identity>/<attempt>/step-<step>/`."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def put(self, name: str, files: Sequence[Blob]) -> None:
+        place = self._path(name)
+        _make_durable_folder(place.parent)
+        temporary = place.with_name(f"{_WRITING}{place.name}-{uuid.uuid4().hex[:12]}")
+        try:
+            temporary.mkdir()
+            for blob in files:
+                _write(temporary / blob.name, blob)
+            _sync_folder(temporary)
+            self._swap_in(temporary, place)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def get(self, name: str, scratch: Path, only: Sequence[str] | None = None) -> Path:
+        place = self._path(name)
+        if place.is_dir():
+            return place
+        return self._aside(place.parent).get(place.name, place)
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        names = []
+        for attempt in self._attempts(prefix):
+            steps = {entry.name for entry in attempt.glob("step-*") if (entry / MANIFEST).is_file()}
+            steps.update(self._aside(attempt))
+            names += [f"{attempt.parent.name}/{attempt.name}/{step}" for step in steps]
+        return [name for name in names if name.startswith(prefix) and Name.parse(name)]
+
+    def delete(self, name: str) -> None:
+        place = self.get(name, self.root)
+        doomed = place.with_name(f"{_DELETED}{place.name}-{uuid.uuid4().hex[:12]}")
+        place.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def quarantine(self, name: str, reason: str) -> str:
+        place = self.get(name, self.root)
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        target = place.with_name(f"damaged-{self._path(name).name}-{stamp}-{uuid.uuid4().hex[:6]}")
+        place.rename(target)
+        (target / "why.json").write_text(json.dumps({"name": name, "reason": reason}, indent=1) + "\n")
+        return str(target)
+
+    def clean(self, prefix: str) -> Sequence[str]:
+        removed = []
+        for attempt in self._attempts(prefix):
+            for step, aside in self._aside(attempt).items():
+                if not (attempt / step).exists():
+                    aside.rename(attempt / step)  # killed between the two renames of a replacement
+            for pattern in (_WRITING, _DELETED, _REPLACED):
+                for left in attempt.glob(f"{pattern}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                    removed.append(str(left))
+        return removed
+
+    def _path(self, name: str) -> Path:
+        if Name.parse(name) is None:
+            raise ValueError(f"{name!r} is not the name of a checkpoint")
+        return self.root / name
+
+    def _attempts(self, prefix: str) -> Sequence[Path]:
+        identity, _, attempt = prefix.partition("/")
+        if not self.root.is_dir():
+            return []
+        pattern = (f"{identity}/{attempt.rstrip('/')}*" if attempt else f"{identity}/*") if identity else "*/*"
+        return [folder for folder in self.root.glob(pattern) if folder.is_dir() and not folder.is_symlink()]
+
+    @staticmethod
+    def _aside(attempt: Path) -> dict[str, Path]:
+        """Checkpoints that were moved aside for a successor which has not arrived, by the name they count under."""
+        found = {}
+        for entry in attempt.glob(f"{_REPLACED}*"):
+            match = _ASIDE.fullmatch(entry.name)
+            if match and (entry / MANIFEST).is_file() and not (attempt / match["step"]).exists():
+                found[match["step"]] = entry
+        return found
+
+    @staticmethod
+    def _swap_in(temporary: Path, place: Path) -> None:
+        aside = None
+        if place.exists():
+            aside = place.with_name(f"{_REPLACED}{place.name}-{uuid.uuid4().hex[:12]}")
+            place.rename(aside)
+        temporary.rename(place)
+        _sync_folder(place.parent)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(path: Path, blob: Blob) -> None:
+    with path.open("xb", buffering=0) as file:
+        for chunk in blob.chunks():
+            view = memoryview(chunk)
+            while view:
+                view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is durable only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_durable_folder(folder: Path) -> None:
+    """Create `folder` so that the folders above it survive a power failure as well."""
+    missing = [folder]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for created in missing:
+        _sync_folder(created.parent)
