@@ -1,0 +1,103 @@
+"""EDSR: "Enhanced Deep Residual Networks for Single Image Super-Resolution", Lim et al., CVPR workshops 2017."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_runner.models.layers import (
+    check_arguments,
+    check_initialization,
+    check_number,
+    conv2d,
+    mean_buffer,
+    subpixel_upsampler,
+)
+
+
+class EDSR(nn.Module):
+    """EDSR: N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
+
+    The baseline is 16 blocks of 64 filters; the paper's large model 32 blocks of 256 with `res_block_scaling` 0.1.
+
+    Inside, the network works on `(x - mean) * rgb_range` with the mean of DIV2K. Weights only mean what they should
+    under the range that they were trained with: 255 for EDSR-PyTorch and BasicSR, 2 for krasserm/super-resolution,
+    whose `(x - mean) / 127.5` on 0..255 is the same thing. The network is homogeneous in everything but its biases,
+    so multiplying these moves weights exactly to another range (`sr_runner.weights` does). The range stays an
+    argument all the same, because it decides how a network learns: an Adam step on a bias weighs 127 times less
+    against activations of 0..255 than against those of krasserm's range, while a step on a kernel weighs the same.
+    So recipes train with the range of their paper or code. Where fp16 activations overflow (65504), a smaller range
+    helps; fp32 and bf16 do not care.
+
+    Args:
+        scale: 2, 3, 4 or 8.
+        num_filters: channels of every hidden layer.
+        num_res_blocks: residual blocks (two 3x3 convolutions each) of the body.
+        res_block_scaling: factor on the output of a block before it is added; below 1 it keeps wide ones stable.
+        rgb_range: see above.
+        initialization: of the weights before training, `torch` or `keras`: see `layers.conv2d`.
+
+    Raises:
+        RequestError: an argument is out of bounds.
+    """
+
+    SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
+    """State names that belong to one scale and are new when the rest is transferred to another."""
+
+    def __init__(
+        self,
+        *,
+        scale: int,
+        num_filters: int = 64,
+        num_res_blocks: int = 16,
+        res_block_scaling: float = 1.0,
+        rgb_range: float = 255.0,
+        initialization: str = "torch",
+    ) -> None:
+        super().__init__()
+        check_arguments("EDSR", scale, self.SCALES, num_filters=num_filters, num_res_blocks=num_res_blocks)
+        check_initialization(initialization)
+        self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
+        self.res_block_scaling = check_number("EDSR", "res_block_scaling", res_block_scaling)
+        self.rgb_range = check_number("EDSR", "rgb_range", rgb_range, above=0)
+        self.register_buffer("mean", mean_buffer(), persistent=False)
+        self.mean: Tensor
+        self.head = conv2d(3, num_filters, 3, initialization)
+        blocks = [ResBlock(num_filters, self.res_block_scaling, initialization) for _ in range(num_res_blocks)]
+        self.body = nn.Sequential(*blocks, conv2d(num_filters, num_filters, 3, initialization))
+        self.upsampler = subpixel_upsampler(num_filters, scale, initialization)
+        self.tail = conv2d(num_filters, 3, 3, initialization)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        x = self.head((lr - self.mean) * self.rgb_range)
+        x = x + self.body(x)
+        sr: Tensor = self.tail(self.upsampler(x))
+        return sr / self.rgb_range + self.mean
+
+    def hyperparameters(self) -> dict[str, int | float]:
+        """The arguments that build this network again; `initialization` is not one, as weights replace it."""
+        return {
+            "scale": self.scale,
+            "num_filters": self.num_filters,
+            "num_res_blocks": self.num_res_blocks,
+            "res_block_scaling": self.res_block_scaling,
+            "rgb_range": self.rgb_range,
+        }
+
+
+class ResBlock(nn.Module):
+    """x + scaling * conv(relu(conv(x))), without normalisation."""
+
+    def __init__(self, num_filters: int, scaling: float, initialization: str = "torch") -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.conv1 = conv2d(num_filters, num_filters, 3, initialization)
+        self.conv2 = conv2d(num_filters, num_filters, 3, initialization)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv2(F.relu(self.conv1(x), inplace=True))
+        return torch.add(x, residual, alpha=self.scaling)

@@ -1,0 +1,176 @@
+"""The super-resolution networks of spandrel (SwinIR, HAT, RCAN, ESRGAN, DAT, SPAN, ...) as one `nn.Module`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_runner.errors import RequestError, nearest
+
+# What the architectures call their scale.
+_SCALE_ARGUMENTS = ("upscale", "scale", "upscaling_factor")
+# ... and their channels, where they have no default.
+_CHANNEL_ARGUMENTS = ("num_in_ch", "num_out_ch", "in_chans", "in_nc", "out_nc", "n_colors")
+
+
+class SpandrelNetwork(nn.Module):
+    """N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
+
+    Sizes that an architecture cannot take (windows, a minimum) are padded by reflection and cropped again.
+
+    Args:
+        scale: what the network enlarges by.
+        architecture: spandrel's name of it, e.g. `SwinIR`; its weights are newly initialised.
+        arguments: of the architecture's class in spandrel; its scale and colours are filled in.
+
+    Raises:
+        RequestError: spandrel is not installed, does not know the architecture, or the arguments do not fit.
+    """
+
+    NAME: ClassVar[str] = "spandrel"
+    PREFIX: ClassVar[str] = "network."
+    """What the state names of the architecture itself begin with here."""
+
+    def __init__(self, *, scale: int, architecture: str, arguments: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        built = _build(architecture, scale, dict(arguments or {}))
+        # spandrel tells scale and size requirements of a network only when it reads one from its state.
+        self._take(_descriptor(built.state_dict()), built)
+        if self.scale != scale:
+            raise RequestError(f"scale={scale}: model.arguments make {architecture} a network of scale {self.scale}")
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Tensor], *, expected: Mapping[str, object] | None = None
+    ) -> SpandrelNetwork:
+        """The network whose state this is; spandrel recognises it by names and shapes.
+
+        Args:
+            expected: what `hyperparameters` was when the state was saved. It decides over the arguments that leave no
+                trace in the shapes, which spandrel can only guess.
+
+        Raises:
+            RequestError: spandrel is not installed, knows no such network, or it is no colour super-resolution.
+        """
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        descriptor = _descriptor(state)
+        network._take(descriptor, descriptor.model)
+        stated, deduced = (expected or {}).get("arguments"), network.hyperparameters()["arguments"]
+        if isinstance(stated, dict) and any(deduced.get(name) != value for name, value in stated.items()):
+            network._take(descriptor, _rebuild(network.architecture, network.scale, stated, state))
+        return network
+
+    def _take(self, descriptor: Any, network: nn.Module) -> None:
+        self.network = network
+        self.architecture = str(descriptor.architecture.id)
+        self.scale = int(descriptor.scale)
+        self._size = descriptor.size_requirements
+
+    def forward(self, lr: Tensor) -> Tensor:
+        height, width = lr.shape[-2:]
+        right, below = self._size.get_padding(width, height)
+        if right or below:
+            # Reflection reaches at most size - 1 pixels; what is missing then repeats the border.
+            reflected = (0, min(right, width - 1), 0, min(below, height - 1))
+            lr = F.pad(lr, reflected, "reflect")
+            lr = F.pad(lr, (0, right - reflected[1], 0, below - reflected[3]), "replicate")
+        sr: Tensor = self.network(lr.clone())  # RCAN, for one, multiplies its input in place
+        return sr[..., : height * self.scale, : width * self.scale]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON has them, less what it cannot hold."""
+        stored = getattr(self.network, "hyperparameters", {})
+        arguments = {name: json.loads(json.dumps(value)) for name, value in stored.items() if _is_json(value)}
+        return {"scale": self.scale, "architecture": self.architecture, "arguments": arguments}
+
+
+def _import() -> tuple[ModuleType, ModuleType]:
+    try:
+        import spandrel
+        from spandrel import architectures
+    except (ImportError, RuntimeError, AttributeError) as error:  # a torchvision that does not fit torch
+        raise RequestError(
+            f"spandrel's networks need the extra 'spandrel': pip install 'sr-run[spandrel]', with a torchvision built"
+            f" for this torch ({error})"
+        ) from error
+    return spandrel, architectures
+
+
+def _build(architecture: str, scale: int, arguments: dict[str, Any]) -> nn.Module:
+    spandrel, architectures = _import()
+    known = [str(support.architecture.id) for support in spandrel.MAIN_REGISTRY]
+    if architecture not in known:
+        hint = nearest(architecture, known) or f" It knows {', '.join(known)}."
+        raise RequestError(f"model.architecture={architecture}: spandrel has no such network.{hint}")
+    network_class = getattr(getattr(architectures, architecture), architecture, None)
+    if network_class is None:
+        raise RequestError(f"model.architecture={architecture}: is several networks; give one's weights instead")
+    parameters = inspect.signature(network_class).parameters
+    scale_argument = next((name for name in _SCALE_ARGUMENTS if name in parameters), None)
+    if scale_argument:
+        arguments.setdefault(scale_argument, scale)
+    for name in _CHANNEL_ARGUMENTS:
+        if name in parameters and parameters[name].default is inspect.Parameter.empty:
+            arguments.setdefault(name, 3)
+    for name in arguments:
+        if name not in parameters:
+            raise RequestError(f"model.arguments.{name}: {architecture} has none such.{nearest(name, parameters)}")
+    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
+    if missing:
+        raise RequestError(f"model.arguments: {architecture} needs {', '.join(missing)} as well")
+    try:
+        network: nn.Module = network_class(**arguments)
+    except Exception as error:  # someone else's constructor: a wrong value can raise anything
+        raise RequestError(f"model.arguments={arguments}: {architecture} refuses them ({error})") from error
+    return network
+
+
+def _rebuild(architecture: str, scale: int, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    if not all(_is_modest(value) for value in arguments.values()):
+        raise RequestError(f"the file's header claims an {architecture} of impossible size: {arguments}")
+    with torch.random.fork_rng(devices=[]):
+        network = _build(architecture, scale, dict(arguments))
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise RequestError(f"the weights do not fit the {architecture} that the file's header describes") from error
+    return network
+
+
+def _is_modest(value: object) -> bool:
+    """No network worth building has a width or depth beyond; what a file claims must not fill the memory."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 64 and all(_is_modest(item) for item in value)
+    return not isinstance(value, int | float) or abs(value) <= 1024
+
+
+def _descriptor(state: Mapping[str, Tensor]) -> Any:
+    spandrel, _ = _import()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            descriptor = spandrel.MAIN_REGISTRY.load(dict(state))
+    except Exception as error:  # deducing a network from an unfit state can raise anything
+        raise RequestError(f"spandrel recognises no network in these weights ({type(error).__name__})") from error
+    channels = (descriptor.input_channels, descriptor.output_channels)
+    if descriptor.purpose != "SR" or channels != (3, 3):
+        raise RequestError(
+            f"{descriptor.architecture.id} ({descriptor.purpose}, {channels[0]} to {channels[1]} channels)"
+            " is no super-resolution of colour images"
+        )
+    return descriptor
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,182 @@
+"""Weights into a network that is already there: all of them, those that fit, or all but the upsampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sr_runner.errors import RequestError, nearest
+from sr_runner.weights import shapes
+from sr_runner.weights.layouts import rescale_range
+from sr_runner.weights.reading import LoadedWeights
+
+Rule = Literal["strict", "matching", "body"]
+RULES = ("strict", "matching", "body")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every tensor: of the file's, `loaded` or `skipped`; of the network's, `loaded` or `new`."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of tensors in the file that were not used."""
+    new: list[str] = field(default_factory=list)
+    """Tensors of the network that keep their initialisation."""
+    notes: list[str] = field(default_factory=list)
+    """What else was done to the weights."""
+
+    def __str__(self) -> str:
+        return f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped, {len(self.new)} new"
+
+    def lines(self) -> Iterator[str]:
+        """The whole of it for a log, a tensor a line."""
+        yield str(self)
+        yield from (f"  note: {note}" for note in self.notes)
+        yield from (f"  loaded: {name}" for name in self.loaded)
+        yield from (f"  skipped: {name} ({reason})" for name, reason in self.skipped)
+        yield from (f"  new: {name}" for name in self.new)
+
+
+def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") -> Report:
+    """Copy `weights` into `network` in place; nothing is changed where it raises.
+
+    Rules: `strict` wants the same network, tensor for tensor. `matching` takes every tensor of the same name and
+    shape, and leaves the rest new. `body` is the transfer from one scale to another of the EDSR paper: all that does
+    not belong to the scale (the class's `UPSAMPLER` names) must fit and is taken; the upsampler is left new.
+
+    EDSR weights trained under another `rgb_range` are moved to the network's, which is exact.
+
+    Raises:
+        RequestError: the weights do not fit; it names the hyperparameters that differ and what to set.
+    """
+    if rule not in RULES:
+        raise RequestError(f"rule={rule}: expected strict, matching or body.{nearest(rule, RULES)}")
+    target = unwrap(network)
+    name = name_of(target)
+    upsampler = _upsampler_names(target) if rule == "body" else ()
+    if rule != "matching":
+        _check_hyperparameters(target, name, weights, ignore=("scale",) if rule == "body" else ())
+    state, notes = _in_range_of(target, name, weights)
+    prefix = getattr(target, "PREFIX", "")
+    if weights.network is None and prefix and not any(key.startswith(prefix) for key in state):
+        state = {prefix + key: tensor for key, tensor in state.items()}  # the wrapped network's own published weights
+    own = target.state_dict()  # references: copying into these changes the network
+    report = Report(weights.source, notes=notes)
+    for key, tensor in state.items():
+        reason = _misfit(key, tensor, own, upsampler)
+        if reason:
+            report.skipped.append((key, reason))
+        else:
+            report.loaded.append(key)
+    loaded = set(report.loaded)
+    report.new.extend(key for key in own if key not in loaded and not shapes.OPTIONAL.fullmatch(key))
+    _check_outcome(report, rule, upsampler, weights)
+    with torch.no_grad():
+        for key in report.loaded:
+            own[key].copy_(state[key])
+    return report
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        inner = network.module if isinstance(network, wrappers) else getattr(network, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+def name_of(network: nn.Module) -> str | None:
+    """Its name in `shapes.CLASSES`; None for anyone else's network, subclasses of sr-run's included."""
+    return next((name for name, cls in shapes.CLASSES.items() if type(network) is cls), None)
+
+
+def _upsampler_names(network: nn.Module) -> tuple[str, ...]:
+    names = getattr(network, "UPSAMPLER", None)
+    if not isinstance(names, tuple):
+        raise RequestError(
+            f"rule=body: {type(network).__name__} does not say which of its tensors belong to one scale"
+            " (a class attribute UPSAMPLER with the beginnings of their names); rule=matching takes all that fit"
+        )
+    return names
+
+
+def _check_hyperparameters(
+    network: nn.Module, name: str | None, weights: LoadedWeights, ignore: tuple[str, ...]
+) -> None:
+    if name is None or weights.network is None:
+        return
+    if name != weights.network:
+        advice = "" if "discriminator" in (name, weights.network) else f": set model={weights.network}"
+        raise RequestError(f"{weights} does not fit {name}{advice}")
+    mine = _hyperparameters(network)
+    differing = {
+        key: value
+        for key, value in (weights.assumed | weights.hyperparameters).items()
+        if key != "rgb_range" and key not in ignore and key in mine and mine[key] != value
+    }
+    if differing:
+        theirs = ", ".join(f"{key}={value:g} (not {mine[key]:g})" for key, value in differing.items())
+        to_set = " ".join(f"{_config_key(name, key)}={value:g}" for key, value in differing.items())
+        rules = "" if ignore else "; or take what fits with the rule 'matching'"
+        if set(differing) == {"scale"}:
+            rules = "; or keep the scale and take all but the upsampler with the rule 'body'"
+        raise RequestError(f"{weights.source} is {name} with {theirs}. Set {to_set}{rules}")
+
+
+def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -> tuple[dict[str, Tensor], list[str]]:
+    if name != "edsr" or weights.network != "edsr":
+        return weights.state, []
+    new = _hyperparameters(network)["rgb_range"]
+    old = (weights.assumed | weights.hyperparameters).get("rgb_range", new)
+    if old == new:
+        return weights.state, []
+    return rescale_range(weights.state, old, new), [f"biases moved from rgb_range {old:g} to {new:g}"]
+
+
+def _misfit(key: str, tensor: Tensor, own: dict[str, Tensor], upsampler: tuple[str, ...]) -> str:
+    if key not in own:
+        return "the network has no such tensor"
+    if upsampler and key.startswith(upsampler):
+        return "belongs to the upsampler"
+    if own[key].shape != tensor.shape:
+        return f"{_shape(tensor)} in the file, {_shape(own[key])} in the network"
+    return ""
+
+
+def _check_outcome(report: Report, rule: Rule, upsampler: tuple[str, ...], weights: LoadedWeights) -> None:
+    if not report.loaded:
+        raise RequestError(f"{weights}: none of its {len(weights.state)} tensors fits the network by name and shape")
+    if rule == "matching":
+        return
+    problems = [f"{key} ({reason})" for key, reason in report.skipped if not (upsampler and key.startswith(upsampler))]
+    reported = {key for key, _ in report.skipped}
+    problems += [
+        f"{key} (not in the file)"
+        for key in report.new
+        if key not in reported and not (upsampler and key.startswith(upsampler))
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise RequestError(f"{weights} does not fit the network: {'; '.join(problems[:3])}{more}")
+
+
+def _hyperparameters(network: nn.Module) -> dict[str, int | float]:
+    return dict(network.hyperparameters())  # type: ignore[operator]  # every class in shapes.CLASSES has it
+
+
+def _config_key(network: str, name: str) -> str:
+    if network == "discriminator":
+        return {"patch_size": "data.patch_size"}.get(name, name)
+    return name if name == "scale" else f"model.{name}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"

@@ -1,0 +1,84 @@
+"""A network's weights out to files: sr-run's own safetensors, and the layouts of BasicSR and EDSR-PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sr_runner.errors import RequestError, nearest
+from sr_runner.weights import layouts
+from sr_runner.weights.applying import name_of, unwrap
+
+LAYOUTS = ("safetensors", "basicsr", "edsr-pytorch")
+
+
+def describe(network: nn.Module) -> dict[str, str]:
+    """The safetensors header that tells what network a state belongs to, so that `read` can build it again.
+
+    `sr_run` is JSON: {"network": "edsr", "hyperparameters": {...}}, or {"network": null, "target": "my.module.Net"}.
+    """
+    inner = unwrap(network)
+    name = name_of(inner) or getattr(inner, "NAME", None)
+    if name is None:
+        body: dict[str, object] = {"network": None, "target": f"{type(inner).__module__}.{type(inner).__qualname__}"}
+    else:
+        body = {"network": name, "hyperparameters": inner.hyperparameters()}  # type: ignore[operator]
+    return {"format": "pt", "sr_run": json.dumps(body)}
+
+
+def export(network: nn.Module, path: str | Path, layout: str = "safetensors") -> Path:
+    """Write the network's weights to `path` in `layout`, at once or not at all; returns the path.
+
+    `safetensors` takes any network. `basicsr` (a `.pth` with `params`) takes EDSR and MSRResNet, `edsr-pytorch` (a
+    `.pt`) EDSR; EDSR's weights are moved to rgb_range 255, which is exact. `res_block_scaling` is in neither file:
+    who loads it there has to set `res_scale`.
+
+    Raises:
+        RequestError: the layout is unknown, has no such network, or the path cannot be written.
+    """
+    if layout not in LAYOUTS:
+        raise RequestError(f"layout={layout}: expected {', '.join(LAYOUTS)}.{nearest(layout, LAYOUTS)}")
+    inner, path = unwrap(network), Path(path)
+    name = name_of(inner)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in inner.state_dict().items()}
+    if layout == "safetensors":
+        from safetensors.torch import save_file
+
+        return _write(path, lambda part: save_file(_unshared(state), part, metadata=describe(inner)))
+    if name != "edsr" and not (name == "msrresnet" and layout == "basicsr"):
+        networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
+        raise RequestError(f"layout={layout}: it has {networks} alone, not {type(inner).__name__}: use safetensors")
+    if name == "edsr":
+        state = layouts.rescale_range(state, float(inner.rgb_range), layouts.RGB_RANGE)  # type: ignore[arg-type]
+    if layout == "basicsr":
+        content: object = {"params": layouts.to_basicsr(name, state)}
+    else:
+        content = layouts.to_edsr_pytorch(state)
+    return _write(path, lambda part: torch.save(content, part))
+
+
+def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory (tied weights), so each gets its own."""
+    seen: set[int] = set()
+    result = {}
+    for key, tensor in state.items():
+        result[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return result
+
+
+def _write(path: Path, save: Callable[[Path], object]) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(part)
+        part.replace(path)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path

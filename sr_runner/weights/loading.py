@@ -1,0 +1,155 @@
+"""Ready networks out of weights files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sr_runner.errors import RequestError
+from sr_runner.models.spandrel_network import SpandrelNetwork
+from sr_runner.models.vgg import LAYERS, VGG19Features, convolutions
+from sr_runner.weights import keras, layouts, shapes
+from sr_runner.weights.applying import apply
+from sr_runner.weights.reading import LoadedWeights, read
+from sr_runner.weights.sources import download, locate
+from sr_runner.weights.tensorfile import read_tensor_file
+
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+"""torchvision's VGG19 (IMAGENET1K_V1); its SHA-256 begins with the hash in the name, which is checked."""
+
+
+def load_model(
+    source: str | Path, *, network: nn.Module | None = None, **what_the_file_cannot_tell: float
+) -> nn.Module:
+    """The super-resolution network in a weights file, in evaluation mode, on the CPU: [0, 1] RGB in and out.
+
+    Args:
+        source: a file of any recognised layout, a checkpoint folder, or an http(s) URL.
+        network: a network of your own to load into, where the file holds none that sr-run knows.
+        what_the_file_cannot_tell: hyperparameters without which the file's network is not complete, such as
+            `res_block_scaling=0.1` for EDSR's large model.
+
+    Raises:
+        RequestError: the file is damaged or unknown, or does not tell something that has to be said.
+    """
+    weights = read(source, **what_the_file_cannot_tell)
+    if network is not None:
+        apply(network, weights)
+        return network.eval()
+    if weights.network == "discriminator":
+        raise RequestError(f"{weights} is an SRGAN discriminator, which makes no images")
+    if weights.network not in shapes.CLASSES:
+        return _of_spandrel(weights)
+    if weights.unknown:
+        raise RequestError(
+            f"{weights} does not tell {' and '.join(weights.unknown)}: say"
+            f" {', '.join(_ADVICE[name] for name in weights.unknown)}"
+        )
+    built = shapes.build(weights.network, weights.assumed | weights.hyperparameters)
+    apply(built, weights)
+    return built.eval()
+
+
+_ADVICE = {
+    "res_block_scaling": "res_block_scaling=1.0 (usual, and EDSR's baseline) or 0.1 (EDSR's large model)",
+    "rgb_range": "rgb_range=255 (EDSR-PyTorch, BasicSR, sr-run's default) or 2 (krasserm)",
+}
+
+
+def vgg19_features(
+    *, layer: str = "VGG54", weights: str | Path | None = None, seed: int | None = None
+) -> VGG19Features:
+    """VGG19 up to `layer` (`VGG22` or `VGG54`) with trained weights, frozen, in evaluation mode.
+
+    Args:
+        weights: a file in torchvision's or Keras' layout, each used with its own input normalisation. None takes
+            torchvision's from torch.hub's folder, or downloads them there (548 MB, hash checked).
+        seed: take random weights from this seed instead. For tests and smoke runs: no perceptual loss.
+
+    Raises:
+        RequestError: the file is no VGG19, or there is none and no network; it says where to get one.
+    """
+    if seed is not None:
+        return VGG19Features.seeded(seed, layer=layer)
+    path = _vgg19_file() if weights is None else locate(weights)
+    file = read_tensor_file(path)
+    state, normalisation = layouts.strip_prefixes(file.tensors), "torchvision"
+    if (converted := keras.convert_vgg19(keras.layers(file.tensors))) is not None:
+        state, normalisation = converted, "keras"
+    network = VGG19Features(layer=layer, normalisation="keras" if normalisation == "keras" else "torchvision")
+    needed = {}
+    for name, _, (inputs, outputs) in convolutions(layer if layer in LAYERS else "VGG54"):
+        for key, shape in ((f"{name}.weight", (outputs, inputs, 3, 3)), (f"{name}.bias", (outputs,))):
+            if key not in state or tuple(state[key].shape) != shape:
+                raise RequestError(f"{path}: no VGG19 in torchvision's or Keras' layout (no {key} of the right shape)")
+            needed[key] = state[key]
+    network.load_state_dict(needed)
+    return network.eval()
+
+
+def _vgg19_file() -> Path:
+    try:
+        # The name under which torch.hub and torchvision would keep it, so that a copy of theirs is found.
+        return download(VGG19_URL, file_name=VGG19_URL.rsplit("/", 1)[1])
+    except RequestError as error:
+        raise RequestError(
+            f"VGG19's weights are needed and could not be downloaded. Get {VGG19_URL} (torchvision) or"
+            " vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 (Keras) and name the file"
+        ) from error
+
+
+def spandrel_network(
+    *,
+    scale: int,
+    architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+) -> SpandrelNetwork:
+    """One of spandrel's networks, by name and newly initialised, or as a file or URL holds it.
+
+    Args:
+        scale: what it has to enlarge by.
+        architecture: spandrel's name of it; with `weights`, a check of what the file holds.
+        arguments: of the architecture's class; not with `weights`, whose shapes tell them.
+        weights: a file or URL to start from.
+
+    Raises:
+        RequestError: neither or too much is given, spandrel is not installed, or the file holds something else.
+    """
+    if weights is None:
+        if architecture is None:
+            raise RequestError("model=spandrel: needs model.architecture=NAME or model.weights=FILE")
+        return SpandrelNetwork(scale=scale, architecture=architecture, arguments=arguments)
+    if arguments:
+        raise RequestError("model.arguments: not together with model.weights, whose shapes tell them")
+    try:
+        network = _spandrel_from(read(weights))
+    except RequestError as error:
+        raise RequestError(f"model.weights={weights}: {error}") from error
+    if architecture is not None and network.architecture != architecture:
+        raise RequestError(f"model.architecture={architecture}: but {weights} holds {network.architecture}")
+    if network.scale != scale:
+        raise RequestError(f"scale={scale}: but {weights} holds a network of scale {network.scale}")
+    return network
+
+
+def _spandrel_from(weights: LoadedWeights) -> SpandrelNetwork:
+    state = {name.removeprefix(SpandrelNetwork.PREFIX): tensor for name, tensor in weights.state.items()}
+    return SpandrelNetwork.from_state(state, expected=weights.hyperparameters)
+
+
+def _of_spandrel(weights: LoadedWeights) -> nn.Module:
+    """Networks that spandrel recognises; everything else ends here with what could be done."""
+    if weights.target:
+        raise RequestError(f"{weights}: give load_model the network to load into, network={weights.target}(...)")
+    try:
+        return _spandrel_from(weights).eval()
+    except RequestError as error:
+        first = ", ".join(list(weights.state)[:3])
+        raise RequestError(
+            f"{weights.source}: {len(weights.state)} tensors ({first}, ...) in no layout that sr-run knows ({error})."
+            " For a network of your own give network="
+        ) from error

@@ -1,0 +1,222 @@
+"""Tensors out of a file that nobody vouches for: safetensors, PyTorch's `.pt`/`.pth`, Keras' HDF5.
+
+The kind of a file is read from its first bytes, never from its name. Nothing in it is executed (`torch.load` runs with
+`weights_only`), and no size is believed before it has been compared with that of the file, so that a small hostile
+file cannot claim much memory. Whatever is wrong ends in one `RequestError` that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sr_runner.errors import RequestError
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_ZIP = b"PK\x03\x04"
+_ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "RAR", b"7z\xbc\xaf": "7-Zip"}
+
+STATE_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+"""Where training codes keep the state dict inside a `.pth`, the better one first (BasicSR: EMA before raw)."""
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The tensors of a file by name, in the file's order, on the CPU. Floating point is fp32, whatever it was."""
+
+    path: Path
+    kind: Literal["safetensors", "torch", "hdf5"]
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The header of a safetensors file; of a `.pth`, {"state": which of `STATE_KEYS` was taken}, where one was."""
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """Read every tensor of `path`.
+
+    Raises:
+        RequestError: it is missing, damaged, hostile, or no such file at all.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        size = path.stat().st_size
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
+    if not start:
+        _refuse(path, "is empty")
+    for magic, name in _ARCHIVES.items():
+        if start.startswith(magic):
+            _refuse(path, f"is a {name} archive: unpack it and give the weights file inside")
+    if start.startswith(_HDF5):
+        read = TensorFile(path, "hdf5", dict(_read_hdf5(path, size)))
+    elif len(start) > 8 and start[8:9] == b"{":
+        read = _read_safetensors(path)
+    elif start.startswith(_ZIP) or start[0] == 0x80:
+        read = _read_torch(path, size, zipped=start.startswith(_ZIP))
+    else:
+        hint = " (TensorFlow checkpoints: save_weights('x.h5') in the code that wrote it)" if _is_tf(path) else ""
+        _refuse(path, f"is no weights file: expected safetensors, a PyTorch .pt or .pth, or a Keras .h5{hint}")
+    if not read.tensors:
+        _refuse(path, "holds no tensors")
+    return read
+
+
+def _is_tf(path: Path) -> bool:
+    return path.suffix == ".index" or ".data-" in path.name
+
+
+def _read_safetensors(path: Path) -> TensorFile:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {str(key): str(value) for key, value in (file.metadata() or {}).items()}
+            tensors = {name: _as_fp32(file.get_tensor(name)) for name in sorted(file.keys(), key=natural)}
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        _refuse(path, f"is damaged or no safetensors file ({_brief(error)})", error)
+    return TensorFile(path, "safetensors", tensors, metadata)
+
+
+def _read_torch(path: Path, size: int, *, zipped: bool) -> TensorFile:
+    if zipped:
+        _check_zip(path, size)
+    try:
+        # The old format, which torch 1.5 and older wrote, cannot be memory-mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a malformed pickle can raise anything
+        hint = " It may hold more than tensors, which is not loaded as it could run code." if _unsafe(error) else ""
+        _refuse(path, f"is damaged or no PyTorch weights file ({_brief(error)}).{hint}", error)
+    state, key = _state_dict(loaded)
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    _check_sizes(path, size, tensors)
+    return TensorFile(path, "torch", {name: _as_fp32(t) for name, t in tensors.items()}, {"state": key} if key else {})
+
+
+def _state_dict(loaded: object) -> tuple[Mapping[Any, Any], str | None]:
+    if not isinstance(loaded, Mapping):
+        return {}, None
+    if not any(isinstance(value, Tensor) for value in loaded.values()):
+        for key in STATE_KEYS:
+            inner = loaded.get(key)
+            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+                return inner, key
+    return loaded, None
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """torch.save stores its entries uncompressed; compressed ones could swell to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        _refuse(path, f"is damaged: a PyTorch file that cannot be opened ({_brief(error)})", error)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        _refuse(path, "is a compressed zip archive, which torch.save does not write: unpack it first")
+    if sum(entry.file_size for entry in entries) > size:
+        _refuse(path, "claims to hold more than its own size")
+
+
+def _check_sizes(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
+    """A view with strides of 0 can be of any shape over one stored number; reading it out would fill the memory."""
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            _refuse(path, f"holds {name} as a sparse, quantised or empty-handed tensor; only plain ones are read")
+        total += tensor.numel() * tensor.element_size()
+        if total > 2 * size:  # twice: some codes save one tensor under two names
+            _refuse(path, f"claims more numbers ({name}: {'x'.join(map(str, tensor.shape))}) than its size can hold")
+
+
+def _read_hdf5(path: Path, size: int) -> Iterator[tuple[str, Tensor]]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise RequestError(f"{path}: is an HDF5 file, which needs h5py: pip install 'sr-run[keras-weights]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            root = file.get("model_weights", file)
+            if "layer_names" not in root.attrs and "layer_names0" not in root.attrs:
+                if "layers" in root or "_layer_checkpoint_dependencies" in root:
+                    _refuse(path, "is in Keras 3's layout: save it in the older one, as model.save_weights('x.h5') did")
+                _refuse(path, "is an HDF5 file, but not one that Keras' save_weights wrote (no 'layer_names')")
+            total = 0
+            for layer in _names(root, "layer_names"):
+                group = _hard_link(path, root, layer, h5py.Group)
+                for weight in _names(group, "weight_names"):
+                    dataset = _hard_link(path, group, weight, h5py.Dataset)
+                    total += dataset.size * dataset.dtype.itemsize
+                    if dataset.external or dataset.is_virtual or dataset.dtype.kind not in "fiub":
+                        _refuse(path, f"holds {layer}/{weight} as something else than plain numbers")
+                    if total > size:
+                        _refuse(path, f"claims more numbers ({layer}/{weight}: {dataset.shape}) than its size can hold")
+                    name = weight if weight.split("/")[0] == layer else f"{layer}/{weight}"
+                    yield name, _as_fp32(torch.tensor(np.asarray(dataset[()])))
+    except RequestError:
+        raise
+    except Exception as error:  # HDF5's own errors come as OSError, KeyError, RuntimeError, ValueError, ...
+        _refuse(path, f"is damaged or no Keras weights file ({_brief(error)})", error)
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    """A list of names; Keras splits one that is too long for an HDF5 header into `attribute0`, `attribute1`, ..."""
+    attrs = group.attrs
+    chunks = [attrs[attribute]] if attribute in attrs else []
+    while not chunks or f"{attribute}{len(chunks)}" in attrs:
+        if f"{attribute}{len(chunks)}" not in attrs:
+            break
+        chunks.append(attrs[f"{attribute}{len(chunks)}"])
+    return [name.decode() if isinstance(name, bytes) else str(name) for chunk in chunks for name in chunk]
+
+
+def _hard_link(path: Path, group: Any, name: str, kind: type) -> Any:
+    """`group[name]`, but not where any part of it is a link out of the file, or out of the group."""
+    import h5py
+
+    node = group
+    for part in name.split("/"):
+        if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
+            _refuse(path, f"is damaged: it lists {name} but does not hold it")
+        node = node[part]
+    if not isinstance(node, kind):
+        _refuse(path, f"is damaged: {name} is not a {kind.__name__.lower()}")
+    return node
+
+
+def _as_fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key under which body.2 comes before body.10, and conv2d before conv2d_1."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def parse_json(text: str) -> object:
+    """`text` as JSON, or None where it is not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unsafe(error: Exception) -> bool:
+    return "weights_only" in str(error) or "Unsupported" in str(error)
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _refuse(path: Path, why: str, cause: Exception | None = None) -> NoReturn:
+    raise RequestError(f"{path}: {why}") from cause

@@ -1,0 +1,112 @@
+"""Where weights come from: checkpoint folders and URLs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+import sr_runner.weights as weights
+from sr_runner.errors import RequestError
+from sr_runner.models import EDSR
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    return weights.export(EDSR(scale=2, num_filters=4, num_res_blocks=1), tmp_path / "step-1" / "model.safetensors")
+
+
+@pytest.fixture
+def checkpoint(model_file: Path) -> Path:
+    content = model_file.read_bytes()
+    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (model_file.parent / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": entry}}))
+    return model_file.parent
+
+
+def test_a_checkpoint_folder_gives_its_weights(checkpoint):
+    assert weights.read(checkpoint).hyperparameters["num_filters"] == 4
+    assert isinstance(weights.load_model(str(checkpoint)), EDSR)
+
+
+def test_a_checkpoint_that_does_not_match_its_manifest_is_refused(checkpoint):
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(RequestError, match=r"step-1: damaged, as model\.safetensors does not match"):
+        weights.load_model(checkpoint)
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 3}', '{"files": {"model.safetensors": "x"}}'])
+def test_a_manifest_that_says_nothing_useful_is_refused(checkpoint, manifest):
+    (checkpoint / "manifest.json").write_text(manifest)
+    with pytest.raises(RequestError, match="damaged"):
+        weights.read(checkpoint)
+
+
+def test_an_unfinished_checkpoint_or_another_folder_is_refused(model_file, tmp_path):
+    with pytest.raises(RequestError, match=r"without manifest\.json, so its writing was never finished"):
+        weights.read(model_file.parent)
+    with pytest.raises(RequestError, match=r"a folder without model\.safetensors"):
+        weights.read(tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server on tmp_path/www, with torch.hub's folder beside it; counts its requests."""
+    (tmp_path / "www").mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    requests: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, directory=tmp_path / "www", **kwargs)
+
+        def log_message(self, *args: object) -> None:
+            requests.append(self.path)
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{web.server_port}", tmp_path / "www", requests
+    web.shutdown()
+    web.server_close()
+
+
+def test_a_url_is_downloaded_once_into_torch_hubs_folder(server, model_file, tmp_path):
+    url, www, requests = server
+    (www / "edsr.safetensors").write_bytes(model_file.read_bytes())
+    for _ in range(2):
+        assert isinstance(weights.load_model(f"{url}/edsr.safetensors"), EDSR)
+    assert len(requests) == 1
+    [kept] = (tmp_path / "hub" / "hub" / "checkpoints").iterdir()
+    assert kept.read_bytes() == model_file.read_bytes()
+
+
+def test_the_hash_in_a_urls_name_is_checked(server, model_file, tmp_path):
+    url, www, _ = server
+    digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
+    (www / f"good-{digest[:8]}.safetensors").write_bytes(model_file.read_bytes())
+    (www / "bad-0badc0de.safetensors").write_bytes(model_file.read_bytes())
+    assert weights.read(f"{url}/good-{digest[:8]}.safetensors").network == "edsr"
+    with pytest.raises(RequestError, match="cannot be downloaded .*hash"):
+        weights.read(f"{url}/bad-0badc0de.safetensors")
+    assert len(list((tmp_path / "hub" / "hub" / "checkpoints").iterdir())) == 1
+
+
+def test_a_url_that_does_not_answer_is_refused(server):
+    url, _, _ = server
+    with pytest.raises(RequestError, match=r"missing\.pt: cannot be downloaded \(.*404"):
+        weights.load_model(f"{url}/missing.pt")
+
+
+def test_loading_takes_no_draws_from_the_global_generator(checkpoint):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    weights.load_model(checkpoint)
+    assert torch.equal(torch.rand(1), expected)
