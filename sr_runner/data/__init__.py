@@ -1,0 +1,9 @@
+"""Images in, batches out."""
+
+from sr_runner.data.dataset import Pair, PairData, to_batch
+from sr_runner.data.div2k import Div2kData
+from sr_runner.data.folder import FolderData
+from sr_runner.data.loader import Batch, Loader
+from sr_runner.data.sample import SampleData
+
+__all__ = ["Batch", "Div2kData", "FolderData", "Loader", "Pair", "PairData", "SampleData", "to_batch"]

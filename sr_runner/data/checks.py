@@ -1,0 +1,29 @@
+"""Checks of arguments that the data parts share; all raise `RequestError` in the words of the config."""
+
+from __future__ import annotations
+
+from sr_runner.errors import RequestError
+
+
+def whole_number(key: str, value: object, *, at_least: int) -> int:
+    """`value` where it is an int of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise RequestError(f"{key}={value!r}: must be a whole number, {at_least} or more.")
+    return value
+
+
+def fraction(key: str, value: object) -> float:
+    """`value` where it is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise RequestError(f"{key}={value!r}: must be a number from 0 up to, but not including, 1.")
+    return float(value)
+
+
+def patch_size(value: object, *, scale: int) -> int:
+    """`value` where it is a positive multiple of `scale`."""
+    patch = whole_number("data.patch_size", value, at_least=1)
+    if patch % scale:
+        below, above = patch // scale * scale, (patch // scale + 1) * scale
+        fitting = f"{below} or {above}" if below else f"{above}"
+        raise RequestError(f"data.patch_size={patch} is not a multiple of scale={scale}; {fitting} would do.")
+    return patch

@@ -1,0 +1,252 @@
+"""DIV2K (Agustsson and Timofte, NTIRE 2017 and 2018): 800 photographs to train on and 100 to validate on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+from sr_runner.data import checks
+from sr_runner.data.archives import unpack_images
+from sr_runner.data.dataset import PairData, PairOptions, shows_options
+from sr_runner.data.div2k_archives import ARCHIVES, BASE_URL
+from sr_runner.data.download import DownloadError, Remote, download, sha256_of
+from sr_runner.data.locks import locked
+from sr_runner.data.names import Ranges, numbers
+from sr_runner.data.pairs import ImageFile, PairSource
+from sr_runner.errors import RequestError, nearest
+
+logger = logging.getLogger(__name__)
+
+_SCALES = {"bicubic": (2, 3, 4, 8), "unknown": (2, 3, 4), "mild": (4,), "difficult": (4,), "wild": (4,)}
+"""How the LR images were made, and the scales at which they were."""
+
+_SUFFIX = {"bicubic": "", "unknown": "", "mild": "m", "difficult": "d", "wild": "w"}
+
+_LAST_TRAIN, _LAST = 800, 900
+
+_SLACK = 16
+"""LR pixels by which mild, difficult and wild images may differ from HR / 4: they were moved about, and cropped."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An archive and the folder that it unpacks to."""
+
+    archive: str
+    folder: str
+
+
+class Div2kPhotographs:
+    """The pairs of DIV2K below `root`; see `Div2kData`."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        scale: int,
+        degradation: str,
+        train: Ranges,
+        valid: Ranges,
+        download: bool,
+        base_url: str,
+        archives: Mapping[str, tuple[int, str]],
+    ) -> None:
+        self._root, self._scale, self._degradation = root, scale, degradation
+        self._download, self._base_url, self._archives = download, base_url, archives
+        _check_degradation(degradation, scale)
+        _check_url(base_url)
+        self._train_ids = numbers("data.train", train, _LAST)
+        self._valid_ids = numbers("data.valid", valid, _LAST)
+        if shared := sorted(set(self._train_ids) & set(self._valid_ids)):
+            raise RequestError(f"data.train={train!r} and data.valid={valid!r} share images, {shared[0]} for one.")
+        self.train: Sequence[PairSource] = self._pairs(self._train_ids)
+        self.valid: Sequence[PairSource] = self._pairs(self._valid_ids)
+
+    def fetch(self, *, progress: bool) -> None:
+        """Download and unpack what is missing below `root`; nothing is asked of the network where all is there."""
+        if any(self._missing(part) for part in self._parts()):
+            self._fetch_missing(progress)
+        self.train, self.valid = self._pairs(self._train_ids), self._pairs(self._valid_ids)
+
+    def summary(self) -> dict[str, str | int]:
+        return {"name": f"DIV2K {self._degradation} x{self._scale}", "source": str(self._root.absolute())}
+
+    def _fetch_missing(self, progress: bool) -> None:
+        try:
+            with locked(self._root / ".lock", waiting="Another process is downloading DIV2K; waiting for it."):
+                for part in self._parts():
+                    if self._missing(part):
+                        self._get(part, progress)
+                    if missing := self._missing(part):
+                        raise RequestError(f"data=div2k: {self._archive(part)} does not hold {missing[0].name}.")
+        except DownloadError as error:
+            raise RequestError(f"{error}\n{self._by_hand()}") from error
+        except PermissionError as error:
+            raise RequestError(
+                f"data.root={str(self._root)!r}: cannot be written to; choose another folder."
+            ) from error
+
+    def _get(self, part: _Part, progress: bool) -> None:
+        """One folder, from an archive that somebody put into `root`, or from the network."""
+        size, sha256 = self._archives[part.archive]
+        remote = Remote(self._base_url + part.archive + ".zip", size, sha256)
+        archive = self._archive(part)
+        if archive.is_file():
+            _check_archive(archive, remote)
+            unpack_images(archive, self._root, part.folder)
+            return
+        if not self._download:
+            raise RequestError(f"data=div2k: {part.folder} is not in {self._root.absolute()}.\n{self._by_hand()}")
+        partial = archive.with_suffix(".zip.part")
+        self._check_room(remote, partial)
+        logger.info("Downloading %s (%.2g GB).", remote.url, size / 1e9)
+        download(remote, partial, progress=progress)
+        unpack_images(partial, self._root, part.folder)
+        partial.unlink()
+
+    def _archive(self, part: _Part) -> Path:
+        return self._root / f"{part.archive}.zip"
+
+    def _check_room(self, remote: Remote, partial: Path) -> None:
+        have = partial.stat().st_size if partial.exists() else 0
+        needed, free = 2 * remote.size - have, shutil.disk_usage(self._root).free
+        if free < needed:
+            raise RequestError(
+                f"data.root={str(self._root)!r}: {needed / 1e9:.2g} GB are needed to download and unpack "
+                f"{partial.stem} and {free / 1e9:.2g} GB are free; make room, or choose another folder."
+            )
+
+    def _by_hand(self) -> str:
+        """What to do on a machine without a network."""
+        parts = [part for part in self._parts() if self._missing(part)]
+        urls = [
+            f"  {self._base_url}{part.archive}.zip  ({self._archives[part.archive][0] / 1e9:.2g} GB)" for part in parts
+        ]
+        return "\n".join(
+            [
+                f"To do it by hand, put these archives into {self._root.absolute()} (as they are, or unpacked there):",
+                *urls,
+                "or give the folder where you have DIV2K already (the one with DIV2K_train_HR in it): data.root=FOLDER",
+            ]
+        )
+
+    # -- layout --------------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> list[_Part]:
+        """The archives that the wanted images are in."""
+        wanted = {_split(number) for number in (*self._train_ids, *self._valid_ids)}
+        splits = [split for split in ("train", "valid") if split in wanted]
+        return [part for split in splits for part in (_hr_part(split), self._lr_part(split))]
+
+    def _lr_part(self, split: str) -> _Part:
+        if self._degradation in ("bicubic", "unknown") and self._scale != 8:
+            folder = f"DIV2K_{split}_LR_{self._degradation}"
+            return _Part(f"{folder}_X{self._scale}", f"{folder}/X{self._scale}")
+        kind = "x8" if self._scale == 8 else self._degradation
+        return _Part(f"DIV2K_{split}_LR_{kind}", f"DIV2K_{split}_LR_{kind}")
+
+    def _missing(self, part: _Part) -> list[Path]:
+        """Wanted files that are not there."""
+        inside = [
+            n for n in (*self._train_ids, *self._valid_ids) if part in (_hr_part(_split(n)), self._lr_part(_split(n)))
+        ]
+        if part in (_hr_part("train"), _hr_part("valid")):
+            wanted = [self._root / part.folder / f"{number:04}.png" for number in inside]
+        else:
+            wanted = [path for number in inside for path in self._lr_files(number)]
+        return [path for path in wanted if not path.is_file()]
+
+    def _lr_files(self, number: int) -> list[Path]:
+        """The LR images of one HR image: several for `wild` (`0001x4w1.png`, ...), where they are there."""
+        folder = self._root / self._lr_part(_split(number)).folder
+        stem = f"{number:04}x{self._scale}{_SUFFIX[self._degradation]}"
+        several = sorted(folder.glob(f"{stem}[0-9].png")) if self._degradation == "wild" else []
+        return several or [folder / f"{stem}.png"]
+
+    def _pairs(self, numbers: Sequence[int]) -> list[PairSource]:
+        slack = 0 if self._degradation in ("bicubic", "unknown") else _SLACK
+        return [
+            PairSource(
+                lr.stem, ImageFile(self._root / _hr_part(_split(n)).folder / f"{n:04}.png"), ImageFile(lr), slack
+            )
+            for n in numbers
+            for lr in self._lr_files(n)
+        ]
+
+
+@shows_options
+class Div2kData(PairData):
+    """DIV2K with its official LR images; other arguments as in `PairData`.
+
+    `root` holds the images in the official layout (`DIV2K_train_HR/0001.png`, `DIV2K_train_LR_bicubic/X4/0001x4.png`,
+    ...). What is missing there is unpacked from archives in `root`, else downloaded from `base_url` where `download`
+    is true. `degradation` is how the LR images were made: `bicubic` (scales 2, 3, 4, 8), `unknown` (2, 3, 4), `mild`,
+    `difficult` or `wild` (4). `train` and `valid` are ranges of image numbers from 1 to 900, such as `1-800`, or lists
+    of those. `archives` replaces the table of sizes and SHA-256.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        degradation: str = "bicubic",
+        train: Ranges = "1-800",
+        valid: Ranges = "801-900",
+        download: bool = True,
+        base_url: str = BASE_URL,
+        archives: Mapping[str, tuple[int, str]] = ARCHIVES,
+        **options: Unpack[PairOptions],
+    ) -> None:
+        photographs = Div2kPhotographs(
+            root=Path(root).expanduser(),
+            scale=checks.whole_number("scale", options["scale"], at_least=1),
+            degradation=degradation,
+            train=train,
+            valid=valid,
+            download=bool(download),
+            base_url=base_url,
+            archives=archives,
+        )
+        super().__init__(photographs, **options)
+
+
+def _split(number: int) -> str:
+    return "train" if number <= _LAST_TRAIN else "valid"
+
+
+def _hr_part(split: str) -> _Part:
+    return _Part(f"DIV2K_{split}_HR", f"DIV2K_{split}_HR")
+
+
+def _check_degradation(degradation: str, scale: int) -> None:
+    if scale in _SCALES.get(degradation, ()):
+        return
+    possible = "; ".join(f"{name} at scale {', '.join(map(str, scales))}" for name, scales in _SCALES.items())
+    guess = "" if degradation in _SCALES else nearest(str(degradation), _SCALES)
+    raise RequestError(
+        f"data.degradation={degradation} scale={scale}: DIV2K has no such LR images.{guess} It has {possible}."
+    )
+
+
+def _check_url(base_url: str) -> None:
+    if urllib.parse.urlsplit(base_url).scheme not in ("http", "https") or not base_url.endswith("/"):
+        raise RequestError(f"data.base_url={base_url!r}: must begin with https:// or http:// and end with a slash.")
+
+
+def _check_archive(archive: Path, remote: Remote) -> None:
+    size = archive.stat().st_size
+    if size != remote.size:
+        raise RequestError(
+            f"{archive}: has {size} bytes, {remote.url} has {remote.size}; it is truncated or another file. "
+            "Delete it, or put the whole one there."
+        )
+    if (found := sha256_of(archive)) != remote.sha256:
+        raise RequestError(
+            f"{archive}: its SHA-256 is {found}, it should be {remote.sha256}; it is damaged. "
+            "Delete it, or put an intact one there."
+        )

@@ -1,0 +1,112 @@
+"""Which image, which crop and which flips sample `n` gets: a pure function of (seed, n)."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sr_runner.data import counter
+
+Indices = npt.NDArray[np.int64]
+_Function = Callable[[int], Indices]
+
+_ORDER, _IMAGE, _TOP, _LEFT, _FLIP, _ROTATE = range(6)
+"""The streams of random numbers. Changing one changes every run's data: the golden digest in the tests pins them."""
+
+_BLOCK = 1024
+"""Samples drawn at once and kept: numpy's overhead of a draw is that of a thousand."""
+
+
+class Draws(NamedTuple):
+    """Where samples come from, one array element each, in LR pixels of the image `image`.
+
+    The sample is the crop, mirrored left to right where `flip` is 1, then rotated counter-clockwise by 90 degrees
+    `quarter_turns` times.
+    """
+
+    image: Indices
+    top: Indices
+    left: Indices
+    flip: Indices
+    quarter_turns: Indices
+
+
+class Sampler:
+    """Draws samples from images of the given LR sizes.
+
+    `lr_sizes` has one row (height, width) per image, all at least `lr_patch`. Every epoch shows each image once, in an
+    order of its own; crops are uniform over the positions that fit, on the LR grid so that LR and HR stay aligned.
+    Threads may share a sampler.
+    """
+
+    def __init__(self, lr_sizes: Indices, *, lr_patch: int, seed: int, flip: bool, rotate: bool) -> None:
+        self._positions = np.asarray(lr_sizes, dtype=np.int64) - lr_patch + 1
+        self._seed = seed
+        self._flip = flip
+        self._rotate = rotate
+        self._tables = _Recent(self._table)
+        self._orders = _Recent(self._order)
+
+    def draw(self, first: int, count: int) -> Draws:
+        """Samples first .. first + count - 1."""
+        return Draws(*_span(self._tables, _BLOCK, first, count))
+
+    def _table(self, block: int) -> Indices:
+        """The fields of `Draws` as rows, for the samples of one block."""
+        n = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.int64)
+        images = len(self._positions)
+        epochs = max(1, _BLOCK // images)
+        image = _span(self._orders, epochs * images, int(n[0]), _BLOCK)[0]
+        rows, columns = self._positions[image].T
+        return np.stack(
+            [
+                image,
+                counter.below(self._bits(_TOP, n), rows),
+                counter.below(self._bits(_LEFT, n), columns),
+                counter.below(self._bits(_FLIP, n), 2 if self._flip else 1),
+                counter.below(self._bits(_ROTATE, n), 4 if self._rotate else 1),
+            ]
+        )
+
+    def _bits(self, stream: int, n: Indices) -> counter.UInt64:
+        return counter.bits(self._seed, stream, n)
+
+    def _order(self, block: int) -> Indices:
+        """Image indices, as one row, of a whole number of epochs: one permutation after the other."""
+        images = len(self._positions)
+        epochs = max(1, _BLOCK // images)
+        epoch = np.arange(block * epochs, (block + 1) * epochs, dtype=np.int64)
+        key = counter.bits(self._seed, _ORDER, epoch)
+        ranks = counter.bits(key[:, None], _IMAGE, np.arange(images, dtype=np.int64)[None])
+        return np.argsort(ranks, axis=1, kind="stable").reshape(1, -1)
+
+
+class _Recent:
+    """The last few values of a pure function of an integer: threads that draw ahead may straddle two blocks."""
+
+    def __init__(self, function: _Function) -> None:
+        self._function = function
+        self._values: OrderedDict[int, Indices] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, block: int) -> Indices:
+        with self._lock:
+            if block not in self._values:
+                self._values[block] = self._function(block)
+                if len(self._values) > 4:
+                    self._values.popitem(last=False)
+            return self._values[block]
+
+
+def _span(blocks: _Function, length: int, first: int, count: int) -> Indices:
+    """Columns first .. first + count - 1 of the table that `blocks` gives `length` columns at a time."""
+    begin, end = first // length, (first + count - 1) // length
+    if begin == end:
+        return blocks(begin)[:, first - begin * length : first - begin * length + count]
+    joined = np.concatenate([blocks(block) for block in range(begin, end + 1)], axis=1)
+    return joined[:, first - begin * length : first - begin * length + count]

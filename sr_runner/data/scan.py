@@ -1,0 +1,84 @@
+"""Finding images: folders with the folders in them, globs, single files and LMDB databases."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sr_runner.data.images import EXTENSIONS
+from sr_runner.data.lmdb import is_lmdb, lmdb_images
+from sr_runner.data.pairs import ImageFile, ImageSource
+from sr_runner.errors import RequestError, nearest
+
+
+def find_images(key: str, where: str | Path) -> dict[str, ImageSource]:
+    """The images at `where` by name, in alphabetical order.
+
+    `where` is a folder (searched with the folders in it; hidden ones are left out, links are followed), a glob such as
+    `/data/*/HR` or `/data/**/*_HR.png`, an image file, or an LMDB database as BasicSR makes them. Names are paths
+    without extension, relative to the folder (of a glob: to its part before the first wildcard). `key` is the config's
+    name for it. Raises `RequestError` where there is nothing, no image, or two images that differ in their extension
+    alone.
+    """
+    path = Path(where).expanduser()
+    if is_lmdb(path):
+        return lmdb_images(key, path)
+    if path.is_dir():
+        base, files = path, _files_below(path)
+    elif path.is_file():
+        base, files = path.parent, [path]
+    elif glob.has_magic(str(path)):
+        base, files = _glob(path)
+    else:
+        raise RequestError(f"{key}={str(where)!r}: there is no such folder or file.{_nearest_beside(path)}")
+    images = _named(key, where, base, files)
+    if not images:
+        extensions = " ".join(EXTENSIONS)
+        raise RequestError(f"{key}={str(where)!r}: no image there (looked for {extensions} in it and in its folders).")
+    return images
+
+
+def _named(key: str, where: str | Path, base: Path, files: Iterable[Path]) -> dict[str, ImageSource]:
+    found: dict[str, Path] = {}
+    for path in sorted(set(files)):
+        if path.suffix.lower() in EXTENSIONS:
+            name = path.relative_to(base).with_suffix("").as_posix()
+            if name in found:
+                raise RequestError(f"{key}={str(where)!r}: {found[name].name} and {path.name} have the same name.")
+            found[name] = path
+    return {name: ImageFile(path) for name, path in found.items()}
+
+
+def _glob(pattern: Path) -> tuple[Path, list[Path]]:
+    """What a glob matches, with all that is below folders, and the folder before its first wildcard."""
+    plain = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+    base = Path(*pattern.parts[:plain])
+    matches = [path for path in base.glob(str(Path(*pattern.parts[plain:]))) if not _is_hidden(path.relative_to(base))]
+    folders = [file for match in matches if match.is_dir() for file in _files_below(match)]
+    return base, [*folders, *(match for match in matches if match.is_file())]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    seen: set[str] = set()  # a link to a folder above it would go round for ever
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found.extend(Path(parent, name) for name in files if not name.startswith("."))
+    return found
+
+
+def _nearest_beside(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [beside.name for beside in path.parent.iterdir()])

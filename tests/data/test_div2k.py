@@ -1,0 +1,458 @@
+"""DIV2K end to end against an HTTP server on this machine, with archives of the official names and layout."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import resource
+import shutil
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sr_runner.data import Div2kData
+from sr_runner.data import download as downloads
+from sr_runner.data.div2k_archives import ARCHIVES
+from sr_runner.errors import RequestError
+
+NUMBERS = {"train": (1, 2, 3), "valid": (801, 802)}
+
+
+def photograph(number: int, height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def members(name: str) -> dict[str, bytes]:
+    """The files of an official archive, with tiny photographs: HR 48 x 72."""
+    split = "train" if "train" in name else "valid"
+    if name.endswith("HR"):
+        return {f"{name}/{n:04}.png": photograph(n, 48, 72) for n in NUMBERS[split]}
+    if match := re.search(r"(bicubic|unknown)_X(\d)$", name):
+        folder, scale, suffixes = name.removesuffix(f"_X{match[2]}") + f"/X{match[2]}", int(match[2]), [""]
+    elif name.endswith("x8"):
+        folder, scale, suffixes = name, 8, [""]
+    else:
+        wild = ["w1", "w2", "w3", "w4"] if split == "train" else ["w"]
+        folder, scale, suffixes = name, 4, {"mild": ["m"], "difficult": ["d"], "wild": wild}[name.rpartition("_")[2]]
+    odd = 2 if suffixes != [""] else 0  # the realistic tracks are of slightly other size
+    return {
+        f"{folder}/{n:04}x{scale}{suffix}.png": photograph(10 * n + scale, 48 // scale - odd, 72 // scale + odd)
+        for n in NUMBERS[split]
+        for suffix in suffixes
+    }
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+@cache
+def official(name: str) -> bytes:
+    return zipped(members(name))
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the archives; `faults` (status codes, or bytes after which to hang up) hit one request each."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {f"{name}.zip": official(name) for name in ARCHIVES}
+        self.faults: list[tuple[str, int]] = []
+        self.ranges = True
+        self.requests: list[tuple[str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def table(self) -> dict[str, tuple[int, str]]:
+        """What `archives` should be for what is served now."""
+        digests = {name.removesuffix(".zip"): (len(d), hashlib.sha256(d).hexdigest()) for name, d in self.files.items()}
+        assert digests.keys() == ARCHIVES.keys()
+        return digests
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        name, wanted = self.path.lstrip("/"), self.headers.get("Range")
+        self.server.requests.append((name, wanted))
+        kind, value = self.server.faults.pop(0) if self.server.faults else ("none", 0)
+        content = self.server.files.get(name)
+        if content is None or kind == "status":
+            return self.send_error(value or 404)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.ranges else 0
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + value] if kind == "hang up after" else content[start:])
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that downloads would have slept."""
+    slept: list[float] = []
+    monkeypatch.setattr(downloads, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "div2k"
+
+
+def div2k(server: Server, root: Path, **changes: Any) -> Div2kData:
+    options = {
+        "scale": 4,
+        "patch_size": 16,
+        "batch_size": 2,
+        "seed": 0,
+        "workers": 0,
+        "train": "1-3",
+        "valid": "801-802",
+    }
+    table = changes.pop("archives", None) or server.table()
+    return Div2kData(
+        **{
+            "root": root,
+            "base_url": server.url,
+            "archives": table,
+            "cache_dir": root.parent / "cache",
+            **options,
+            **changes,
+        }
+    )
+
+
+def prepared(server: Server, root: Path, **changes: Any) -> Div2kData:
+    data = div2k(server, root, **changes)
+    data.prepare(progress=False)
+    return data
+
+
+COMBINATIONS = [
+    *(("bicubic", scale) for scale in (2, 3, 4, 8)),
+    *(("unknown", scale) for scale in (2, 3, 4)),
+    *((realistic, 4) for realistic in ("mild", "difficult", "wild")),
+]
+
+
+@pytest.mark.parametrize(("degradation", "scale"), COMBINATIONS)
+def test_every_official_combination_is_downloaded_and_trained_on(
+    degradation: str, scale: int, server: Server, root: Path
+) -> None:
+    data = prepared(server, root, degradation=degradation, scale=scale, patch_size=24)
+    assert len(server.requests) == 4
+    lr, hr = data.samples(0, 12)
+    assert (lr.shape[1], hr.shape[1]) == (24 // scale, 24)
+    assert data.summary()["train_images"] == (12 if degradation == "wild" else 3)
+    for pair in data.valid:
+        assert pair.hr.shape == (pair.lr.shape[0] * scale, pair.lr.shape[1] * scale, 3)
+    assert not list(root.glob("*.zip*"))
+
+
+def test_the_lr_images_are_the_official_ones(server: Server, root: Path) -> None:
+    data = prepared(server, root, degradation="unknown")
+    expected = members("DIV2K_valid_LR_unknown_X4")["DIV2K_valid_LR_unknown/X4/0802x4.png"]
+    assert np.array_equal(data.valid[1].lr, np.asarray(Image.open(io.BytesIO(expected))))
+
+
+@pytest.mark.parametrize(("degradation", "scale"), [("mild", 2), ("unknown", 8), ("wild", 3), ("bicubic", 5)])
+def test_impossible_combinations_are_refused_with_the_possible_ones(
+    degradation: str, scale: int, server: Server, root: Path
+) -> None:
+    with pytest.raises(RequestError, match=r"bicubic at scale 2, 3, 4, 8; unknown at scale 2, 3, 4; mild at scale 4"):
+        div2k(server, root, degradation=degradation, scale=scale, patch_size=120)
+
+
+def test_a_misspelt_degradation_gets_a_suggestion(server: Server, root: Path) -> None:
+    with pytest.raises(RequestError, match="Did you mean 'difficult'"):
+        div2k(server, root, degradation="dificult")
+
+
+def test_ranges_choose_images_and_only_their_archives_are_fetched(server: Server, root: Path) -> None:
+    data = prepared(server, root, train="1,3", valid=2)
+    assert {name for name, _ in server.requests} == {"DIV2K_train_HR.zip", "DIV2K_train_LR_bicubic_X4.zip"}
+    assert (data.summary()["train_images"], [pair.name for pair in data.valid]) == (2, ["0002x4"])
+
+
+def test_training_and_validation_images_must_not_overlap(server: Server, root: Path) -> None:
+    with pytest.raises(RequestError, match="share images, 801"):
+        div2k(server, root, train="1-801")
+
+
+def test_a_folder_in_the_official_layout_is_used_without_asking_the_network(server: Server, root: Path) -> None:
+    for name in ("DIV2K_train_HR", "DIV2K_valid_HR", "DIV2K_train_LR_bicubic_X4", "DIV2K_valid_LR_bicubic_X4"):
+        for path, content in members(name).items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(content)
+    before = prepared(server, root, download=False).fingerprint
+    assert server.requests == []
+    assert before == prepared(server, root.parent / "downloaded").fingerprint
+
+
+def test_a_second_run_asks_nothing_of_the_network(server: Server, root: Path) -> None:
+    prepared(server, root)
+    asked = len(server.requests)
+    prepared(server, root)
+    assert len(server.requests) == asked
+
+
+def test_archives_put_there_by_hand_are_unpacked_and_kept(server: Server, root: Path) -> None:
+    root.mkdir()
+    for name in ("DIV2K_train_HR", "DIV2K_valid_HR", "DIV2K_train_LR_bicubic_X4", "DIV2K_valid_LR_bicubic_X4"):
+        (root / f"{name}.zip").write_bytes(official(name))
+    prepared(server, root, download=False)
+    assert server.requests == []
+    assert len(list(root.glob("*.zip"))) == 4
+
+
+def test_a_missing_image_in_a_folder_is_fetched_and_the_others_stay(server: Server, root: Path) -> None:
+    prepared(server, root)
+    (root / "DIV2K_train_HR" / "0002.png").unlink()
+    (root / "DIV2K_train_HR" / "notes.txt").write_text("mine")
+    server.requests.clear()
+    prepared(server, root)
+    assert [name for name, _ in server.requests] == ["DIV2K_train_HR.zip"]
+    assert (root / "DIV2K_train_HR" / "notes.txt").read_text() == "mine"
+
+
+# -- what goes wrong on the way ----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_connection_is_taken_up_where_it_broke(server: Server, root: Path, pauses: list[float]) -> None:
+    server.faults = [("hang up after", 1000), ("hang up after", 500)]
+    prepared(server, root)
+    assert [wanted for _, wanted in server.requests[:3]] == [None, "bytes=1000-", "bytes=1500-"]
+    assert len(pauses) == 2
+
+
+def test_a_run_that_was_killed_while_downloading_goes_on_where_it_stopped(server: Server, root: Path) -> None:
+    root.mkdir()
+    (root / "DIV2K_train_HR.zip.part").write_bytes(official("DIV2K_train_HR")[:777])
+    prepared(server, root)
+    assert server.requests[0] == ("DIV2K_train_HR.zip", "bytes=777-")
+
+
+def test_a_run_that_was_killed_before_unpacking_downloads_nothing_again(server: Server, root: Path) -> None:
+    root.mkdir()
+    (root / "DIV2K_train_HR.zip.part").write_bytes(official("DIV2K_train_HR"))
+    (root / ".unpacking DIV2K_train_HR.zip.part").mkdir()
+    prepared(server, root)
+    assert "DIV2K_train_HR.zip" not in {name for name, _ in server.requests}
+    assert not list(root.glob(".unpacking*"))
+
+
+def test_a_server_without_ranges_sends_everything_again(server: Server, root: Path) -> None:
+    server.ranges = False
+    server.faults = [("hang up after", 1000)]
+    prepared(server, root)
+
+
+def test_a_damaged_part_from_an_earlier_run_is_fetched_anew(server: Server, root: Path) -> None:
+    root.mkdir()
+    (root / "DIV2K_train_HR.zip.part").write_bytes(b"x" * 777)
+    prepared(server, root)
+
+
+def test_a_busy_server_is_asked_again_after_longer_and_longer_pauses(
+    server: Server, root: Path, pauses: list[float]
+) -> None:
+    server.faults = [("status", code) for code in (503, 500, 429, 502)]
+    prepared(server, root)
+    assert pauses == [1, 2, 4, 8]
+
+
+def test_a_server_that_stays_down_ends_in_urls_and_the_place_to_put_the_files(server: Server, root: Path) -> None:
+    server.faults = [("status", 503)] * 5
+    with pytest.raises(RequestError) as caught:
+        prepared(server, root)
+    message = str(caught.value)
+    assert "503" in message
+    assert "5 attempts" in message
+    assert f"put these archives into {root}" in message
+    for name in ("train_HR", "train_LR_bicubic_X4", "valid_HR", "valid_LR_bicubic_X4"):
+        assert f"{server.url}DIV2K_{name}.zip" in message
+
+
+def test_without_a_network_the_urls_and_the_place_to_put_the_files_are_told(server: Server, root: Path) -> None:
+    unreachable = "http://127.0.0.1:9/"
+    with pytest.raises(
+        RequestError, match=rf"refused(.|\n)*put these archives into {root}(.|\n)*{unreachable}DIV2K_valid_HR"
+    ):
+        prepared(server, root, base_url=unreachable)
+    with pytest.raises(RequestError, match=r"is not in(.|\n)*put these archives into(.|\n)*data\.root=FOLDER"):
+        prepared(server, root, download=False)
+
+
+def test_a_server_whose_name_is_unknown_is_not_waited_for(server: Server, root: Path, pauses: list[float]) -> None:
+    with pytest.raises(RequestError, match=r"is there a network\?(.|\n)*put these archives into"):
+        prepared(server, root, base_url="http://div2k.invalid/")
+    assert pauses == []
+
+
+def test_a_missing_archive_is_not_asked_for_again(server: Server, root: Path, pauses: list[float]) -> None:
+    table = server.table()
+    del server.files["DIV2K_train_HR.zip"]
+    with pytest.raises(RequestError, match="404"):
+        prepared(server, root, archives=table)
+    assert pauses == []
+
+
+def test_a_file_of_wrong_hash_is_refused_and_removed(server: Server, root: Path) -> None:
+    table = server.table()
+    content = bytearray(server.files["DIV2K_train_HR.zip"])
+    content[len(content) // 2] ^= 1
+    server.files["DIV2K_train_HR.zip"] = bytes(content)
+    with pytest.raises(RequestError, match=r"the SHA-256 of what was downloaded is \w{64}, it should be"):
+        prepared(server, root, archives=table)
+    assert not list(root.glob("*.part"))
+
+
+def test_a_file_of_wrong_size_is_refused_before_it_is_fetched(server: Server, root: Path) -> None:
+    table = server.table()
+    server.files["DIV2K_train_HR.zip"] = server.files["DIV2K_train_HR.zip"][:-10]
+    with pytest.raises(RequestError, match="not this file"):
+        prepared(server, root, archives=table)
+
+
+def test_a_truncated_archive_put_there_by_hand_is_named(server: Server, root: Path) -> None:
+    root.mkdir()
+    (root / "DIV2K_train_HR.zip").write_bytes(official("DIV2K_train_HR")[:-10])
+    with pytest.raises(RequestError, match=r"DIV2K_train_HR\.zip: has \d+ bytes, .* truncated"):
+        prepared(server, root)
+
+
+def test_a_damaged_archive_put_there_by_hand_is_named(server: Server, root: Path) -> None:
+    root.mkdir()
+    (root / "DIV2K_train_HR.zip").write_bytes(official("DIV2K_train_HR")[:-1] + b"!")
+    with pytest.raises(RequestError, match=r"DIV2K_train_HR\.zip: its SHA-256 is"):
+        prepared(server, root)
+
+
+def test_an_archive_that_is_no_archive_is_named(server: Server, root: Path) -> None:
+    server.files["DIV2K_train_HR.zip"] = official("DIV2K_train_HR")[:2000]
+    with pytest.raises(RequestError, match="damaged archive"):
+        prepared(server, root)
+
+
+def test_too_little_room_is_said_before_anything_is_downloaded(
+    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(RequestError, match=r"data\.root=.* are needed .* are free"):
+        prepared(server, root)
+    assert server.requests == []
+
+
+def test_a_disk_that_fills_up_is_one_clear_message_and_what_was_fetched_is_kept(server: Server, root: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # the kernel then refuses larger files
+    try:
+        with pytest.raises(RequestError, match="no room for the whole"):
+            prepared(server, root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (root / "DIV2K_train_HR.zip.part").stat().st_size == 5000
+    prepared(server, root)
+
+
+# -- archives that are not to be trusted -------------------------------------------------------------------------------
+
+
+def with_member(name: str, content: bytes = b"x", mode: int = 0) -> bytes:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    buffer = io.BytesIO(official("DIV2K_train_HR"))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(info, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("../../escaped.png", 0, "leads out"),
+        ("/tmp/escaped.png", 0, "leads out"),
+        ("DIV2K_train_HR/../../escaped.png", 0, "leads out"),
+        ("DIV2K_train_HR\\..\\escaped.png", 0, "leads out"),
+        ("DIV2K_train_HR/escaped.sh", 0, "does not belong"),
+        ("DIV2K_train_HR/.hidden.png", 0, "does not belong"),
+        ("elsewhere/0001.png", 0, "does not belong"),
+        ("DIV2K_train_HR/escaped.png", stat.S_IFLNK | 0o777, "is a link"),
+    ],
+)
+def test_an_archive_with_anything_but_images_in_it_is_not_unpacked(
+    name: str, mode: int, message: str, server: Server, root: Path
+) -> None:
+    server.files["DIV2K_train_HR.zip"] = with_member(name, mode=mode)
+    with pytest.raises(RequestError, match=message):
+        prepared(server, root)
+    assert not (root / "DIV2K_train_HR").exists()
+    assert not list(root.parent.rglob("escaped*"))
+
+
+def test_a_zip_bomb_is_not_unpacked(server: Server, root: Path) -> None:
+    buffer = io.BytesIO(official("DIV2K_train_HR"))
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("DIV2K_train_HR/0004.png", bytes(30_000_000))
+    server.files["DIV2K_train_HR.zip"] = buffer.getvalue()
+    with pytest.raises(RequestError, match="zip bomb"):
+        prepared(server, root)
+
+
+def test_folders_and_clutter_in_an_archive_are_left_out(server: Server, root: Path) -> None:
+    buffer = io.BytesIO(with_member("__MACOSX/DIV2K_train_HR/._0001.png"))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("DIV2K_train_HR/", b"")
+        archive.writestr("DIV2K_train_HR/.DS_Store", b"x")
+    server.files["DIV2K_train_HR.zip"] = buffer.getvalue()
+    prepared(server, root)
+    assert sorted(path.name for path in (root / "DIV2K_train_HR").iterdir()) == ["0001.png", "0002.png", "0003.png"]
+
+
+def test_the_official_table_is_complete() -> None:
+    assert len(ARCHIVES) == 22
+    assert ARCHIVES["DIV2K_train_HR"][0] == 3530603713
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in ARCHIVES.values())
+
+
+@pytest.mark.parametrize("url", ["file:///etc/", "ftp://host/", "https://host"])
+def test_only_web_addresses_are_taken(url: str, server: Server, root: Path) -> None:
+    with pytest.raises(RequestError, match=r"data\.base_url="):
+        div2k(server, root, base_url=url)

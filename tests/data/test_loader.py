@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sr_runner.data.loader import Loader
+
+WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
+
+
+def count_up(first: int, count: int, lr: Tensor, hr: Tensor) -> None:
+    """Each sample holds its own number."""
+    numbers = torch.arange(first, first + count) % 256
+    lr[:] = numbers.view(-1, 1, 1, 1)
+    hr[:] = lr[:, :1, :1]
+
+
+def loader(workers: int, *, first: int = 0, count: int = 3, fill: object = count_up) -> Loader:
+    return Loader(fill, first=first, count=count, lr_patch=2, hr_patch=4, workers=workers)  # type: ignore[arg-type]
+
+
+def data_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("sr-run data")]
+
+
+@WORKERS
+def test_batches_come_in_order_and_have_the_shapes_asked_for(workers: int) -> None:
+    with loader(workers, first=5) as batches:
+        for batch in range(40):
+            lr, hr = next(batches)
+            assert (lr.shape, hr.shape) == ((3, 2, 2, 3), (3, 4, 4, 3))
+            start = 5 + 3 * batch
+            assert lr[:, 0, 0, 0].tolist() == [n % 256 for n in range(start, start + 3)]
+            assert (hr == lr[:, :1, :1]).all()
+
+
+@WORKERS
+def test_a_batch_is_never_written_over_while_someone_holds_it(workers: int) -> None:
+    with loader(workers) as batches:
+        held = [next(batches) for _ in range(50)]
+    assert [int(lr[0, 0, 0, 0]) for lr, _ in held] == [3 * batch for batch in range(50)]
+
+
+@WORKERS
+def test_an_error_is_raised_where_its_batch_would_have_come(workers: int) -> None:
+    def failing(first: int, count: int, lr: Tensor, hr: Tensor) -> None:
+        if first >= 15:
+            raise OSError("the disk is gone")
+        count_up(first, count, lr, hr)
+
+    with loader(workers, fill=failing) as batches:
+        for _ in range(5):
+            next(batches)
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(batches)
+        with pytest.raises(StopIteration):
+            next(batches)
+    assert not data_threads()
+
+
+@WORKERS
+def test_closing_ends_the_threads_at_any_time(workers: int) -> None:
+    for taken in range(8):
+        batches = loader(workers)
+        for _ in range(taken):
+            next(batches)
+        batches.close()
+        batches.close()
+        assert not data_threads()
+        with pytest.raises(StopIteration):
+            next(batches)
+
+
+def test_a_loader_that_is_dropped_unclosed_leaves_no_threads() -> None:
+    batches = loader(2)
+    next(batches)
+    reference = weakref.ref(batches)
+    del batches
+    gc.collect()
+    assert reference() is None
+    assert not data_threads()
+
+
+def test_workers_draw_ahead_but_not_without_bound() -> None:
+    drawn: list[int] = []
+
+    def noting(first: int, count: int, lr: Tensor, hr: Tensor) -> None:
+        drawn.append(first)
+
+    with loader(2, fill=noting):
+        deadline = time.monotonic() + 5
+        while len(drawn) < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(drawn) == 8
+
+
+def test_the_time_spent_waiting_is_measured() -> None:
+    def slow(first: int, count: int, lr: Tensor, hr: Tensor) -> None:
+        time.sleep(0.02)
+
+    with loader(1, fill=slow) as batches:
+        for _ in range(5):
+            next(batches)
+        assert 0.05 < batches.wait_seconds < 2
+    with loader(1) as batches:
+        time.sleep(0.1)
+        next(batches)
+        assert batches.wait_seconds < 0.02
+
+
+def test_a_ready_batch_costs_the_consumer_little() -> None:
+    seconds = []
+    with loader(1, count=4) as batches:
+        for _ in range(30):
+            time.sleep(0.005)
+            start = time.perf_counter()
+            next(batches)
+            seconds.append(time.perf_counter() - start)
+    assert np.median(seconds) < 100e-6  # some 10 us on an idle machine
