@@ -1,0 +1,66 @@
+"""LPIPS and DISTS, which compare features of a pre-trained network rather than pixels. Lower is better.
+
+Both come from their authors' packages, which bring or download weights. Images go in whole, with the same border
+cropped as for PSNR.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sr_runner.errors import RequestError
+from sr_runner.evaluation.metrics import cropped
+from sr_runner.inference.tiling import to_unit_range
+
+UInt8Image = npt.NDArray[np.uint8]
+Distance = Callable[[UInt8Image, UInt8Image], float]
+"""SR and HR, uint8 H x W x 3, to a distance."""
+
+PERCEPTUAL = ("lpips", "dists")
+
+
+def perceptual_distance(name: str, *, crop: int, device: torch.device | str) -> Distance:
+    """`lpips` (Zhang et al. 2018, v0.1 on AlexNet) or `dists` (Ding et al. 2020).
+
+    Raises `RequestError` that names the extra where its package is missing, and where its weights cannot be had.
+    """
+    try:
+        network = (_lpips if name == "lpips" else _dists)().to(device).eval()
+    except OSError as error:
+        raise RequestError(
+            f"metrics={name}: the ImageNet weights beneath it cannot be downloaded ({error}). On a machine that can, "
+            f"torchvision puts them into {torch.hub.get_dir()}/checkpoints; copy them there."
+        ) from error
+    # LPIPS was trained on [-1, 1], DISTS on [0, 1].
+    gain, offset = (2.0, -1.0) if name == "lpips" else (1.0, 0.0)
+
+    def distance(sr: UInt8Image, hr: UInt8Image) -> float:
+        # PSNR has accepted the pair by now, so that its name does not matter here.
+        images = (to_unit_range(image, device) * gain + offset for image in cropped("", sr, hr, crop))
+        with torch.no_grad():
+            return float(network(*images))
+
+    return distance
+
+
+def _lpips() -> Any:
+    return _module("lpips", "lpips").LPIPS(net="alex", verbose=False)
+
+
+def _dists() -> Any:
+    return _module("DISTS_pytorch", "dists").DISTS()
+
+
+def _module(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+        raise RequestError(
+            f"metrics={extra} needs the package {name} and cannot load it ({error}): pip install 'sr-run[{extra}]'"
+        ) from error

@@ -1,0 +1,78 @@
+"""Published results, to stand beside measured ones.
+
+Y channel, border crop = scale, LR by MATLAB bicubic, PSNR in dB / SSIM: EDSR (Lim et al. 2017; the baseline as in
+EDSR-PyTorch) and WDSR (Yu et al. 2018). DIV2K validation: PSNR on RGB, border crop = scale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published for a network on a benchmark; None where nothing was."""
+
+    psnr_y: float | None = None
+    ssim_y: float | None = None
+    psnr: float | None = None
+    """RGB."""
+
+    def __str__(self) -> str:
+        if self.psnr is not None:
+            return f"{self.psnr:.2f} (RGB)"
+        ssim = "" if self.ssim_y is None else f" / {self.ssim_y:.4f}"
+        return f"{self.psnr_y:.2f}{ssim}"
+
+
+_BENCHMARKS = {
+    "set5": "Set5",
+    "set14": "Set14",
+    "b100": "B100",
+    "bsd100": "B100",
+    "bsds100": "B100",
+    "urban100": "Urban100",
+    "div2k": "DIV2K",
+    "div2kvalid": "DIV2K",
+    "div2kvalidhr": "DIV2K",
+}
+
+_COLUMNS = ("Set5", "Set14", "B100", "Urban100")
+_Y: dict[tuple[str, int], tuple[tuple[float, float | None] | None, ...]] = {
+    ("bicubic", 2): ((33.66, 0.9299), (30.24, 0.8688), (29.56, 0.8431), (26.88, 0.8403)),
+    ("bicubic", 3): ((30.39, 0.8682), (27.55, 0.7742), (27.21, 0.7385), (24.46, 0.7349)),
+    ("bicubic", 4): ((28.42, 0.8104), (26.00, 0.7027), (25.96, 0.6675), (23.14, 0.6577)),
+    ("edsr-baseline", 2): ((37.98, 0.9604), (33.57, 0.9174), (32.15, 0.8993), (31.98, 0.9271)),
+    ("edsr-baseline", 4): ((32.09, 0.8936), (28.58, 0.7804), (27.56, 0.7354), (26.03, 0.7842)),
+    ("edsr-large", 4): ((32.46, 0.8968), (28.80, 0.7876), (27.71, 0.7420), (26.64, None)),
+    ("wdsr-a-16", 2): ((38.08, None), None, (32.23, None), (32.34, None)),
+    ("wdsr-a-16", 4): ((32.22, None), None, (27.61, None), (26.21, None)),
+}
+
+_RGB_DIV2K = {("edsr-baseline", 2): 34.63, ("edsr-baseline", 3): 30.94, ("edsr-baseline", 4): 28.97}
+
+
+def published(network: str | None, scale: int, benchmark: str) -> Published | None:
+    """The published result of `network` ("bicubic", or a name from `known_network`) on the folder `benchmark`."""
+    name = _BENCHMARKS.get(re.sub(r"[^a-z0-9]", "", benchmark.lower()))
+    if network is None or name is None:
+        return None
+    if name == "DIV2K":
+        psnr = _RGB_DIV2K.get((network, scale))
+        return None if psnr is None else Published(psnr=psnr)
+    row = dict(zip(_COLUMNS, _Y.get((network, scale), ()), strict=False))
+    figures = row.get(name)
+    return None if figures is None else Published(*figures)
+
+
+def known_network(class_name: str, hyperparameters: Mapping[str, object]) -> str | None:
+    """The name under which results of such a network were published, None where none were."""
+    blocks, filters = hyperparameters.get("num_res_blocks"), hyperparameters.get("num_filters")
+    known: dict[tuple[str, object, object], str] = {
+        ("EDSR", 16, 64): "edsr-baseline",
+        ("EDSR", 32, 256): "edsr-large",
+        ("WDSRA", 16, 32): "wdsr-a-16",
+    }
+    return known.get((class_name, blocks, filters))

@@ -1,0 +1,162 @@
+"""Super-resolution of images of any size in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sr_runner.errors import RequestError
+
+Upscale = Callable[[Tensor], Tensor]
+"""An SR network, or anything that does what one does: 1 x 3 x h x w to 1 x 3 x (h * scale) x (w * scale), in [0, 1]."""
+
+TILE = 256
+"""LR pixels that one tile contributes in each direction."""
+OVERLAP = 40
+"""LR pixels of context around a tile: covers the receptive field of every network here except `edsr_large` (68)."""
+
+
+class Interrupted(Exception):
+    """Somebody asked to stop; what had been done so far is dropped."""
+
+
+def never() -> bool:
+    """The `should_stop` of those who never stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class Window:
+    """One tile along one axis, in LR pixels: the network sees `start..stop`, and `first..last` of it is kept."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def upscale_tiled(
+    upscale: Upscale,
+    lr: Tensor,
+    *,
+    scale: int,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    should_stop: Callable[[], bool] = never,
+) -> Tensor:
+    """The SR image of `lr` (1 x 3 x h x w, [0, 1]) as 1 x 3 x (h * scale) x (w * scale) on the device of `lr`.
+
+    The network sees at most (tile + 2 * overlap) pixels squared at a time; an image within that size is done whole.
+    Tiles end where the image ends, so that the network pads there as it does for the whole image: the result equals
+    that for the whole image wherever `overlap` covers the receptive field. All tiles of an image have one shape, so
+    that a compiled network is compiled once.
+
+    Raises `Interrupted` between tiles once `should_stop()` is true, `RequestError` where the network's output does not
+    fit `scale`.
+    """
+    sr: Tensor | None = None
+    for rows, columns, part in iterate_tiles(
+        upscale, lr, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop
+    ):
+        if part.shape[-2:] == (lr.shape[-2] * scale, lr.shape[-1] * scale):
+            return part
+        if sr is None:
+            sr = part.new_empty((1, part.shape[1], lr.shape[-2] * scale, lr.shape[-1] * scale))
+        sr[..., rows, columns] = part
+    assert sr is not None
+    return sr
+
+
+def upscale_image(
+    upscale: Upscale,
+    lr: npt.NDArray[np.uint8],
+    *,
+    scale: int,
+    device: torch.device | str,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    should_stop: Callable[[], bool] = never,
+) -> npt.NDArray[np.uint8]:
+    """The SR image of `lr`, both uint8 HWC RGB: clipped and rounded, as it is scored and saved.
+
+    Tiles become bytes as they arrive, so that beyond one tile no float of the SR image is held. Otherwise as
+    `upscale_tiled`.
+    """
+    batch = to_unit_range(lr, device)
+    sr = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8)
+    for rows, columns, part in iterate_tiles(
+        upscale, batch, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop
+    ):
+        sr[rows, columns] = to_bytes(part)
+    return sr
+
+
+def iterate_tiles(
+    upscale: Upscale, lr: Tensor, *, scale: int, tile: int, overlap: int, should_stop: Callable[[], bool]
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows and columns of the SR image, and the part of it that belongs there, tile by tile, each pixel once."""
+    if tile < 1 or overlap < 0:
+        raise RequestError(f"tile={tile} with an overlap of {overlap}: a tile has at least 1 pixel, an overlap 0.")
+    height, width = lr.shape[-2:]
+    whole = tile + 2 * overlap
+    if height * width <= whole * whole:
+        row_windows, column_windows = [Window(0, height, 0, height)], [Window(0, width, 0, width)]
+    else:
+        row_windows, column_windows = windows(height, tile, overlap), windows(width, tile, overlap)
+    for row in row_windows:
+        for column in column_windows:
+            if should_stop():
+                raise Interrupted
+            seen = lr[..., row.start : row.stop, column.start : column.stop]
+            sr = upscale(seen)
+            _check_size(seen, sr, scale)
+            yield (
+                slice(row.first * scale, row.last * scale),
+                slice(column.first * scale, column.last * scale),
+                sr[..., _inside(row, scale), _inside(column, scale)],
+            )
+
+
+def windows(length: int, tile: int, overlap: int) -> list[Window]:
+    """`length` LR pixels cut into tiles, all seen through windows of one length that lie inside the image."""
+    seen = min(length, tile + 2 * overlap)
+    if seen == length:
+        return [Window(0, length, 0, length)]
+    count = -(-length // tile)
+    edges = [length * i // count for i in range(count + 1)]  # tiles of even size rather than a sliver at the end
+    starts = [min(max(first - overlap, 0), length - seen) for first in edges[:-1]]
+    return [
+        Window(start, start + seen, first, last)
+        for start, first, last in zip(starts, edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def to_unit_range(image: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
+    """A uint8 H x W x 3 image as a float 1 x 3 x H x W batch in [0, 1] on `device`, channels last in memory."""
+    pixels = torch.from_numpy(np.array(image)).to(device)  # a copy: views into a read-only cache cannot be tensors
+    return pixels.permute(2, 0, 1).unsqueeze(0).float().div_(255)
+
+
+def to_bytes(sr: Tensor) -> npt.NDArray[np.uint8]:
+    """A 1 x 3 x H x W batch as a uint8 H x W x 3 image: clipped to [0, 1] and rounded. What is not a number is 0."""
+    levels = sr.detach()[0].float().nan_to_num(nan=0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+    image: npt.NDArray[np.uint8] = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+    return image
+
+
+def _inside(window: Window, scale: int) -> slice:
+    return slice((window.first - window.start) * scale, (window.last - window.start) * scale)
+
+
+def _check_size(lr: Tensor, sr: Tensor, scale: int) -> None:
+    expected = (*lr.shape[:-2], lr.shape[-2] * scale, lr.shape[-1] * scale)
+    if sr.shape != expected:
+        raise RequestError(
+            f"scale={scale}: the network made {tuple(sr.shape)} of an LR batch of {tuple(lr.shape)}, "
+            f"not {tuple(expected)}. Its own scale has to be {scale} too."
+        )
