@@ -1,0 +1,229 @@
+"""Brings the journals of one run to MLflow: finds or makes the run there, and remembers how far the server has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sr_runner.tracking.journal import IDS, JOURNAL, SENT, SYSTEM, Line, read_json, read_lines, write_json
+from sr_runner.tracking.parent_run import parent_run_id
+from sr_runner.tracking.run_writer import Report, RunWriter
+from sr_runner.tracking.server import Refused, Server, Unreachable
+from sr_runner.tracking.uris import mask_credentials
+
+ATTEMPT_TAG = "sr_run.attempt"
+"""On the MLflow run from its first moment: so a sender that was killed before it wrote down the id finds it again."""
+
+_MOST_METRICS = 1000
+_WINDOW = 2000
+_PATIENCE = 6
+"""Failures in a row after which one line is set aside if the server answers otherwise (its file store may not)."""
+
+
+class Delivery:
+    """The state of bringing `run_dir/journal.jsonl` (and `system.jsonl`) to `server`; `start` is its last start line.
+
+    All it knows is on the disk after each part: the server's ids in `tracker.json`, how far it got in `journal.sent`.
+    """
+
+    def __init__(self, run_dir: Path, server: Server, start: dict[str, Any], report: Report) -> None:
+        self._run_dir = run_dir
+        self._server = server
+        self._start = start
+        self._report = report
+        self._writer: RunWriter | None = None
+        self._experiment_id = ""
+        self._progress: dict[str, Any] = {}
+        self._most = _MOST_METRICS
+        self._failures = 0
+
+    def work(self) -> bool:
+        """Sends the next part of what is not sent; False where there was none. Raises `Unreachable` and `RunGone`."""
+        if self._writer is None:
+            self._open()
+        return self._advance("sent", JOURNAL) or self._advance("system", SYSTEM)
+
+    def forget(self) -> None:
+        """The server lost the run: the next `work` finds or makes it anew and sends everything again."""
+        self._writer = None
+
+    def retry_left_over(self) -> int:
+        """Tries the lines that were set aside once more; how many are still left."""
+        for place in list(self._progress.get("left_over", [])):
+            name, offset = place
+            line = next(read_lines(self._run_dir / name, offset, most=1), None)
+            try:
+                if line is not None:
+                    self._send([line], [line])
+            except Unreachable:
+                continue
+            self._progress["left_over"].remove(place)
+            self._save()
+        return len(self._progress.get("left_over", []))
+
+    def kill(self, time: int) -> None:
+        """Records that the training process died at `time` (milliseconds)."""
+        if self._writer is not None:
+            self._writer.finish("KILLED", time, {})
+
+    def next_system_step(self) -> int:
+        """The step after the last one of system metrics that the server has."""
+        assert self._writer is not None
+        points = self._writer.run().data._metric_objs
+        return max((point.step + 1 for point in points if point.key.startswith("system/")), default=0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has given the run an id in this sender's life."""
+        return self._writer is not None
+
+    def _open(self) -> None:
+        """Finds the run on the server by the id of an earlier life, or by its tag; makes it where there is none."""
+        run_id = self._known_id()
+        run = self._server.run(run_id) if run_id else None
+        if run is not None:
+            self._experiment_id = run.info.experiment_id
+        else:
+            start = self._start
+            self._experiment_id = self._server.experiment_id(start["experiment"])
+            run = self._server.tagged_run(
+                self._experiment_id,
+                ATTEMPT_TAG,
+                start["attempt"],
+                name=start["run_name"],
+                start_time=start["time"],
+                tags=start["tags"],
+            )
+        if run.info.lifecycle_stage != "active":
+            self._server.ask(lambda client: client.restore_run(run.info.run_id))
+        self._remember(run.info.run_id)
+
+    def _known_id(self) -> str | None:
+        ids = read_json(self._run_dir / IDS)
+        if ids.get("tracking_uri") == mask_credentials(self._server.uri):
+            return ids.get("run_id")
+        return self._start.get("run_id")
+
+    def _remember(self, run_id: str) -> None:
+        ids = {
+            "tracking_uri": mask_credentials(self._server.uri),
+            "experiment": self._start["experiment"],
+            "experiment_id": self._experiment_id,
+            "run_id": run_id,
+        }
+        write_json(self._run_dir / IDS, ids)
+        progress = read_json(self._run_dir / SENT)
+        self._progress = progress if progress.get("run_id") == run_id else self._from_the_start(run_id)
+        # A machine that crashed may have lost the journal's end.
+        size = (self._run_dir / SYSTEM).stat().st_size if (self._run_dir / SYSTEM).exists() else 0
+        self._progress["system"] = min(self._progress["system"], size)
+        writer = RunWriter(self._server, run_id, self._run_dir, self._report)
+        if self._progress["unknown_from"] is not None:
+            writer.leave_out_what_is_there(self._progress["unknown_from"])
+        self._writer = writer
+        self._report(run_id=run_id, experiment_id=self._experiment_id)
+
+    def _from_the_start(self, run_id: str) -> dict[str, Any]:
+        """The progress with a run that these journals were never sent to, though another machine's may have been."""
+        first = next(read_lines(self._run_dir / JOURNAL, most=1)).event or {}
+        step = first.get("resumed_at", 0)
+        return {"run_id": run_id, "sent": 0, "system": 0, "left_over": [], "unknown_from": step}
+
+    def _advance(self, kind: str, name: str) -> bool:
+        lines = list(read_lines(self._run_dir / name, self._progress[kind], most=_WINDOW))
+        if not lines:
+            return False
+        group = self._next_group(lines)
+        try:
+            self._send(group, lines)
+        except Unreachable:
+            self._failures += 1
+            self._most = max(1, self._most // 8)
+            if self._failures < _PATIENCE or len(group) > 1 or not self._answers():
+                raise
+            self._progress["left_over"].append([name, group[0].start])
+            self._report("one entry is set aside for later: the server takes others", level="warning")
+        self._failures = 0
+        self._most = min(_MOST_METRICS, self._most * 2)
+        self._progress[kind] = group[-1].end
+        self._save()
+        return True
+
+    def _next_group(self, lines: Sequence[Line]) -> list[Line]:
+        """The metrics lines that go in one request, or the one other line that comes first."""
+        group: list[Line] = []
+        points = 0
+        for line in lines:
+            event = line.event
+            if event is not None and event["event"] != "metrics":
+                return group or [line]
+            points += len(event["values"]) if event else 0
+            if group and points > self._most:
+                return group
+            group.append(line)
+        return group
+
+    def _send(self, group: Sequence[Line], ahead: Sequence[Line]) -> None:
+        """Sends one group; what is refused is reported and left, so that it does not hold up the rest."""
+        assert self._writer is not None
+        events = [event for line in group if (event := line.event) is not None]
+        if len(events) < len(group):
+            self._report(f"{len(group) - len(events)} damaged lines of the journal are passed over", level="warning")
+        if not events:
+            return
+        try:
+            self._send_events(self._writer, events, ahead)
+        except Refused as refusal:
+            self._report(f"MLflow refuses {_name(events[0])}: {refusal}", level="warning")
+
+    def _send_events(self, writer: RunWriter, events: Sequence[dict[str, Any]], ahead: Sequence[Line]) -> None:
+        first = events[0]
+        match first["event"]:
+            case "metrics":
+                writer.metrics(events)
+            case "start":
+                writer.start(first, self._parent_id(first))
+            case "picture":
+                writer.picture(first)
+            case "artifact":
+                if not any(_same_artifact(first, line) for line in ahead[1:]):
+                    writer.artifact(first)
+            case "finish":
+                self._server.delete_doubles(self._experiment_id, ATTEMPT_TAG, self._start["attempt"], writer.run_id)
+                writer.finish(first["status"], first["time"], first["tags"])
+
+    def _parent_id(self, start: dict[str, Any]) -> str | None:
+        parent = start.get("parent")
+        if parent is None:
+            return None
+        return parent_run_id(self._server, self._experiment_id, Path(parent["folder"]), parent["name"], start["time"])
+
+    def _answers(self) -> bool:
+        """Whether the server can be talked to at all."""
+        assert self._writer is not None
+        try:
+            self._writer.run()
+        except Unreachable:
+            return False
+        return True
+
+    def _save(self) -> None:
+        write_json(self._run_dir / SENT, self._progress)
+
+
+def _same_artifact(event: dict[str, Any], line: Line) -> bool:
+    """Whether `line` replaces the artifact of `event`, so that it need not be sent."""
+    if b'"event": "artifact"' not in line.raw[:60] or (other := line.event) is None:
+        return False
+    return (other["file"], other["folder"]) == (event["file"], event["folder"])
+
+
+def _name(event: dict[str, Any]) -> str:
+    match event["event"]:
+        case "picture":
+            return f"picture {event['key']!r} of step {event['step']}"
+        case "artifact":
+            return f"artifact {event['file']}"
+        case other:
+            return f"an entry ({other})"

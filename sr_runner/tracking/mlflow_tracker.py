@@ -1,0 +1,253 @@
+"""Records a run in MLflow without MLflow in the training process: a journal on disk, and a sender that reads it."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import shlex
+import sys
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sr_runner.errors import RequestError
+from sr_runner.tracking.journal import (
+    IDS,
+    JOURNAL,
+    SENT,
+    JournalWriter,
+    Line,
+    metrics_event,
+    read_json,
+    read_lines,
+    write_json,
+)
+from sr_runner.tracking.sender_process import SenderProcess, sender_command
+from sr_runner.tracking.tracker import RunRecord, Status
+from sr_runner.tracking.uris import mask_credentials, tracking_uri, ui_hint
+
+logger = logging.getLogger(__name__)
+
+
+class MlflowTracker:
+    """A `Tracker` whose server is MLflow: a tracking server, or a database that MLflow's client opens itself.
+
+    `uri` is MLflow's tracking URI; without one `$MLFLOW_TRACKING_URI` counts, and without that the SQLite file
+    `outputs/mlflow.db`, whose artifacts go to `outputs/artifacts`. `run_name` overrides the name the run brings.
+    `system_metrics` adds the load of CPU, memory, disk, network and GPU every 10 s
+    (`$MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`). Raises `RequestError` for a URI that MLflow has no store for.
+    """
+
+    def __init__(
+        self,
+        *,
+        uri: str | None = None,
+        experiment: str = "sr-run",
+        run_name: str | None = None,
+        outputs: str | Path = "outputs",
+        system_metrics: bool = True,
+    ) -> None:
+        if not experiment or not experiment.strip():
+            raise RequestError(f"tracker.experiment={experiment!r} is empty: give the MLflow experiment a name.")
+        self._outputs = Path(outputs).absolute()
+        self._uri = tracking_uri(uri, self._outputs)
+        self._experiment = experiment
+        self._run_name = run_name
+        self._system_metrics = system_metrics
+        self._lock = threading.Lock()
+        self._journal: JournalWriter | None = None
+        self._sender: SenderProcess | None = None
+        self._run_dir = Path()
+        self._ids: dict[str, Any] = {}
+        self._logged: dict[str, set[int]] = {}
+        self._last: dict[str, int] = {}
+        self._warned = False
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until the server has answered for the first time."""
+        run_id = self._fact("run_id")
+        return None if run_id is None else str(run_id)
+
+    def start(self, run: RunRecord) -> None:
+        """Opens the journal in `run.run_dir`, reads what it holds already, and starts the sender."""
+        self._run_dir = run.run_dir.absolute()
+        self._journal = JournalWriter(self._run_dir / JOURNAL)
+        self._ids = self._known_ids(run)
+        self._mind_lost_end(run.resumed_at)
+        fresh = self._journal.size == 0
+        self._append(self._start_event(run))
+        if fresh and run.state is not None:
+            self._restore(run.state)
+        self._logged = _points_from(read_lines(self._journal.path), run.resumed_at)
+        options = ["--system-metrics"] if self._system_metrics else []
+        self._sender = SenderProcess(self._run_dir, self._uri, options)
+        self._sender.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends the values to the journal: some 10 µs, and nothing of it depends on the server."""
+        with self._lock:
+            fresh = {key: value for key, value in metrics.items() if self._is_new(key, step)}
+            if fresh:
+                self._append(metrics_event(step, fresh))
+
+    def picture(self, step: int, key: str, image: Path) -> None:
+        """Appends the picture to the journal. The file has to stay where it is: it is sent later."""
+        with self._lock:
+            if self._is_new(f"picture {key}", step):
+                name = {"step": step, "key": key, "file": self._relative(image), "id": str(uuid.uuid4())}
+                self._append({"event": "picture", **name})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        with self._lock:
+            self._append({"event": "artifact", "file": self._relative(path), "folder": folder})
+
+    def state(self) -> dict[str, Any]:
+        """The ids, and the metric lines that the server had not confirmed when it was asked last."""
+        with self._lock:
+            journal = self._started()
+            sent = read_json(self._run_dir / SENT)
+            offset = sent.get("sent", 0) if sent.get("run_id") == self.run_id else 0
+            pending = [line.raw.decode() for line in read_lines(journal.path, offset) if line.is_metrics]
+            return {
+                "tracking_uri": mask_credentials(self._uri),
+                "experiment_id": self._fact("experiment_id"),
+                "run_id": self.run_id,
+                "pending": pending,
+            }
+
+    def sync(self) -> None:
+        with self._lock:
+            try:
+                self._started().sync()
+            except OSError as error:
+                self._warn(error)
+
+    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
+        """Closes the journal with `status` and gives the sender up to `wait` seconds to bring the rest to MLflow."""
+        with self._lock:
+            self._append({"event": "finish", "status": status, "tags": _masked(tags or {})})
+        self.sync()
+        if self._sender is None:
+            return False
+        done = self._sender.finish(wait)
+        if not done:
+            logger.warning("tracking: %s", self._what_is_left())
+        return done
+
+    def ui_hint(self) -> tuple[str, str]:
+        """The command that opens MLflow's UI on this record, and the page of this run in it."""
+        return ui_hint(self._uri, self._fact("experiment_id"), self.run_id)
+
+    def _start_event(self, run: RunRecord) -> dict[str, Any]:
+        event: dict[str, Any] = {
+            "event": "start",
+            "attempt": run.attempt,
+            "experiment": self._experiment,
+            "run_name": self._run_name or run.run_name,
+            "resumed_at": run.resumed_at,
+            "run_id": self._ids.get("run_id"),
+            "artifacts": str(self._outputs / "artifacts"),
+            "params": _masked(run.params),
+            "tags": {**_who_and_what(), **_masked(run.tags)},
+        }
+        if run.dataset is not None:
+            event["dataset"] = {key: mask_credentials(v) if isinstance(v, str) else v for key, v in run.dataset.items()}
+        if run.parent is not None:
+            event["parent"] = {"folder": str(run.parent.folder.absolute()), "name": run.parent.name}
+        return event
+
+    def _mind_lost_end(self, resumed_at: int) -> None:
+        """Tells the sender where the journal's end was lost in a crash of the machine: what the server has from
+        `resumed_at` on is then unknown here."""
+        size = self._started().size
+        sent = read_json(self._run_dir / SENT)
+        if sent.get("sent", 0) > size:
+            step = min(resumed_at, sent["unknown_from"] if sent["unknown_from"] is not None else resumed_at)
+            write_json(self._run_dir / SENT, {**sent, "sent": size, "unknown_from": step})
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Puts the points that a checkpoint brought from another machine into the fresh journal."""
+        for raw in state.get("pending", []):
+            self._append_line(raw.encode() + b"\n")
+
+    def _known_ids(self, run: RunRecord) -> dict[str, Any]:
+        """The ids that an earlier life was given, if it spoke to the same server."""
+        for ids in (read_json(self._run_dir / IDS), run.state or {}):
+            if ids.get("run_id") and ids.get("tracking_uri") == mask_credentials(self._uri):
+                return dict(ids)
+        return {}
+
+    def _fact(self, name: str) -> Any:
+        reported = self._sender.reports if self._sender else {}
+        return reported.get(name) or self._ids.get(name)
+
+    def _is_new(self, key: str, step: int) -> bool:
+        if self._last.get(key) == step or step in self._logged.get(key, ()):
+            return False
+        self._last[key] = step
+        return True
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        try:
+            self._started().append(event)
+        except OSError as error:
+            self._warn(error)
+
+    def _append_line(self, line: bytes) -> None:
+        try:
+            self._started().append_line(line)
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("tracking: %s cannot be written (%s); points wait in memory", self._run_dir / JOURNAL, error)
+
+    def _started(self) -> JournalWriter:
+        if self._journal is None:
+            raise RuntimeError("start() has not been called")
+        return self._journal
+
+    def _relative(self, path: Path) -> str:
+        path = path.absolute()
+        return str(path.relative_to(self._run_dir)) if path.is_relative_to(self._run_dir) else str(path)
+
+    def _what_is_left(self) -> str:
+        offset = read_json(self._run_dir / SENT).get("sent", 0)
+        left = sum(1 for _ in read_lines(self._started().path, offset))
+        trouble = self._sender.reports.get("trouble") if self._sender else None
+        uri = shlex.quote(mask_credentials(self._uri))
+        command = f"MLFLOW_TRACKING_URI={uri} {shlex.join(sender_command('--deliver', str(self._run_dir)))}"
+        return (
+            f"{left} entries are not in MLflow yet{f' ({trouble})' if trouble else ''}. They are kept in "
+            f"{self._started().path} and get there at the next resume, or with: {command}"
+        )
+
+
+def _points_from(lines: Iterable[Line], step: int) -> dict[str, set[int]]:
+    """Per key the steps from `step` on that the lines hold already; pictures under `picture <key>`."""
+    found: dict[str, set[int]] = {}
+    for line in lines:
+        if line.step is None or line.step < step or (event := line.event) is None:
+            continue
+        keys = event["values"] if event["event"] == "metrics" else [f"picture {event['key']}"]
+        for key in keys:
+            found.setdefault(key, set()).add(line.step)
+    return found
+
+
+def _masked(texts: Mapping[str, str]) -> dict[str, str]:
+    return {str(key): mask_credentials(str(value)) for key, value in texts.items()}
+
+
+def _who_and_what() -> dict[str, str]:
+    """The tags that MLflow's own `start_run` would set."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"  # a container's user id without a name
+    return {"mlflow.user": user, "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}

@@ -1,0 +1,154 @@
+"""The training process' end of the sender: starts it, passes on what it says, starts it again if it dies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "sr_runner.tracking.sender"
+_ROOT = Path(__file__).resolve().parents[2]
+_RESTARTS = 5
+_GRACE = 2.0
+"""Seconds that a sender which is told to give up has for it before it is killed. All it holds is on the disk."""
+
+
+def sender_command(*arguments: str) -> list[str]:
+    """The command line of the sender. `-P` keeps the current folder, which may hold anything, out of the imports."""
+    return [sys.executable, "-P", "-m", _MODULE, *arguments]
+
+
+def sender_environment(uri: str) -> dict[str, str]:
+    """The environment that the sender needs; the only place where credentials in `uri` are written to."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
+    if "site-packages" not in _ROOT.parts:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(_ROOT)]))
+    return environment
+
+
+class SenderProcess:
+    """One sender for one run, alive from `start` to `finish`.
+
+    Its standard input is its life line: when that closes without a word, the training process has died.
+    """
+
+    def __init__(self, run_dir: Path, uri: str, options: Sequence[str] = ()) -> None:
+        self._command = sender_command(*options, str(run_dir))
+        self._environment = sender_environment(uri)
+        self._log = run_dir / "sender.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._restarts = 0
+        self._finishing = threading.Event()
+        self._ended = threading.Event()
+        self.reports: dict[str, Any] = {}
+        """The newest of what the sender said of itself: `run_id`, `experiment_id`, `trouble`, `done`."""
+
+    def start(self) -> None:
+        try:
+            self._spawn()
+        except OSError as error:
+            logger.warning("tracking: the sender could not be started (%s); points are kept in the journal", error)
+            self._ended.set()
+
+    def finish(self, wait: float) -> bool:
+        """Tells the sender that nothing more comes; True when it has delivered everything within `wait` seconds."""
+        self._finishing.set()
+        self._tell(b"finish\n")
+        self._wait(wait)
+        self._give_up()
+        return bool(self.reports.get("done"))
+
+    def _spawn(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the training process
+            )
+        threading.Thread(target=self._listen, args=(self._process,), name="tracking-reports", daemon=True).start()
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        _read_reports(process.stdout, self.reports)
+        code = process.wait()
+        if self._finishing.is_set() or self._restarts >= _RESTARTS:
+            self._ended.set()
+            if not self.reports.get("done") and not self._finishing.is_set():
+                logger.warning("tracking: the sender ended %d times; points are kept in the journal", _RESTARTS + 1)
+            return
+        self._restarts += 1
+        logger.info("tracking: the sender ended (exit status %d); it is started again; see %s", code, self._log)
+        self._finishing.wait(2.0**self._restarts)
+        self.start()
+        if self._finishing.is_set():
+            self._tell(b"finish\n")
+
+    def _tell(self, word: bytes) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        try:
+            process.stdin.write(word)
+            process.stdin.flush()
+        except (OSError, ValueError):
+            logger.debug("the sender is gone: %r was not heard", word)
+
+    def _wait(self, wait: float) -> None:
+        started = time.monotonic()
+        said = started
+        while not self._ended.wait(min(0.5, max(0.0, started + wait - time.monotonic()))):
+            now = time.monotonic()
+            if now - started >= wait:
+                return
+            if now - said >= 5:
+                said = now
+                logger.info("tracking: %s (up to %.0f s more)", self._what_it_does(), started + wait - now)
+
+    def _what_it_does(self) -> str:
+        trouble = self.reports.get("trouble")
+        return f"waiting for the server: {trouble}" if trouble else "sending the last points"
+
+    def _give_up(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None and not self.reports.get("done"):
+            process.terminate()
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._ended.wait(_GRACE)
+        if process.stdin is not None:
+            try:
+                process.stdin.close()
+            except OSError:
+                logger.debug("the sender's standard input was closed already")
+
+
+def _read_reports(stream: IO[bytes], reports: dict[str, Any]) -> None:
+    """Follows what a sender says until it ends: facts go into `reports`, messages into the log."""
+    for raw in stream:
+        try:
+            report = json.loads(raw)
+        except ValueError:
+            logger.debug("the sender said %r", raw)
+            continue
+        message = report.pop("message", None)
+        level = report.pop("level", "info")
+        reports.update(report)
+        if message:
+            logger.log(logging.WARNING if level == "warning" else logging.INFO, "tracking: %s", message)

@@ -1,0 +1,115 @@
+"""What the orchestrator asks of a tracker, and the tracker that records nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words: FINISHED all steps done, FAILED by an error, KILLED by a signal."""
+
+
+@dataclass(frozen=True)
+class SweepParent:
+    """The sweep that a run is one job of. In MLflow it is a run too, and its jobs are nested below it."""
+
+    folder: Path
+    """The sweep's folder: `sweep.json` in it holds the MLflow id of the parent once there is one."""
+    name: str
+    """What the parent is called in MLflow."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a tracker is told about a run when it starts or goes on."""
+
+    run_dir: Path
+    """The folder of this attempt; pictures and artifacts lie below it."""
+    attempt: str
+    """`<identity>/<attempt>`: unique. Everything recorded under one attempt is one run of the tracking server."""
+    run_name: str
+    params: Mapping[str, str]
+    """The whole config, flattened: `optimizer.lr` -> `0.0001`."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dataset: Mapping[str, Any] | None = None
+    """What the run trains on: `name`, `source` and `digest`; every other key is kept as the data set's profile."""
+    resumed_at: int = 0
+    """The step that was restored from a checkpoint; 0 for a run that starts afresh."""
+    state: Mapping[str, Any] | None = None
+    """What `Tracker.state` gave when that checkpoint was written."""
+    parent: SweepParent | None = None
+
+
+class Tracker(Protocol):
+    """Records one run. No call blocks on a server and none raises because the server is down.
+
+    One point per key and step: where a resumed run comes by a step that was logged before it was killed, the first
+    value stands. The order of calls is `start`, any number of the others, `finish`.
+    """
+
+    @property
+    def run_id(self) -> str | None:
+        """The tracking server's id of the run; None until the server has answered for the first time."""
+        ...
+
+    def start(self, run: RunRecord) -> None:
+        """Opens the record of `run`, or goes on with it."""
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records one value per key for `step`. NaN and the infinities are values like any other."""
+        ...
+
+    def picture(self, step: int, key: str, image: Path) -> None:
+        """Shows the PNG `image`, a file below the run's folder that is not written to again, under `key` at `step`."""
+        ...
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keeps a copy of the file (or folder) `path` in `folder` of the run's artifacts; given again, replaces it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold for the record to go on elsewhere; plain JSON, goes into `RunRecord.state`."""
+        ...
+
+    def sync(self) -> None:
+        """Returns when all that was recorded so far is on the disk: before a checkpoint is committed."""
+        ...
+
+    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
+        """Closes the record and waits up to `wait` seconds until the server has it all; False where it does not."""
+        ...
+
+    def ui_hint(self) -> tuple[str, str] | None:
+        """The command that opens a viewer (may be empty) and the address of this run in it; None without a viewer."""
+        ...
+
+
+class NoTracker:
+    """Records nothing and imports nothing. Takes the keys of the other trackers, so that overrides of them compose."""
+
+    def __init__(
+        self, *, uri: str | None = None, experiment: str | None = None, run_name: str | None = None, **others: object
+    ) -> None:
+        self.run_id: str | None = None
+
+    def start(self, run: RunRecord) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def picture(self, step: int, key: str, image: Path) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def sync(self) -> None: ...
+
+    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
+        return True
+
+    def ui_hint(self) -> tuple[str, str] | None:
+        return None

@@ -1,0 +1,159 @@
+"""Many runs at once: parallel first runs, sweeps, and other databases than SQLite."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import assert_one_point_a_step, launch, the_run, wait_for
+
+from sr_runner.tracking import close_parent, ui_hint
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_first_run_makes_the_database_and_a_run_whose_page_is_known(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", tmp_path / "outputs", "--steps", 50, "--system").wait(90) == 0
+    uri = f"sqlite:///{tmp_path}/outputs/mlflow.db"
+    run = the_run(uri)
+    assert_one_point_a_step(uri, run.info.run_id, 50)
+    assert run.info.artifact_uri == f"file://{tmp_path}/outputs/artifacts/{run.info.run_id}/artifacts"
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [
+        "artifacts",
+        "mlflow.db",
+        "mlflow.db.lock",
+    ]
+
+
+@pytest.mark.slow
+def test_eight_first_runs_at_once_are_eight_whole_runs_below_one_parent(tmp_path: Path) -> None:
+    outputs, sweep = tmp_path / "outputs", tmp_path / "sweep"
+    sweep.mkdir()
+    options = ("--steps", 30, "--sweep", sweep, "--wait", 200)
+    jobs = [launch(tmp_path / str(n), outputs, *options, "--attempt", f"tiny/{n}") for n in range(8)]
+    assert [job.wait(240) for job in jobs] == [0] * 8
+    uri = f"sqlite:///{outputs}/mlflow.db"
+    runs = [the_run(uri, f"tiny/{n}") for n in range(8)]
+    for run in runs:
+        assert_one_point_a_step(uri, run.info.run_id, 30)
+    (parent_id,) = {run.data.tags["mlflow.parentRunId"] for run in runs}
+    assert close_parent(sweep, "FAILED", {"jobs": "8"}, outputs=outputs)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    parent = client.get_run(parent_id)
+    assert (parent.info.run_name, parent.info.status, parent.data.tags["jobs"]) == ("the sweep", "FAILED", "8")
+    assert len(client.search_runs([parent.info.experiment_id])) == 9
+
+
+def test_a_sweep_that_never_reached_a_server_has_nothing_to_close(tmp_path: Path) -> None:
+    assert close_parent(tmp_path, "FINISHED", uri="http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_mlflow_ui_serves_the_run_its_picture_and_its_page(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    assert launch(tmp_path / "run", outputs, "--steps", 10).wait(90) == 0
+    uri = f"sqlite:///{outputs}/mlflow.db"
+    run = the_run(uri)
+    command, page = ui_hint(uri, run.info.experiment_id, run.info.run_id)
+    port = _free_port()
+    words = [sys.executable, "-m", *command.split(), "--port", str(port)]
+    ui = subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        base = f"http://127.0.0.1:{port}"
+
+        def get(path: str) -> bytes:
+            with urllib.request.urlopen(base + path, timeout=20) as answer:
+                return bytes(answer.read())
+
+        def answers() -> bool:
+            try:
+                return bool(get("/health"))
+            except OSError:
+                return False
+
+        wait_for(answers, 90, "mlflow ui")
+        assert b"<html" in get(page.removeprefix("http://127.0.0.1:5000").partition("#")[0])
+        name = next((outputs / "artifacts").rglob("*.png")).name.replace("+", "%2B")
+        picture = get(f"/get-artifact?path=images/{name}&run_uuid={run.info.run_id}")
+        assert picture.startswith(b"\x89PNG")
+    finally:
+        os.killpg(ui.pid, 9)
+        ui.wait()
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """The URI of a database on a PostgreSQL server of our own."""
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
+    if not (shutil.which("initdb") and shutil.which("postgres")):
+        pytest.skip("no PostgreSQL on this machine")
+    folder = tmp_path / "postgres"
+    folder.mkdir()
+    prefix: list[str] = []
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        if not shutil.which("setpriv"):
+            pytest.skip("PostgreSQL does not run as root, and setpriv is missing")
+        prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        os.chown(folder, 65534, 65534)
+        for parent in (folder, *folder.parents):
+            if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
+                parent.chmod(0o755 if parent != folder else 0o700)
+    data = folder / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([*prefix, "initdb", "-D", str(data), "-U", "ann", "-A", "trust"], check=True, **quiet)  # type: ignore[call-overload]
+    port = _free_port()
+    words = [*prefix, "postgres", "-D", str(data), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
+    server = subprocess.Popen(words, **quiet)  # type: ignore[call-overload]
+    try:
+        import psycopg2
+
+        def answers() -> bool:
+            try:
+                psycopg2.connect(host="127.0.0.1", port=port, user="ann", dbname="postgres").close()
+            except psycopg2.OperationalError:
+                return False
+            return True
+
+        wait_for(answers, 60, "PostgreSQL")
+        yield f"postgresql://ann:s3cr3t@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.slow
+def test_runs_on_postgresql_that_are_killed_and_resumed_are_whole(tmp_path: Path, postgres: str) -> None:
+    attempts = [f"tiny/{n}" for n in range(3)]
+
+    def all_of_them(*options: object) -> list[subprocess.Popen[bytes]]:
+        outputs = tmp_path / "outputs"
+        return [launch(tmp_path / a, outputs, "--uri", postgres, "--attempt", a, *options) for a in attempts]
+
+    jobs = all_of_them("--steps", 10_000)
+    time.sleep(12)
+    for job in jobs:
+        job.kill()
+        job.wait()
+    jobs = all_of_them("--steps", 2000, "--pause", 0.002, "--wait", 120)
+    assert [job.wait(240) for job in jobs] == [0, 0, 0]
+    for attempt in attempts:
+        run = the_run(postgres, attempt)
+        assert_one_point_a_step(postgres, run.info.run_id, 2000)
+        assert run.info.artifact_uri.startswith(f"file://{tmp_path}/outputs/artifacts/")
+    assert "s3cr3t" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
