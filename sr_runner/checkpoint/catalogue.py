@@ -79,9 +79,21 @@ class Catalogue:
         known = self.identities()
         some = f" Known: {', '.join(sorted(known)[-5:])}." if known else ""
         raise RequestError(
-            f"trainer.resume={wanted}: no such run in {self.runs}{f' or {self.store.url}' if self.store else ''}."
-            f"{nearest(parts[-1] if parts else wanted, known)}{some} true takes the newest attempt of this config"
+            f"{wanted}: no such run in {self.runs}{f' or {self.store.url}' if self.store else ''}."
+            f"{nearest(parts[-1] if parts else wanted, known)}{some}"
         )
+
+    def folder_of_checkpoint(self, wanted: str) -> Path:
+        """A local folder with the checkpoint that `wanted` names as in `find`: that step, or the newest.
+
+        Raises `RequestError` where there is none.
+        """
+        attempt = self.find(wanted)
+        steps = sorted(name.step for name in self._checkpoints(f"{attempt}/"))
+        step = attempt.step if attempt.step is not None else (steps[-1] if steps else None)
+        if step not in steps or self.store is None or step is None:
+            raise RequestError(f"{wanted}: {attempt} has no such checkpoint")
+        return self.store.get(str(Name(attempt.identity, attempt.name, step)), self._scratch)
 
     def identities(self) -> set[str]:
         return {folder.parent.name for folder in self.runs.glob("*/a*-*")} | {

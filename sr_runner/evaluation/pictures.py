@@ -50,8 +50,8 @@ def error_sheet(pair: Pair, sr: UInt8Image, *, scale: int) -> Image.Image:
     maps = side_by_side(
         [_heat(crop.of(bicubic_error)), _heat(crop.of(sr_error)), _overview(sr_error, crop)],
         [
-            ("error of bicubic", f"{_mean(crop.of(bicubic_error))} here, {_mean(bicubic_error)} whole image"),
-            ("error of SR", f"{_mean(crop.of(sr_error))} here, {_mean(sr_error)} whole image"),
+            ("error of bicubic", f"mean {_mean(crop.of(bicubic_error))} here, {_mean(bicubic_error)} whole image"),
+            ("error of SR", f"mean {_mean(crop.of(sr_error))} here, {_mean(sr_error)} whole image"),
             ("error of SR, whole image", f"levels of Y, black 0 to yellow {FULL_ERROR}"),
         ],
     )
@@ -105,4 +105,4 @@ def _overview(error: npt.NDArray[np.float32], crop: Crop) -> UInt8Image:
 
 
 def _mean(error: npt.NDArray[np.float32]) -> str:
-    return f"mean {float(error.mean()):.2f}"
+    return f"{float(error.mean()):.2f}"

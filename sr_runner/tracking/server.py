@@ -35,6 +35,8 @@ _REFUSALS = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
+_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag of an experiment by which MLflow's UI opens on training runs and their charts, not on LLM traces."""
 _CAUSE = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
 
 
@@ -90,7 +92,7 @@ class Server:
         if found is None:
             place = file_uri(self._artifacts) if is_database(self.uri) else None
             try:
-                return str(self.ask(lambda client: client.create_experiment(name, artifact_location=place)))
+                return str(self.ask(lambda client: client.create_experiment(name, place, _TRAINING)))
             except Refused as refusal:
                 if refusal.code != "RESOURCE_ALREADY_EXISTS":
                     raise

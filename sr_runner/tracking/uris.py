@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from sr_runner.errors import RequestError, nearest
 
+_DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("MySQLdb", "pymysql"), "mssql": ("pyodbc", "pymssql")}
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 
@@ -37,6 +38,7 @@ def tracking_uri(uri: str | None, outputs: Path) -> str:
             "Give a server (http://host:5000) or a database (sqlite:////folder/mlflow.db, postgresql://...), "
             "or leave it out for outputs/mlflow.db."
         )
+    _require_driver(uri, source)
     return uri
 
 
@@ -83,7 +85,19 @@ def _absolute_sqlite(uri: str, source: str) -> str:
     return f"{driver}:///{Path(path[1:]).absolute()}{question}{query}"
 
 
+def _require_driver(uri: str, source: str) -> None:
+    """MLflow reaches a database through a Python driver that it does not bring along."""
+    named = urlsplit(uri).scheme.partition("+")[2]
+    drivers = (named,) if named else _DRIVERS.get(scheme_of(uri), ())
+    if is_database(uri) and not any(find_spec(driver) for driver in drivers):
+        raise RequestError(
+            f"{source}={mask_credentials(uri)!r} needs the Python package {' or '.join(drivers)}, which is missing."
+        )
+
+
 def _has_plugin(scheme: str) -> bool:
+    from importlib.metadata import entry_points  # slow to import, and hardly ever needed
+
     return bool(scheme) and scheme in {point.name for point in entry_points(group="mlflow.tracking_store")}
 
 

@@ -80,5 +80,6 @@ def _write(path: Path, save: Callable[[Path], object]) -> Path:
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
     return path

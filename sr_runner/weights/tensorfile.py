@@ -150,9 +150,9 @@ def _read_hdf5(path: Path, size: int) -> Iterator[tuple[str, Tensor]]:
                     _refuse(path, "is in Keras 3's layout: save it in the older one, as model.save_weights('x.h5') did")
                 _refuse(path, "is an HDF5 file, but not one that Keras' save_weights wrote (no 'layer_names')")
             total = 0
-            for layer in _names(root, "layer_names"):
+            for layer in _names(path, root, "layer_names", size):
                 group = _hard_link(path, root, layer, h5py.Group)
-                for weight in _names(group, "weight_names"):
+                for weight in _names(path, group, "weight_names", size):
                     dataset = _hard_link(path, group, weight, h5py.Dataset)
                     total += dataset.size * dataset.dtype.itemsize
                     if dataset.external or dataset.is_virtual or dataset.dtype.kind not in "fiub":
@@ -167,15 +167,21 @@ def _read_hdf5(path: Path, size: int) -> Iterator[tuple[str, Tensor]]:
         _refuse(path, f"is damaged or no Keras weights file ({_brief(error)})", error)
 
 
-def _names(group: Any, attribute: str) -> list[str]:
+def _names(path: Path, group: Any, attribute: str, size: int) -> list[str]:
     """A list of names; Keras splits one that is too long for an HDF5 header into `attribute0`, `attribute1`, ..."""
-    attrs = group.attrs
-    chunks = [attrs[attribute]] if attribute in attrs else []
-    while not chunks or f"{attribute}{len(chunks)}" in attrs:
-        if f"{attribute}{len(chunks)}" not in attrs:
-            break
-        chunks.append(attrs[f"{attribute}{len(chunks)}"])
-    return [name.decode() if isinstance(name, bytes) else str(name) for chunk in chunks for name in chunk]
+    chunks = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(chunks)}" in group.attrs:
+        chunks.append(f"{attribute}{len(chunks)}")
+    names: list[str] = []
+    for chunk in chunks:
+        identifier = group.attrs.get_id(chunk)
+        shape = identifier.shape
+        if shape is None or 0 in shape:
+            continue
+        if len(shape) != 1 or shape[0] > size or identifier.get_storage_size() > size:
+            _refuse(path, f"claims more names ({chunk}: {shape}) than its size can hold")
+        names += [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[chunk]]
+    return names
 
 
 def _hard_link(path: Path, group: Any, name: str, kind: type) -> Any:

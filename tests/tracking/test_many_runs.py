@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import assert_one_point_a_step, launch, the_run, wait_for
@@ -98,28 +101,24 @@ def test_mlflow_ui_serves_the_run_its_picture_and_its_page(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URI of a database on a PostgreSQL server of our own."""
     pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
     if not (shutil.which("initdb") and shutil.which("postgres")):
         pytest.skip("no PostgreSQL on this machine")
-    folder = tmp_path / "postgres"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="sr-run-postgres-"))
     prefix: list[str] = []
     if os.getuid() == 0:  # PostgreSQL refuses to run as root
         if not shutil.which("setpriv"):
             pytest.skip("PostgreSQL does not run as root, and setpriv is missing")
         prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         os.chown(folder, 65534, 65534)
-        for parent in (folder, *folder.parents):
-            if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-                parent.chmod(0o755 if parent != folder else 0o700)
     data = folder / "data"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    subprocess.run([*prefix, "initdb", "-D", str(data), "-U", "ann", "-A", "trust"], check=True, **quiet)  # type: ignore[call-overload]
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([*prefix, "initdb", "-D", str(data), "-U", "ann", "-A", "trust"], check=True, **quiet)
     port = _free_port()
     words = [*prefix, "postgres", "-D", str(data), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
-    server = subprocess.Popen(words, **quiet)  # type: ignore[call-overload]
+    server = subprocess.Popen(words, **quiet)
     try:
         import psycopg2
 
@@ -131,10 +130,11 @@ def postgres(tmp_path: Path) -> Iterator[str]:
             return True
 
         wait_for(answers, 60, "PostgreSQL")
-        yield f"postgresql://ann:s3cr3t@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://ann:s3cr3t@127.0.0.1:{port}/postgres"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGQUIT)
         server.wait()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow

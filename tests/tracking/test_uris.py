@@ -61,6 +61,11 @@ def test_a_misspelt_scheme_is_recognised() -> None:
         MlflowTracker(uri="htp://ann:secret@host:5000")
 
 
+def test_a_database_whose_driver_is_missing_is_refused_with_its_name() -> None:
+    with pytest.raises(RequestError, match=r"^(?!.*secret).*needs the Python package nosuchdriver,"):
+        MlflowTracker(uri="postgresql+nosuchdriver://ann:secret@host/db")
+
+
 def test_an_experiment_needs_a_name() -> None:
     with pytest.raises(RequestError, match=r"tracker\.experiment"):
         MlflowTracker(experiment=" ")

@@ -148,7 +148,7 @@ def test_someone_elses_network_loads_its_own_state_and_reports_misfits_by_name(t
     network = build(4)
     weights.apply(network, loaded)
     assert torch.equal(network[0].weight, loaded.state["0.weight"])
-    with pytest.raises(RequestError, match=r"0\.weight \(4x3x3x3 in the file, 5x3x3x3 in the network\).* and 1 more"):
+    with pytest.raises(RequestError, match=r"0\.weight \(4x3x3x3 in the file, 5x3x3x3 in the network\)"):
         weights.apply(build(5), loaded)
 
 

@@ -1,0 +1,196 @@
+"""`sr-run`: compose, check, instantiate, train, report.
+
+Everything heavy is imported where it is needed: `--help` answers at once, and a signal during start-up finds its
+handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sr_runner.errors import RequestError, RunError
+from sr_runner.signals import Stopped, StopSignal
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Hydra's own options that only print something, or that we leave to it.
+_TO_HYDRA = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--cfg", "-c", "--resolve")
+_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in args or "-h" in args:
+        from sr_runner.help import page
+        from sr_runner.settings import config_dir
+
+        sys.stdout.write(page(config_dir()) + "\n")
+        return 0
+    stop = StopSignal().install()
+    try:
+        return _run(args, stop)
+    except RequestError as error:
+        return _complain(error, 2)
+    except RunError as error:
+        return _complain(error, 1)
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(args: list[str], stop: StopSignal) -> int:
+    # Networks and losses of one's own lie where one works.
+    sys.path.insert(0, str(Path.cwd()))
+    overrides, options, extra_dirs = _split(args)
+    from sr_runner import logs
+    from sr_runner.composition import check_sweep, composed, normalised, parse
+
+    if any(option in _TO_HYDRA for option in options):
+        return _hydra([*options, *normalised(overrides)])
+    logs.to_console()
+    parsed = parse(normalised(overrides))
+    if "-m" in options or "--multirun" in options:
+        check_sweep(overrides, extra_dirs)
+        return _sweep(overrides, options, extra_dirs)
+    swept = next((o.input_line for o in parsed if o.is_sweep_override()), None)
+    if swept is not None:
+        raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+    config, choices = composed(overrides, extra_dirs)
+    from sr_runner.execution import execute
+
+    execute(config, choices, overrides, stop)
+    return 0
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Overrides, options with their values, and the folders after `--config-dir`."""
+    overrides, options, extra_dirs = [], [], []
+    rest = iter(args)
+    for arg in rest:
+        name, sign, value = arg.partition("=")
+        if not arg.startswith("-"):
+            overrides.append(arg)
+            continue
+        options.append(arg)
+        if name in _WITH_VALUE and not sign:
+            value = next(rest, "")
+            options.append(value)
+        if name in ("--config-dir", "-cd"):
+            if not Path(value).is_dir():
+                raise RequestError(f"--config-dir {value}: there is no such folder")
+            extra_dirs.append(value)
+        known = (*_TO_HYDRA, *_WITH_VALUE, "-m", "--multirun", "--experimental-rerun")
+        if name not in known:
+            from sr_runner.errors import nearest
+
+            raise RequestError(f"{arg}: no such option.{nearest(name, [*known, '--help'])} sr-run --help lists them")
+    return overrides, options, extra_dirs
+
+
+def _hydra(args: list[str]) -> int:
+    """Hand the command line to Hydra; `job` runs once per combination."""
+    import hydra
+
+    from sr_runner.config import register_schema
+    from sr_runner.settings import config_dir
+
+    register_schema()
+    sys.argv = ["sr-run", *args]
+    try:
+        hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
+    except SystemExit as ended:
+        if isinstance(ended, Stopped):
+            raise
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _sweep(overrides: list[str], options: list[str], extra_dirs: list[str]) -> int:
+    from sr_runner.composition import composed, first_of_each, normalised
+    from sr_runner.sweeps import sweep as sweeps
+    from sr_runner.tracking import close_parent
+
+    config, _ = composed(first_of_each(overrides), extra_dirs)
+    resume = config.trainer.resume is not False
+    folder = sweeps.folder_for(Path(config.outputs), overrides, resume=resume)
+    given = next((o for o in overrides if o.startswith("hydra.sweep.dir=")), None)
+    if given is not None:
+        folder = Path(given.partition("=")[2]).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    sweeps.clear_jobs(folder)
+    extra = [] if given else [f"hydra.sweep.dir={folder}"]
+    status, ended = "FAILED", False
+    try:
+        code = _hydra([*options, *normalised(overrides), *extra])
+        jobs = sweeps.read_jobs(folder)
+        failed = any(each.status != "finished" for each in jobs)
+        code = code or int(failed)
+        status, ended = ("FAILED" if code else "FINISHED"), True
+        sys.stdout.write(sweeps.as_text(jobs, folder) + "\n")
+        return code
+    finally:
+        if "MlflowTracker" in str(config.tracker.get("_target_")):
+            uri, outputs = config.tracker.get("uri"), config.outputs
+            close_parent(folder, status if ended else "KILLED", uri=uri, outputs=outputs, wait=120)  # type: ignore[arg-type]
+
+
+def job(config: DictConfig) -> float | None:
+    """One job of a sweep; its validation PSNR is what a sweeper optimises."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from sr_runner import config as configs
+    from sr_runner import logs
+    from sr_runner.composition import absolute
+    from sr_runner.execution import execute
+    from sr_runner.sweeps.sweep import Job, write_job
+    from sr_runner.tracking import SweepParent
+
+    hydra = HydraConfig.get()
+    sweep = Path(hydra.sweep.dir).absolute()
+    folder = sweep / str(hydra.job.num)
+    overrides = list(hydra.overrides.task)
+    shown = [configs.masked_override(override) for override in overrides]
+    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+    stop = StopSignal().install()
+    logs.to_console()
+    path = folder / "job.log"
+    failure: BaseException
+    with logs.to_file(path):
+        try:
+            config = absolute(config)
+            configs.check(config)
+            outcome = execute(config, choices, overrides, stop, SweepParent(sweep, sweep.name))
+        except Stopped:
+            write_job(folder, Job(int(hydra.job.num), shown, "stopped", log=str(path)))
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).error("job %s failed", " ".join(shown), exc_info=True)
+            said = re.sub(r"\s+", " ", f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}")
+            write_job(folder, Job(int(hydra.job.num), shown, "failed", log=str(path), error=said))
+            failure = error
+        else:
+            psnr = outcome.metrics.get("valid/psnr")
+            write_job(folder, Job(int(hydra.job.num), shown, "finished", outcome.identity, str(path), psnr))
+            return psnr
+    raise failure
+
+
+def _complain(error: Exception, status: int) -> int:
+    sys.stderr.write(f"sr-run: {error}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

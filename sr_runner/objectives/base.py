@@ -1,0 +1,34 @@
+"""What the orchestrator asks of an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import nn
+
+from sr_runner.objectives.learner import Learner
+
+MicroBatches: TypeAlias = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""One step's `(lr, hr)` pairs of float tensors in [0, 1], RGB, N x 3 x H x W: several where gradients accumulate."""
+
+MODEL = "model"
+"""The learner whose network is the super-resolution network; every objective has it."""
+
+
+class Objective(Protocol):
+    """A loss and the step that minimises it. Holds no state of the run: that is the learners'."""
+
+    def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
+        """The networks to train, by name: `model` under `MODEL`, and what the objective brings itself.
+
+        `patch_size` is that of the HR patches. Called once, on the CPU, with the run's seed in force.
+        """
+
+    def train_step(
+        self, learners: Mapping[str, Learner], batches: MicroBatches, *, measure: bool
+    ) -> dict[str, torch.Tensor]:
+        """Update every learner once. Returns detached scalars on the device: `loss`, further terms as `loss_<term>`,
+        and, where `measure`, `grad_norm`. Must not wait for the device.
+        """

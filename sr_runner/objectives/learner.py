@@ -1,0 +1,144 @@
+"""One network with what trains it: optimizer, schedule, loss scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# How an optimizer computes, as against what: this machine's choice, not the checkpoint's.
+_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+
+
+class Learner:
+    """Calls like its network, and updates it.
+
+    `learner(lr)` runs the (compiled) network under autocast and returns its fp32 output; `backward(loss)` may be
+    called several times; `step()` clips, updates, advances the schedule and clears the gradients.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        *,
+        precision: Precision = "fp32",
+        grad_clip: float | None = None,
+        compile: bool = False,
+    ):
+        """`network` is already on its device. `optimizer` and `scheduler` are called with parameters and optimizer.
+
+        `grad_clip` is the largest gradient norm. fp16 scales the loss, so that small gradients do not vanish.
+        """
+        self.network = network
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters)
+        self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
+        self.grad_clip = grad_clip
+        device = next(network.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device) if precision == "fp16" else None
+        self._forward = torch.compile(network) if compile else network
+        self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
+        if precision in _AUTOCAST:
+            self._autocast = lambda: torch.autocast(device, _AUTOCAST[precision])
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The network's output in fp32, whatever it computes in: a loss in bf16 would lose its last digits."""
+        if self._autocast is None:
+            return self._forward(*inputs)  # type: ignore[no-any-return]
+        with self._autocast():
+            return self._forward(*inputs).float()  # type: ignore[no-any-return]
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, *, measure: bool = False) -> torch.Tensor | None:
+        """Update the network once; the gradient's norm (before clipping) where it is clipped or measured."""
+        norm = None
+        if self.grad_clip is not None or measure:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if self.grad_clip is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer (by parameter name), schedule and loss scaler; the network's weights are not in it."""
+        packed = self.optimizer.state_dict()
+        names = self._names()
+        return {
+            "optimizer": {names[index]: dict(state) for index, state in packed["state"].items()},
+            "groups": [group | {"params": [names[i] for i in group["params"]]} for group in packed["param_groups"]],
+            "scheduler": dict(self.scheduler.state_dict()) if self.scheduler is not None else None,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over everything that `state_dict` gave. Raises `KeyError` where the parameters have other names."""
+        index = {name: position for position, name in enumerate(self._names())}
+        packed = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(
+            {
+                "state": self._moments(state["optimizer"], index),
+                "param_groups": [
+                    saved
+                    | {"params": [index[name] for name in saved["params"]]}
+                    | {key: current[key] for key in _IMPLEMENTATION if key in current}
+                    for saved, current in zip(state["groups"], packed["param_groups"], strict=True)
+                ],
+            }
+        )
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(dict(state["scheduler"]))
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(dict(state["scaler"]))
+
+    def load_moments(self, state: Mapping[str, Any], step: int) -> None:
+        """For a fork: the optimizer's moments, under this learner's own settings and its schedule at `step`."""
+        own = [dict(group) for group in self.optimizer.state_dict()["param_groups"]]
+        index = {name: position for position, name in enumerate(self._names())}
+        known = {name: entry for name, entry in state["optimizer"].items() if name in index}
+        self.optimizer.load_state_dict({"state": self._moments(known, index), "param_groups": own})
+        for _ in range(step if self.scheduler is not None else 0):
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # no update was skipped: do not warn
+            self.scheduler.step()  # type: ignore[union-attr]
+
+    def _moments(self, saved: Mapping[str, Mapping[str, Any]], index: Mapping[str, int]) -> dict[int, dict[str, Any]]:
+        """An optimizer's state per parameter, laid out in memory like its parameter: fused kernels walk over both as
+        one array and would mix up the values of a channels_last weight and a contiguous moment."""
+        parameters = dict(self.network.named_parameters())
+
+        def like(parameter: torch.Tensor, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                return value
+            return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+        return {index[n]: {k: like(parameters[n], v) for k, v in entry.items()} for n, entry in saved.items()}
+
+    def _names(self) -> list[str]:
+        """Parameter names in the order in which the optimizer numbers them."""
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,426 @@
+"""The Orchestrator: the loop that trains, logs, evaluates and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from sr_runner import device as devices
+from sr_runner.checkpoint import CheckpointManager, SaveReport, TrainingState
+from sr_runner.data import PairData, to_batch
+from sr_runner.ema import Ema
+from sr_runner.errors import RunError
+from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
+from sr_runner.inference.tiling import Interrupted, upscale_tiled
+from sr_runner.objectives import Learner, MicroBatches, Objective
+from sr_runner.objectives.base import MODEL
+from sr_runner.progress import Progress
+from sr_runner.settings import TrainerSettings
+from sr_runner.signals import StopSignal
+from sr_runner.tracking import RunRecord, Tracker
+from sr_runner.weights import describe
+
+log = logging.getLogger(__name__)
+
+
+class LearnerFactory(Protocol):
+    """Makes the learner of one network (by name): the orchestrator does not know where optimizers come from."""
+
+    def __call__(self, name: str, network: nn.Module, /) -> Learner: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    state: TrainingState | None = None
+    fork: bool = False
+    """`state` is another run's: take weights and moments, keep this run's own settings and schedule."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last evaluation's means, `valid/psnr` and so on."""
+    scores: tuple[Score, ...] = ()
+    """The last evaluation, image by image."""
+    bicubic: tuple[Score, ...] = ()
+    """The same images enlarged by MATLAB bicubic."""
+
+
+@dataclass
+class Window:
+    """What happened since the last point of `train/*`. Part of the checkpoint, so that a resume splits no mean."""
+
+    losses: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+class Orchestrator:
+    """Trains one network from its parts.
+
+    `train` restores, takes batches from the data at exactly that step, calls `train_step` on each, and on its
+    cadence logs, evaluates and saves.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        objective: Objective,
+        learner: LearnerFactory,
+        data: PairData,
+        tracker: Tracker,
+        checkpoints: CheckpointManager | None,
+        settings: TrainerSettings,
+        save_every: int | None = None,
+        device: torch.device | None = None,
+        stop: StopSignal | None = None,
+        config: str = "",
+        facts: Mapping[str, Any] | None = None,
+    ):
+        """`model` maps LR to SR batches in [0, 1]. `config` (YAML) and `facts` (plain data) go into checkpoints."""
+        self.device = device or torch.device("cpu")
+        self.settings, self.data, self.tracker, self.checkpoints = settings, data, tracker, checkpoints
+        self.objective, self.stop, self.config, self.facts = objective, stop or StopSignal(), config, dict(facts or {})
+        self.save_every = save_every or settings.eval_every
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        networks = objective.networks(model, patch_size=data.patch_size)
+        self.learners = {
+            name: learner(name, network.to(self.device).to(memory_format=memory_format).train())  # type: ignore[call-overload]
+            for name, network in networks.items()
+        }
+        self.model = networks[MODEL]
+        self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.step = 0
+        self.recording = False
+        self.evaluated_at = 0
+        self.best: dict[str, float] = {}
+        self.scores: tuple[Score, ...] = ()
+        self.bicubic: tuple[Score, ...] = ()
+        self._window = Window()
+        self._saved = (0, 0)  # step, and the step of the evaluation that came with it
+        self._mark = time.perf_counter(), 0.0
+        self._progress: Progress | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._drawing: list[Future[None]] = []
+
+    # -- the four verbs --------------------------------------------------------------------------------------------
+
+    def train(self, run: RunRecord, start: Start | None = None) -> Result:
+        """Train up to `settings.steps` and return the result. Raises `Stopped` after a stopping signal was heeded."""
+        settings, count = self.settings, self.data.batch_size * self.settings.accumulate
+        start = start or Start()
+        if start.state is not None:
+            self.restore(start.state, fork=start.fork)
+        own = start.state.training.get("tracker") if start.state is not None and not start.fork else None
+        self._run_dir = run.run_dir
+        self.tracker.start(dataclasses.replace(run, resumed_at=self.step if own is not None else 0, state=own))
+        self.recording = True
+        with (
+            self.stop.deferred(),
+            self.data.batches(self.step * count, count, pin_memory=self.device.type == "cuda") as loader,
+        ):
+            self._progress = Progress(total=settings.steps, step=self.step, batch_size=count)
+            try:
+                if self.checkpoints is not None:
+                    self.checkpoints.prepare(self._state())
+                if self.step and self._due(settings.eval_every) and self.evaluated_at != self.step:
+                    self.evaluate()  # a signal had cut it short
+                    if self._due(self.save_every):
+                        self.save()
+                self._stop_if_asked()
+                self._mark = time.perf_counter(), loader.wait_seconds
+                while self.step < settings.steps:
+                    lr, hr = next(loader)
+                    self.train_step(self._micro_batches(lr, hr))
+                    if self._due(settings.log_every):
+                        self._log(loader.wait_seconds)
+                    if self._due(settings.eval_every):
+                        self.evaluate()
+                    if self._due(self.save_every):
+                        self.save()
+                    self._progress.advance(self.step)
+                    if self.stop.requested:
+                        self._take_time(loader.wait_seconds)
+                        self._stop_if_asked()
+                self._flush_pictures()
+                if self.checkpoints is not None:
+                    self.checkpoints.wait()
+            finally:
+                self._progress.close()
+                self._background.shutdown(wait=True)
+                if self.checkpoints is not None:
+                    self.checkpoints.close()
+        return self.result()
+
+    def train_step(self, batches: MicroBatches) -> None:
+        """One update of the weights, from float batches on the device."""
+        self.step += 1
+        measure = self._due(self.settings.log_every)
+        terms = self.objective.train_step(self.learners, batches, measure=measure)
+        if self.ema is not None:
+            self.ema.update()
+        self._window.losses.append(terms)
+
+    def restore(self, state: TrainingState, *, fork: bool = False) -> None:
+        """Become what `state` says; with `fork`, take its weights and moments and keep this run's own settings."""
+        training = state.training
+        self.step = state.step
+        try:
+            self._load_weights(state, fork)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise RunError(
+                f"the checkpoint of step {state.step} does not fit the networks and optimizers of this config: {error}"
+            ) from error
+        devices.restore_random_state(training["random"])
+        self.evaluated_at = self.step if fork else training["evaluated_at"]
+        if not fork:
+            self.best = dict(training["best"])
+            self.scores = tuple(Score(**row) for row in training["scores"])
+            self.bicubic = tuple(Score(**row) for row in training["bicubic"])
+            window = training["window"]
+            self._window = Window(
+                [dict(zip(window["losses"], row, strict=True)) for row in _rows(window["losses"])],
+                window["seconds"],
+                window["waited"],
+            )
+            self._saved = (self.step, self.evaluated_at)
+        self._warn_of_other_environment(training.get("environment", {}))
+
+    def save(self, *, wait: bool = False) -> None:
+        """Hand the state to the Checkpoint Manager; returns after the snapshot, or with `wait` after the commit."""
+        if self.checkpoints is None:
+            return
+        if self._saved != (self.step, self.evaluated_at):
+            self._raise_if_not_finite()
+            self.checkpoints.save(self._state())
+            self._saved = (self.step, self.evaluated_at)
+        if wait:
+            self.checkpoints.wait()
+
+    # -- on the cadence --------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> Evaluation | None:
+        """Score the validation images with the weights that are exported; None where a signal cut it short."""
+        pairs = self.data.valid
+        if not len(pairs):
+            self.evaluated_at = self.step
+            return None
+        began = time.perf_counter()
+        network = self.ema.network if self.ema is not None else self.model
+        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images differ in size
+        network.eval()
+        try:
+            stopping = partial(getattr, self.stop, "requested")
+            upscale = partial(upscale_tiled, network, scale=self.data.scale, should_stop=stopping)
+            drawn = {pair.name for pair in pairs[: self.settings.pictures]}
+            strips: list[Callable[[], None]] = []
+
+            def keep(pair: Any, sr: np.ndarray, score: Score) -> None:
+                if pair.name in drawn:
+                    strips.append(partial(self._draw, self.step, pair, sr))
+
+            evaluation = evaluate(
+                upscale, pairs, crop=self.data.scale, device=self.device, on_image=keep, should_stop=stopping
+            )
+        except Interrupted:
+            return None
+        finally:
+            network.train(self.ema is None)
+            torch.backends.cudnn.benchmark = benchmark
+        if len(self.bicubic) != len(pairs):
+            enlarge = partial(bicubic_upscale, scale=self.data.scale)
+            self.bicubic = tuple(evaluate_images(pairs, enlarge, crop=self.data.scale).scores)
+        self.scores, self.evaluated_at = tuple(evaluation.scores), self.step
+        metrics = self._evaluation_metrics()
+        self.tracker.log(self.step, metrics)
+        self._drawing += [self._background.submit(strip) for strip in strips]
+        if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
+            self.best = metrics | {"step": float(self.step)}
+        if self._progress is not None:
+            self._progress.note(PSNR=f"{metrics['valid/psnr']:.2f}")
+            self._progress.pause(time.perf_counter() - began)
+        log.info(
+            "step %d: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s",
+            self.step, *metrics.values(), len(pairs), time.perf_counter() - began,
+        )  # fmt: skip
+        self._mark = self._mark[0] + time.perf_counter() - began, self._mark[1]
+        return evaluation
+
+    def result(self) -> Result:
+        metrics = self._evaluation_metrics() if self.scores else {}
+        return Result(self.step, metrics, self.scores, self.bicubic)
+
+    def save_failed(self, step: int, in_a_row: int) -> None:
+        """Called by the Checkpoint Manager when a write failed; training goes on."""
+        self.tracker.log(step, {"checkpoint/failures": float(in_a_row)})
+
+    def saved(self, report: SaveReport) -> None:
+        """Called by the Checkpoint Manager just before a commit: what belongs to that step is recorded by then."""
+        self._flush_pictures()
+        if report.step % self.save_every == 0 or report.step == self.settings.steps:
+            costs = {"stall_seconds": report.stall_seconds, "write_seconds": report.write_seconds}
+            self.tracker.log(report.step, {f"checkpoint/{key}": value for key, value in costs.items()})
+        self.tracker.sync()
+
+    def _load_weights(self, state: TrainingState, fork: bool) -> None:
+        raw = dict(state.training["networks"])
+        if self.ema is not None:
+            self.ema.network.load_state_dict(state.model)
+        raw.setdefault(MODEL, state.model)
+        for name, learner in self.learners.items():
+            if fork and name not in raw:
+                continue  # a network that the other run did not have
+            learner.network.load_state_dict(raw[name])
+            if fork:
+                learner.load_moments(state.training["learners"][name], self.step)
+            else:
+                learner.load_state_dict(state.training["learners"][name])
+
+    # -- details ---------------------------------------------------------------------------------------------------
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps
+
+    def _micro_batches(self, lr: torch.Tensor, hr: torch.Tensor) -> MicroBatches:
+        size = self.data.batch_size
+        put = partial(to_batch, device=self.device, channels_last=self.settings.channels_last)
+        if self.settings.accumulate == 1:
+            return ((put(lr), put(hr)),)
+        return [(put(a), put(b)) for a, b in zip(torch.split(lr, size), torch.split(hr, size), strict=True)]
+
+    def _log(self, waited: float) -> None:
+        """One point per metric: means and rates since the point before. The only place where the loop waits for the
+        device."""
+        self._take_time(waited)
+        self._raise_if_not_finite()
+        window, count = self._window, self.data.batch_size * self.settings.accumulate
+        names = [name for name in window.losses[-1] if name != "grad_norm"]
+        columns = {name: torch.stack([terms[name] for terms in window.losses]).tolist() for name in names}
+        metrics = {f"train/{name}": sum(values) / len(values) for name, values in columns.items()}
+        metrics["train/lr"] = self._lr
+        if "grad_norm" in window.losses[-1]:
+            metrics["train/grad_norm"] = float(window.losses[-1]["grad_norm"])
+        metrics["train/images_per_second"] = count * len(window.losses) / max(window.seconds, 1e-9)
+        metrics["train/data_wait"] = min(1.0, window.waited / max(window.seconds, 1e-9))
+        self.tracker.log(self.step, metrics)
+        if self._progress is not None:
+            self._progress.note(loss=f"{metrics['train/loss']:.4f}")
+        if self.checkpoints is not None:
+            self.checkpoints.check()
+        if self.step % self.settings.log_every == 0:  # a last, partial window stays open: the run may be extended
+            self._window = Window()
+
+    def _take_time(self, waited: float) -> None:
+        now = time.perf_counter()
+        self._window.seconds += now - self._mark[0]
+        self._window.waited += waited - self._mark[1]
+        self._mark = now, waited
+
+    def _raise_if_not_finite(self) -> None:
+        if not self._window.losses:
+            return
+        losses = torch.stack([terms["loss"] for terms in self._window.losses])
+        if bool(torch.isfinite(losses).all()):
+            return
+        index = int((~torch.isfinite(losses)).nonzero()[0])
+        step, count = self.step - len(losses) + 1 + index, self.data.batch_size * self.settings.accumulate
+        raise RunError(
+            f"the loss is {float(losses[index])} at step {step} (samples {(step - 1) * count} to {step * count - 1}). "
+            "Checkpoints before it stay. A smaller optimizer.lr, trainer.grad_clip or trainer.precision=fp32 may help"
+        )
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.requested:
+            log.warning("stopping on signal %d at step %d", self.stop.signum, self.step)
+            if self.step > 0:
+                self.save(wait=True)
+            self.stop.raise_if_requested()
+
+    @property
+    def _lr(self) -> float:
+        """The rate that the next step takes."""
+        return self.learners[MODEL].lr
+
+    def _evaluation_metrics(self) -> dict[str, float]:
+        return {f"valid/{name}": value for name, value in Evaluation(list(self.scores)).mean.items()}
+
+    def _state(self) -> TrainingState:
+        networks = {name: learner.network.state_dict() for name, learner in self.learners.items()}
+        raw = networks.pop(MODEL)
+        if self.ema is not None:
+            networks[MODEL] = raw
+            raw = self.ema.network.state_dict()
+        names = [name for name in self._window.losses[-1] if name != "grad_norm"] if self._window.losses else []
+        training = {
+            "step": self.step,
+            "networks": networks,
+            "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
+            "random": devices.random_state(),
+            "window": {
+                "losses": {name: torch.stack([terms[name] for terms in self._window.losses]) for name in names},
+                "seconds": self._window.seconds,
+                "waited": self._window.waited,
+            },
+            "evaluated_at": self.evaluated_at,
+            "best": self.best,
+            "scores": [dataclasses.asdict(score) for score in self.scores],
+            "bicubic": [dataclasses.asdict(score) for score in self.bicubic],
+            "tracker": self.tracker.state(),
+            "environment": self._environment(),
+        }
+        metrics = self._evaluation_metrics() if self.evaluated_at == self.step and self.scores else {}
+        return TrainingState(self.step, raw, training | self.facts, self.config, describe(self.model), metrics)
+
+    def _draw(self, step: int, pair: Any, sr: np.ndarray) -> None:
+        try:
+            folder = self._run_dir / "pictures"
+            folder.mkdir(exist_ok=True)
+            path = folder / f"step-{step:08d}-{Path(pair.name).stem}.png"
+            picture_strip(pair.lr, sr, pair.hr, scale=self.data.scale).save(path)
+            self.tracker.picture(step, f"valid/{Path(pair.name).stem}", path)
+        except OSError as error:
+            log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)
+
+    def _flush_pictures(self) -> None:
+        while self._drawing:
+            self._drawing.pop(0).result()
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "compile": self.settings.compile,
+            "channels_last": self.settings.channels_last,
+        }
+
+    def _warn_of_other_environment(self, saved: Mapping[str, Any]) -> None:
+        now = self._environment()
+        changed = [f"{key} {saved[key]} -> {now[key]}" for key in now if key in saved and saved[key] != now[key]]
+        if changed:
+            log.warning(
+                "resumed under other conditions (%s): the result may differ in the last bits from an unbroken run",
+                ", ".join(changed),
+            )
+
+
+def _rows(columns: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    return list(zip(*(column.unbind() for column in columns.values()), strict=True)) if columns else []

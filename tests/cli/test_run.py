@@ -1,0 +1,281 @@
+"""sr-run as people use it: train, look, extend, resume, sweep, use from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from support import TINY, SrRun, command, environment
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
+
+
+def runs(folder: Path) -> list:
+    found = client(folder)
+    return found.search_runs([experiment.experiment_id for experiment in found.search_experiments()])
+
+
+def final_bytes(outputs: Path) -> list[bytes]:
+    (attempt,) = (outputs / "checkpoints").glob("*/*")
+    newest = max(attempt.glob("step-*"))
+    return [(newest / name).read_bytes() for name in ("model.safetensors", "training.safetensors")]
+
+
+def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, tmp_path: Path) -> None:
+    done = sr_run(*TINY)
+    (folder,) = (tmp_path / "outputs" / "runs").glob("edsr-x2-*/a0001-*")
+    assert "chelsea" in done.stdout and "bicubic" in done.stdout
+    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/outputs/mlflow.db" in done.stdout
+    (checkpoint,) = (tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000006")
+    assert str(checkpoint) in done.stdout
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "config.yaml", "manifest.json", "model.safetensors", "state.json", "training.safetensors",
+    ]  # fmt: skip
+
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.lr"] == "0.001" and run.data.params["model.num_filters"] == "8"
+    assert run.data.tags["sr_run.status"] == "finished" and run.data.tags["sr_run.identity"] == folder.parent.name
+    assert run.inputs.dataset_inputs[0].dataset.name == "sample"
+    for key in ("train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait"):
+        assert [point.step for point in client(tmp_path).get_metric_history(run.info.run_id, key)] == [2, 4, 6], key
+    for key in ("valid/psnr", "valid/ssim", "valid/psnr_y", "valid/ssim_y", "checkpoint/stall_seconds"):
+        assert [point.step for point in client(tmp_path).get_metric_history(run.info.run_id, key)] == [3, 6], key
+    names = {item.path for item in client(tmp_path).list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "overrides.txt", "run.log", "images.csv", "images"} <= names
+    assert len(list((folder / "pictures").glob("*.png"))) == 2
+
+
+def test_a_complete_run_is_reported_again_and_nothing_is_trained(sr_run: SrRun, tmp_path: Path) -> None:
+    first = sr_run(*TINY)
+    before = final_bytes(tmp_path / "outputs")
+    again = sr_run(*TINY, "trainer.resume=true")
+    assert "complete already" in again.stderr and final_bytes(tmp_path / "outputs") == before
+    table = [line for line in first.stdout.splitlines() if "dB" in line]
+    assert table and table == [line for line in again.stdout.splitlines() if "dB" in line]
+    assert len(runs(tmp_path)) == 1 and runs(tmp_path)[0].info.status == "FINISHED"
+
+
+def test_a_finished_run_is_extended_to_the_same_bytes_as_one_that_was_long_from_the_start(
+    sr_run: SrRun, tmp_path: Path
+) -> None:
+    constant = (*TINY, "scheduler=multistep", "scheduler.milestones=[4]")
+    sr_run(*constant, "outputs=extended")
+    sr_run(*constant, "outputs=extended", "trainer.resume=true", "trainer.steps=9")
+    sr_run(*constant, "outputs=long", "trainer.steps=9")
+    assert final_bytes(tmp_path / "extended") == final_bytes(tmp_path / "long")
+
+
+def test_resume_false_starts_a_fresh_attempt_and_leaves_the_older_one_alone(sr_run: SrRun, tmp_path: Path) -> None:
+    sr_run(*TINY)
+    (first,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")
+    before = {path: path.read_bytes() for path in first.rglob("*.safetensors")}
+    sr_run(*TINY)
+    attempts = sorted((tmp_path / "outputs" / "checkpoints").glob("*/*"))
+    assert len(attempts) == 2 and len(runs(tmp_path)) == 2
+    assert all(path.read_bytes() == content for path, content in before.items())
+    newest = {path.name: path.read_bytes() for path in max(attempts).rglob("step-00000006/*.safetensors")}
+    assert newest == {path.name: content for path, content in before.items() if "step-00000006" in str(path)}
+
+
+def test_resume_without_a_run_starts_one_and_names_the_keys_of_near_misses(sr_run: SrRun) -> None:
+    sr_run(*TINY, "tracker=none")
+    done = sr_run(*TINY, "tracker=none", "trainer.resume=true", "optimizer.weight_decay=0.1")
+    assert "nothing to resume" in done.stderr
+    assert "near miss" in done.stderr and "optimizer.weight_decay=0.1 (there 0.0)" in done.stderr
+
+
+def test_resuming_one_run_with_another_config_is_refused_unless_asked_for_as_a_fork(
+    sr_run: SrRun, tmp_path: Path
+) -> None:
+    sr_run(*TINY, "tracker=none")
+    (identity,) = (path.name for path in (tmp_path / "outputs" / "runs").iterdir())
+    other = (*TINY, f"trainer.resume={identity}", "optimizer.weight_decay=0.1", "trainer.steps=9")
+    refused = sr_run(*other, "tracker=none", code=2)
+    assert "optimizer.weight_decay: 0.1 here, 0.0 there" in refused.stderr
+    sr_run(*other, "trainer.allow_changes=true")
+    assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 2
+    assert runs(tmp_path)[0].data.tags["sr_run.forked_from"].startswith(identity)
+
+
+def test_without_a_tracker_mlflow_is_never_imported(tmp_path: Path, image_cache: Path) -> None:
+    code = (
+        "import sys, sr_runner; outcome = sr_runner.train(sys.argv[1:]);"
+        "assert outcome.step == 6 and outcome.psnr > 5;"
+        "assert not any(name == 'mlflow' or name.startswith('mlflow.') for name in sys.modules)"
+    )
+    arguments = [*TINY, "tracker=none", f"data.cache_dir={image_cache}"]
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment(), check=True, timeout=240)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_same(
+    signum: signal.Signals, sr_run: SrRun, tmp_path: Path, image_cache: Path
+) -> None:
+    arguments = (*TINY, "trainer.steps=4000", "trainer.eval_every=4000", "checkpoint.every=1000", "tracker=none")
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(), stderr=log
+    )
+    wait_for_step(tmp_path / "outputs", process)
+    time.sleep(0.3)
+    process.send_signal(signum)
+    assert process.wait(60) == 128 + signum
+    (attempt,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")
+    stopped_at = int(max(attempt.glob("step-*")).name.removeprefix("step-"))
+    assert stopped_at % 1000 != 0 or stopped_at < 4000
+    sr_run(*arguments, "trainer.resume=true")
+    sr_run(*arguments, "outputs=unbroken")
+    assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
+
+
+def wait_for_step(outputs: Path, process: subprocess.Popen, timeout: float = 120) -> None:
+    """Until the first checkpoint is there: training is under way."""
+    began = time.monotonic()
+    while not list(outputs.glob("checkpoints/*/*/step-*/manifest.json")):
+        assert process.poll() is None and time.monotonic() - began < timeout
+        time.sleep(0.02)
+
+
+def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_made_up_for(
+    sr_run: SrRun, tmp_path: Path, image_cache: Path
+) -> None:
+    """The network is slow on whole images, so that the evaluation takes long enough to be hit."""
+    (tmp_path / "slow_net.py").write_text(
+        "import time, torch\n"
+        "class Slow(torch.nn.Module):\n"
+        "    def __init__(self, scale):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1)\n"
+        "        self.scale = scale\n"
+        "    def forward(self, x):\n"
+        "        time.sleep(0 if self.training else 1.0)\n"
+        "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
+    )
+    tiny = [argument for argument in TINY if not argument.startswith(("model.", "data.valid_images"))]
+    arguments = (*tiny, "model._target_=slow_net.Slow", "trainer.pictures=0")
+    process = subprocess.Popen(
+        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    journal = None
+    while journal is None or '"step":2' not in journal.read_text().replace(" ", ""):
+        assert process.poll() is None, process.communicate()[1]
+        journal = next((tmp_path / "outputs" / "runs").glob("*/*/journal.jsonl"), None)
+        time.sleep(0.02)
+    time.sleep(0.4)  # step 3 is done and its evaluation (two images, a second each) is under way
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait(30) == 143
+    assert time.monotonic() - began < 20
+    (state,) = (tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000003/state.json")
+    assert json.loads(state.read_text())["evaluated_at"] == 0
+    sr_run(*arguments, "trainer.resume=true")
+    sr_run(*arguments, "outputs=unbroken")
+    assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
+    run = runs(tmp_path)[0]
+    assert [p.step for p in client(tmp_path).get_metric_history(run.info.run_id, "valid/psnr")] == [3, 6]
+
+
+def test_a_second_ctrl_c_exits_at_once(tmp_path: Path, image_cache: Path) -> None:
+    """The evaluation sits in one call for a minute, so that the first signal cannot be heeded yet."""
+    (tmp_path / "stuck_net.py").write_text(
+        "import pathlib, time, torch\n"
+        "class Stuck(torch.nn.Module):\n"
+        "    def __init__(self, scale):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1)\n"
+        "        self.scale = scale\n"
+        "    def forward(self, x):\n"
+        "        if not self.training:\n"
+        "            pathlib.Path('evaluating').touch()\n"
+        "            time.sleep(60)\n"
+        "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
+    )
+    tiny = [argument for argument in TINY if not argument.startswith("model.")]
+    process = subprocess.Popen(
+        command(*tiny, "model._target_=stuck_net.Stuck", "tracker=none", f"data.cache_dir={image_cache}"),
+        cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (tmp_path / "evaluating").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+
+
+def test_a_second_process_on_the_same_run_is_refused_by_host_and_process(
+    sr_run: SrRun, tmp_path: Path, image_cache: Path
+) -> None:
+    arguments = (*TINY, "trainer.steps=100000", "trainer.eval_every=100000", "checkpoint.every=50", "tracker=none")
+    process = subprocess.Popen(
+        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(),
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for_step(tmp_path / "outputs", process)
+        refused = sr_run(*arguments, "trainer.resume=true", code=2)
+        assert f"process {process.pid} on {os.uname().nodename}" in refused.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_sweep_gives_runs_of_their_own_under_one_parent_and_goes_on_past_a_failed_job(
+    sr_run: SrRun, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def __init__(self, scale):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(3, 3, 3)\n"
+        "    def forward(self, x):\n"
+        "        raise ArithmeticError('this network is broken')\n"
+    )
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "broken.yaml").write_text("_target_: broken.Broken\nscale: ${scale}\n")
+    tiny = [argument for argument in TINY if not argument.startswith("model.")]
+    done = sr_run("-m", "--config-dir", "mine", "model=wdsr_a,broken,wdsr_b", *tiny, "trainer.steps=3", code=1)
+    assert "2 of 3 jobs finished" in done.stdout and "this network is broken" in done.stdout
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert "ArithmeticError: this network is broken" in (folder / "1" / "job.log").read_text()
+    assert len(list((tmp_path / "outputs" / "checkpoints").glob("*/*"))) == 2
+    everything = runs(tmp_path)
+    (parent,) = (run for run in everything if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in everything if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert sorted(run.info.status for run in children) == ["FAILED", "FINISHED", "FINISHED"]
+    assert parent.info.status == "FAILED"
+    assert len({run.data.tags["sr_run.identity"] for run in children}) == 3
+
+
+def test_own_network_loss_and_optimizer_are_a_target_away(sr_run: SrRun, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def __init__(self, scale, width=8):\n"
+        "        super().__init__(torch.nn.Conv2d(3, width, 3, padding=1), torch.nn.ReLU(),\n"
+        "            torch.nn.Conv2d(width, 3 * scale ** 2, 3, padding=1), torch.nn.PixelShuffle(scale))\n"
+        "class Charbonnier(torch.nn.Module):\n"
+        "    def forward(self, sr, hr):\n"
+        "        return torch.sqrt((sr - hr) ** 2 + 1e-6).mean()\n"
+    )
+    tiny = [argument for argument in TINY if not argument.startswith("model.")]
+    done = sr_run(
+        *tiny, "model._target_=mine.Net", "+model.width=12", "objective.loss._target_=mine.Charbonnier",
+        "optimizer._target_=torch.optim.RMSprop", "~optimizer.betas", "~optimizer.fused", "tracker=none",
+    )  # fmt: skip
+    assert "Identity" in done.stdout

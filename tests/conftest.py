@@ -1,0 +1,51 @@
+"""What every test may use: the real `sr-run` in a process of its own, and photographs."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other; before torch is imported
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import SrRun, command, environment
+
+
+@pytest.fixture(scope="session")
+def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded photographs, shared by the tests of one worker."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def sr_run(tmp_path: Path, image_cache: Path) -> SrRun:
+    """`sr_run("key=value", ..., code=0)` in `tmp_path`; fails the test where the exit status is another."""
+
+    def run(*arguments: str, code: int | None = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        known = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+        cache = () if "data.cache_dir" in known else (f"data.cache_dir={image_cache}",)
+        done = subprocess.run(
+            command(*arguments, *cache), cwd=tmp_path, env=environment(), capture_output=True, text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        if code is not None:
+            assert done.returncode == code, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder with three small pictures that have structure at every scale."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index, size in enumerate([(96, 80), (64, 100), (72, 72)]):
+        coarse = generator.integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
