@@ -37,12 +37,17 @@ class Canvas:
     def of(cls, hr: Tensor, scale: int) -> Canvas:
         """HR pictures (N x 3 x H x W in [0, 1]) before any step."""
         count, _, height, width = hr.shape
-        sizes = (np.full(count, side, dtype=np.int64) for side in (height, width))
-        return cls(hr, *sizes, (height, width), (height // scale, width // scale))
+        heights, widths = np.full(count, height, dtype=np.int64), np.full(count, width, dtype=np.int64)
+        return cls(hr, heights, widths, (height, width), (height // scale, width // scale))
 
     @property
     def device(self) -> torch.device:
         return self.pixels.device
+
+    @property
+    def scale(self) -> float:
+        """HR size by LR size."""
+        return self.original[0] / self.target[0]
 
     def with_pixels(self, pixels: Tensor) -> Canvas:
         """The same sizes with other pixels."""
@@ -51,9 +56,7 @@ class Canvas:
     def select(self, chosen: npt.NDArray[np.bool_]) -> Canvas:
         """The pictures at which `chosen` (N) is true."""
         index = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
-        return replace(
-            self, pixels=self.pixels[index], heights=self.heights[chosen], widths=self.widths[chosen]
-        )
+        return replace(self, pixels=self.pixels[index], heights=self.heights[chosen], widths=self.widths[chosen])
 
     def merge(self, chosen: npt.NDArray[np.bool_], other: Canvas) -> Canvas:
         """These pictures with those of `other` in the places at which `chosen` is true; the canvas fits both."""
@@ -74,7 +77,7 @@ class Canvas:
         return tall.gather(3, column[:, None, None, :].expand(count, channels, row.shape[1], column.shape[1]))
 
 
-def per_picture(values: Floats, like: Tensor) -> Tensor:
+def per_picture(values: npt.NDArray[np.floating], like: Tensor) -> Tensor:
     """One number a picture, shaped to be combined with N x 3 x H x W pixels."""
     return torch.from_numpy(values).to(like.device, like.dtype).view(-1, 1, 1, 1)
 
@@ -102,8 +105,8 @@ class Draw:
         """For the samples at which `chosen` is true."""
         return Draw(self._key, self._n[chosen])
 
-    def uniform(self, name: int, low: float = 0, high: float = 1) -> Floats:
-        """One number in [low, high) a sample; `name` tells a step's draws apart."""
+    def uniform(self, name: int, low: Floats | float = 0, high: Floats | float = 1) -> Floats:
+        """One number in [low, high) a sample; `name` (an integer) tells a step's draws apart."""
         return low + (high - low) * counter.uniform(counter.bits(self._key, name, self._n))
 
     def below(self, name: int, bound: int) -> Integers:

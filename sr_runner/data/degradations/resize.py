@@ -6,7 +6,7 @@ Resampling along an axis is a product with a small matrix; the matrices of a bat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,8 +49,8 @@ class Resize:
         if self.relative_to not in ("current", "hr", "lr"):
             raise RequestError(f"data.degradation: relative_to={self.relative_to!r} must be current, hr or lr.")
         for method in self.methods:
-            if method not in _WEIGHTS:
-                raise RequestError(f"data.degradation: methods has {method!r}; there are {', '.join(_WEIGHTS)}.")
+            if method not in METHODS:
+                raise RequestError(f"data.degradation: methods has {method!r}; there are {', '.join(METHODS)}.")
 
     @property
     def _range(self) -> tuple[float, float]:
@@ -81,7 +81,9 @@ class Resize:
         else:
             kind = draw.choice(1, np.asarray(self.probabilities, dtype=np.float64))
             position = draw.uniform(0)
-            factor = np.select([kind == 0, kind == 1], [1 + position * (max(high, 1) - 1), low + position * (1 - low)], 1.0)
+            factor = np.select(
+                [kind == 0, kind == 1], [1 + position * (max(high, 1) - 1), low + position * (1 - low)], 1.0
+            )
         return 1 / factor if self.inverse else factor
 
 
@@ -89,19 +91,74 @@ def resize(
     canvas: Canvas, heights: Integers, widths: Integers, methods: Sequence[str], extent: tuple[int, int]
 ) -> Canvas:
     """Each picture to `heights` x `widths` by its method, on a canvas of `extent`, which must hold them all."""
-    rows = _matrices(canvas.heights, heights, methods, canvas.pixels.shape[2], extent[0])
-    columns = _matrices(canvas.widths, widths, methods, canvas.pixels.shape[3], extent[1])
+    rows = _matrices(canvas.heights, heights, methods, canvas.pixels.shape[2], extent[0], canvas.pixels)
+    columns = _matrices(canvas.widths, widths, methods, canvas.pixels.shape[3], extent[1], canvas.pixels)
     count, channels, height, width = canvas.pixels.shape
-    left, right = (matrix.to(canvas.device, canvas.pixels.dtype) for matrix in (rows, columns))
-    pixels = canvas.pixels.nan_to_num(0.0) if count == 0 else canvas.pixels
-    wide = torch.bmm(pixels.reshape(count, channels * height, width), right.transpose(1, 2))
-    tall = torch.matmul(left[:, None], wide.view(count, channels, height, extent[1]))
+    wide = torch.bmm(canvas.pixels.reshape(count, channels * height, width), columns.transpose(1, 2))
+    tall = torch.matmul(rows[:, None], wide.view(count, channels, height, extent[1]))
     return replace(canvas, pixels=tall, heights=heights, widths=widths)
 
 
-def _matrices(sizes: Integers, sizes_out: Integers, methods: Sequence[str], extent: int, extent_out: int) -> Tensor:
+def _matrices(
+    sizes: Integers, sizes_out: Integers, methods: Sequence[str], extent: int, extent_out: int, like: Tensor
+) -> Tensor:
     """N x extent_out x extent: how much each source pixel gives to each output pixel; rows beyond the sizes are 0."""
     matrices = np.zeros((len(sizes), extent_out, extent), np.float32)
-    for matrix, size, size_out, method in zip(matrices, sizes.tolist(), sizes_out.tolist(), methods, strict=True):
-        matrix[:size_out, :size] = _WEIGHTS[method](size, size_out)
-    return torch.from_numpy(matrices)
+    place = np.arange(extent_out)[None]
+    for method in dict.fromkeys(methods):
+        chosen = np.array([name == method for name in methods])
+        size, size_out = sizes[chosen, None], sizes_out[chosen, None]
+        picture = np.flatnonzero(chosen)[:, None]
+        for index, weight in _TAPS[method](place, size, size_out):
+            matrices[picture, place, np.clip(index, 0, size - 1)] += weight * (place < size_out)
+    return torch.from_numpy(matrices).to(like.device, like.dtype)
+
+
+Taps = Iterator[tuple[Integers, Floats]]
+"""For each output pixel (N x O) the index of one source pixel and its weight; indices outside mean the edge."""
+
+
+def _area(place: Integers, size: Integers, size_out: Integers) -> Taps:
+    start, end = place * size // size_out, -(-(place + 1) * size // size_out)
+    for tap in range(int((end - start).max(initial=0))):
+        yield start + tap, np.where(start + tap < end, 1 / (end - start), 0.0)
+
+
+def _bilinear(place: Integers, size: Integers, size_out: Integers) -> Taps:
+    source = np.maximum((place + 0.5) * size / size_out - 0.5, 0)
+    first = np.floor(source).astype(np.int64)
+    yield first, 1 - (source - first)
+    yield first + 1, source - first
+
+
+def _bicubic(place: Integers, size: Integers, size_out: Integers) -> Taps:
+    source = (place + 0.5) * size / size_out - 0.5
+    first = np.floor(source).astype(np.int64)
+    for tap in range(-1, 3):
+        yield first + tap, _cubic(source - first - tap, -0.75)
+
+
+def _matlab(place: Integers, size: Integers, size_out: Integers) -> Taps:
+    source, shrink = (place + 0.5) * size / size_out - 0.5, np.minimum(size_out / size, 1)
+    taps = math.ceil(4 / shrink.min(initial=1)) + 2
+    start = np.floor(source - 2 / shrink).astype(np.int64)
+    total = sum(_cubic((source - start - tap) * shrink, -0.5) for tap in range(taps))
+    for tap in range(taps):
+        mirrored = (start + tap) % (2 * size)
+        yield np.minimum(mirrored, 2 * size - 1 - mirrored), _cubic((source - start - tap) * shrink, -0.5) / total
+
+
+def _cubic(distance: Floats, a: float) -> Floats:
+    t = np.abs(distance)
+    near, far = ((a + 2) * t - (a + 3)) * t**2 + 1, (((t - 5) * t + 8) * t - 4) * a
+    return np.select([t <= 1, t < 2], [near, far], 0.0)
+
+
+_TAPS: dict[str, Callable[[Integers, Integers, Integers], Taps]] = {
+    "area": _area,
+    "bilinear": _bilinear,
+    "bicubic": _bicubic,
+    "matlab": _matlab,
+}
+
+METHODS = tuple(_TAPS)

@@ -24,16 +24,19 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Sometimes:
-    """`step` with a `probability`, else nothing."""
+    """`step` with a `probability`, else nothing; and nothing at scales that are not among `at_scales`, if given."""
 
     step: Step
     probability: float
+    at_scales: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_probability("probability", self.probability)
 
     def __call__(self, canvas: Canvas, draw: Draw) -> Canvas:
-        return _apply(self.step, canvas, draw.child(0), draw.chance(0, self.probability))
+        if self.at_scales is not None and canvas.scale not in self.at_scales:
+            return canvas
+        return apply_where(self.step, canvas, draw.child(0), draw.chance(0, self.probability))
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Shuffled:
         orders = self.orders(draw)
         for position in range(len(self.steps)):
             for place, step in enumerate(self.steps):
-                canvas = _apply(step, canvas, draw.child(place), orders[:, position] == place)
+                canvas = apply_where(step, canvas, draw.child(place), orders[:, position] == place)
         return canvas
 
     def orders(self, draw: Draw) -> npt.NDArray[np.int64]:
@@ -113,7 +116,7 @@ def check_range(name: str, given: Sequence[float], *, at_least: float, at_most: 
         raise RequestError(f"data.degradation: {name}={list(given)} must be [low, high], {at_least} or more.")
 
 
-def _apply(step: Step, canvas: Canvas, draw: Draw, chosen: npt.NDArray[np.bool_]) -> Canvas:
+def apply_where(step: Step, canvas: Canvas, draw: Draw, chosen: npt.NDArray[np.bool_]) -> Canvas:
     """`step` for the pictures at which `chosen` is true; a batch in which none is skips it."""
     if chosen.all():
         return step(canvas, draw)
