@@ -7,10 +7,14 @@ file cannot claim much memory. Whatever is wrong ends in one `RequestError` that
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import re
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -20,10 +24,14 @@ import torch
 from torch import Tensor
 
 from sr_runner.errors import RequestError
+from sr_runner.weights.hdf5_process import REFUSED
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
 _ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "RAR", b"7z\xbc\xaf": "7-Zip"}
+
+HDF5_SECONDS = 60.0
+"""A file of VGG19 (80 MB) takes about one."""
 
 STATE_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 """Where training codes keep the state dict inside a `.pth`, the better one first (BasicSR: EMA before raw)."""
@@ -58,7 +66,7 @@ def read_tensor_file(path: Path) -> TensorFile:
         if start.startswith(magic):
             _refuse(path, f"is a {name} archive: unpack it and give the weights file inside")
     if start.startswith(_HDF5):
-        read = TensorFile(path, "hdf5", dict(_read_hdf5(path, size)))
+        read = _read_hdf5(path)
     elif len(start) > 8 and start[8:9] == b"{":
         read = _read_safetensors(path)
     elif start.startswith(_ZIP) or start[0] == 0x80:
@@ -137,65 +145,21 @@ def _check_sizes(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
             _refuse(path, f"claims more numbers ({name}: {'x'.join(map(str, tensor.shape))}) than its size can hold")
 
 
-def _read_hdf5(path: Path, size: int) -> Iterator[tuple[str, Tensor]]:
+def _read_hdf5(path: Path) -> TensorFile:
+    """Through a process of its own: there are damaged files over which the HDF5 library loops for ever or crashes."""
+    if importlib.util.find_spec("h5py") is None:
+        raise RequestError(f"{path}: is an HDF5 file, which needs h5py: pip install 'sr-run[keras-weights]'")
+    command = [sys.executable, "-P", str(Path(__file__).with_name("hdf5_process.py")), str(path)]
     try:
-        import h5py
-    except ImportError as error:
-        raise RequestError(f"{path}: is an HDF5 file, which needs h5py: pip install 'sr-run[keras-weights]'") from error
-    try:
-        with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
-            if "layer_names" not in root.attrs and "layer_names0" not in root.attrs:
-                if "layers" in root or "_layer_checkpoint_dependencies" in root:
-                    _refuse(path, "is in Keras 3's layout: save it in the older one, as model.save_weights('x.h5') did")
-                _refuse(path, "is an HDF5 file, but not one that Keras' save_weights wrote (no 'layer_names')")
-            total = 0
-            for layer in _names(path, root, "layer_names", size):
-                group = _hard_link(path, root, layer, h5py.Group)
-                for weight in _names(path, group, "weight_names", size):
-                    dataset = _hard_link(path, group, weight, h5py.Dataset)
-                    total += dataset.size * dataset.dtype.itemsize
-                    if dataset.external or dataset.is_virtual or dataset.dtype.kind not in "fiub":
-                        _refuse(path, f"holds {layer}/{weight} as something else than plain numbers")
-                    if total > size:
-                        _refuse(path, f"claims more numbers ({layer}/{weight}: {dataset.shape}) than its size can hold")
-                    name = weight if weight.split("/")[0] == layer else f"{layer}/{weight}"
-                    yield name, _as_fp32(torch.tensor(np.asarray(dataset[()])))
-    except RequestError:
-        raise
-    except Exception as error:  # HDF5's own errors come as OSError, KeyError, RuntimeError, ValueError, ...
-        _refuse(path, f"is damaged or no Keras weights file ({_brief(error)})", error)
-
-
-def _names(path: Path, group: Any, attribute: str, size: int) -> list[str]:
-    """A list of names; Keras splits one that is too long for an HDF5 header into `attribute0`, `attribute1`, ..."""
-    chunks = [attribute] if attribute in group.attrs else []
-    while f"{attribute}{len(chunks)}" in group.attrs:
-        chunks.append(f"{attribute}{len(chunks)}")
-    names: list[str] = []
-    for chunk in chunks:
-        identifier = group.attrs.get_id(chunk)
-        shape = identifier.shape
-        if shape is None or 0 in shape:
-            continue
-        if len(shape) != 1 or shape[0] > size or identifier.get_storage_size() > size:
-            _refuse(path, f"claims more names ({chunk}: {shape}) than its size can hold")
-        names += [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[chunk]]
-    return names
-
-
-def _hard_link(path: Path, group: Any, name: str, kind: type) -> Any:
-    """`group[name]`, but not where any part of it is a link out of the file, or out of the group."""
-    import h5py
-
-    node = group
-    for part in name.split("/"):
-        if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
-            _refuse(path, f"is damaged: it lists {name} but does not hold it")
-        node = node[part]
-    if not isinstance(node, kind):
-        _refuse(path, f"is damaged: {name} is not a {kind.__name__.lower()}")
-    return node
+        done = subprocess.run(command, capture_output=True, timeout=HDF5_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        _refuse(path, f"is damaged: the HDF5 library found no end to it within {HDF5_SECONDS:g} s", error)
+    if done.returncode == REFUSED:
+        _refuse(path, done.stderr.decode(errors="replace").strip())
+    if done.returncode:
+        _refuse(path, f"is damaged: the HDF5 library broke down over it (exit status {done.returncode})")
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
+        return TensorFile(path, "hdf5", {name: _as_fp32(torch.tensor(arrays[name])) for name in arrays.files})
 
 
 def _as_fp32(tensor: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def test_a_different_residual_scaling_is_noticed_though_the_shapes_agree(tmp_pat
 def test_another_network_is_refused_by_name(tmp_path):
     with pytest.raises(RequestError, match="does not fit edsr: set model=wdsr_b"):
         weights.apply(EDSR(scale=2, **SMALL), saved(WDSRB(scale=2, **SMALL), tmp_path))
-    with pytest.raises(RequestError, match="does not fit edsr$"):
+    with pytest.raises(RequestError, match=r"does not fit edsr$"):
         weights.apply(EDSR(scale=2, **SMALL), saved(Discriminator(patch_size=16, num_filters=2), tmp_path))
 
 
@@ -102,7 +102,9 @@ def test_every_network_transfers_between_scales(tmp_path, name, old, new):
 
 def test_the_transfer_wants_everything_but_the_upsampler_to_fit(tmp_path):
     with pytest.raises(RequestError, match=r"num_res_blocks=3 \(not 2\)\. Set model\.num_res_blocks=3"):
-        weights.apply(EDSR(scale=4, **SMALL), saved(EDSR(scale=2, num_filters=8, num_res_blocks=3), tmp_path), rule="body")
+        weights.apply(
+            EDSR(scale=4, **SMALL), saved(EDSR(scale=2, num_filters=8, num_res_blocks=3), tmp_path), rule="body"
+        )
     with pytest.raises(RequestError, match="Sequential does not say which of its tensors"):
         weights.apply(nn.Sequential(), saved(EDSR(scale=2, **SMALL), tmp_path), rule="body")
 
@@ -162,5 +164,5 @@ def test_parameters_stay_the_same_objects_in_their_memory_format_and_type(tmp_pa
 
 
 def test_an_unknown_rule_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="rule=mathcing: .* Did you mean 'matching'"):
+    with pytest.raises(RequestError, match=r"rule=mathcing: .* Did you mean 'matching'"):
         weights.apply(EDSR(scale=2, **SMALL), saved(EDSR(scale=2, **SMALL), tmp_path), rule="mathcing")

@@ -112,7 +112,7 @@ def test_layers_that_do_not_add_up_to_the_network_are_refused(tmp_path):
     _, layers = originals.keras_srresnet(LR, 8, 3)
     for missing in ("conv2d_3", "batch_normalization_2", "p_re_lu"):
         kept = [layer for layer in layers if layer[0] != missing]
-        with pytest.raises(RequestError, match="the (layers|weights) look like those of .*srresnet"):
+        with pytest.raises(RequestError, match=r"the (layers|weights) look like those of .*srresnet"):
             weights.read(originals.write_h5(tmp_path / "w.h5", kept))
 
 

@@ -146,7 +146,10 @@ def _without(network: nn.Module, name: str) -> dict[str, Tensor]:
         (_without(originals.BasicSrEdsr(2, 4, 2, 1), "conv_last.bias"), "lack tail.bias"),
         (originals.EdsrPytorch(2, 4, 1, 1).state_dict() | {"body.9.odd": torch.zeros(1)}, "also hold body.9.odd"),
         (originals.BasicSrEdsr(2, 4, 1, 1).state_dict() | {"conv_first.weight": torch.zeros(4, 1, 3, 3)}, "3 colour"),
-        (originals.BasicSrEdsr(2, 4, 1, 1).state_dict() | {"upsample.0.weight": torch.zeros(17, 4, 3, 3)}, "17 channels"),
+        (
+            originals.BasicSrEdsr(2, 4, 1, 1).state_dict() | {"upsample.0.weight": torch.zeros(17, 4, 3, 3)},
+            "17 channels",
+        ),
         (originals.BasicSrEdsr(2, 4, 1, 1).state_dict() | {"conv_first.weight": torch.zeros(0, 3, 3, 3)}, "do not fit"),
         (originals.EdsrPytorch(2, 4, 1, 1).state_dict() | {"sub_mean.bias": torch.zeros(3)}, "sub_mean"),
     ],

@@ -168,7 +168,8 @@ class Keras:
         c = x.shape[-1]
         gamma, beta, mean = self.random.uniform(0.5, 1.5, c), self.draw(c), self.draw(c)
         variance = self.random.uniform(0.5, 1.5, c)
-        self.add("batch_normalization", dict(gamma=gamma, beta=beta, moving_mean=mean, moving_variance=variance))
+        weights = {"gamma": gamma, "beta": beta, "moving_mean": mean, "moving_variance": variance}
+        self.add("batch_normalization", weights)
         gamma, variance = gamma.astype(np.float32), variance.astype(np.float32)
         return (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
 
@@ -228,7 +229,15 @@ def keras_edsr(lr: np.ndarray, scale: int, filters: int, blocks: int, scaling: f
 
 
 def keras_wdsr(
-    lr: np.ndarray, kind: str, scale: int, filters: int, blocks: int, expansion: int, scaling: float, *, called: bool = True
+    lr: np.ndarray,
+    kind: str,
+    scale: int,
+    filters: int,
+    blocks: int,
+    expansion: int,
+    scaling: float,
+    *,
+    called: bool = True,
 ) -> tuple[np.ndarray, list[Layer]]:
     m = Keras()
 

@@ -93,7 +93,7 @@ def test_the_hash_in_a_urls_name_is_checked(server, model_file, tmp_path):
     (www / f"good-{digest[:8]}.safetensors").write_bytes(model_file.read_bytes())
     (www / "bad-0badc0de.safetensors").write_bytes(model_file.read_bytes())
     assert weights.read(f"{url}/good-{digest[:8]}.safetensors").network == "edsr"
-    with pytest.raises(RequestError, match="cannot be downloaded .*hash"):
+    with pytest.raises(RequestError, match=r"cannot be downloaded .*hash"):
         weights.read(f"{url}/bad-0badc0de.safetensors")
     assert len(list((tmp_path / "hub" / "hub" / "checkpoints").iterdir())) == 1
 

@@ -1,0 +1,101 @@
+"""spandrel's networks where spandrel can be imported, and the refusal where it cannot."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import sr_runner.weights as weights
+from sr_runner.errors import RequestError
+
+
+def _importable() -> bool:
+    try:
+        import spandrel  # noqa: F401
+    except Exception:  # a torchvision that does not fit torch raises RuntimeError, AttributeError, ...
+        return False
+    return True
+
+
+needs_spandrel = pytest.mark.skipif(not _importable(), reason="spandrel or its torchvision cannot be imported")
+
+SMALL = {
+    "ESRGAN": {"num_blocks": 1, "num_filters": 8},
+    "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},
+    "SPAN": {"feature_channels": 8},
+    "SwinIR": {
+        "img_size": 32,
+        "embed_dim": 12,
+        "depths": [2, 2],
+        "num_heads": [2, 2],
+        "window_size": 8,
+        "upsampler": "pixelshuffle",
+    },
+}
+
+
+def image() -> torch.Tensor:
+    return torch.rand(1, 3, 13, 17, generator=torch.Generator().manual_seed(1))
+
+
+def test_without_spandrel_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(RequestError, match=r"pip install 'sr-run\[spandrel\]'"):
+        weights.spandrel_network(scale=4, architecture="SwinIR")
+
+
+def test_a_network_by_name_or_from_a_file_has_to_be_given():
+    with pytest.raises(RequestError, match=r"needs model\.architecture=NAME or model\.weights=FILE"):
+        weights.spandrel_network(scale=4)
+    with pytest.raises(RequestError, match=r"model\.arguments: not together with model\.weights"):
+        weights.spandrel_network(scale=4, weights="x.pth", arguments={"a": 1})
+
+
+@needs_spandrel
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_network_by_name_enlarges_any_size_and_trains(architecture):
+    network = weights.spandrel_network(scale=4, architecture=architecture, arguments=SMALL[architecture])
+    lr = image()
+    before = lr.clone()
+    sr = network(lr)
+    assert sr.shape == (1, 3, 52, 68) and torch.equal(lr, before)
+    sr.square().mean().backward()
+    assert any(p.grad is not None for p in network.parameters())
+
+
+@needs_spandrel
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_published_file_and_our_own_give_the_same_pixels(tmp_path, architecture):
+    network = weights.spandrel_network(scale=4, architecture=architecture, arguments=SMALL[architecture]).eval()
+    expected = network(image())
+    torch.save({"params": network.network.state_dict()}, tmp_path / "published.pth")
+    own = weights.export(network, tmp_path / "own.safetensors")
+    for path in (tmp_path / "published.pth", own):
+        assert torch.equal(weights.load_model(path)(image()), expected)
+        tuned = weights.spandrel_network(scale=4, weights=path)
+        assert torch.equal(tuned.eval()(image()), expected)
+        weights.apply(tuned, weights.read(path))
+
+
+@needs_spandrel
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"architecture": "SwimIR"}, "spandrel has no such network. Did you mean 'SwinIR'"),
+        ({"architecture": "RCAN", "arguments": {"n_feat": 8}}, r"model.arguments.n_feat: .* Did you mean 'n_feats'"),
+        ({"architecture": "RCAN", "arguments": {"scale": 2}}, "model.arguments make RCAN a network of scale 2"),
+    ],
+)
+def test_a_request_that_spandrel_cannot_meet_is_refused(arguments, message):
+    with pytest.raises(RequestError, match=message):
+        weights.spandrel_network(scale=4, **arguments)
+
+
+@needs_spandrel
+def test_a_file_of_another_scale_is_refused(tmp_path):
+    network = weights.spandrel_network(scale=2, architecture="SPAN", arguments=SMALL["SPAN"])
+    path = weights.export(network, tmp_path / "span.safetensors")
+    with pytest.raises(RequestError, match=r"scale=4: but .* holds a network of scale 2"):
+        weights.spandrel_network(scale=4, weights=path)
