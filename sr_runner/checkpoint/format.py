@@ -71,6 +71,15 @@ class Blob:
     def of(cls, name: str, content: bytes) -> Blob:
         return cls(name, lambda: iter((content,)))
 
+    @classmethod
+    def of_file(cls, path: Path) -> Blob:
+        def chunks() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while chunk := file.read(8 << 20):
+                    yield chunk
+
+        return cls(path.name, chunks)
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -1,0 +1,210 @@
+"""Checkpoints as artifacts of the MLflow run that they belong to.
+
+The attempt `<identity>/<attempt>` is the run with the tag `sr_run.attempt` of that value, and its checkpoint
+`step-00001000` the artifacts below `checkpoints/step-00001000/`. The tracker gives the run its tag when it makes it, so
+the store needs nothing but the tracking URI and the experiment's name to find checkpoints from any machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, TypeVar
+
+from sr_runner.checkpoint.format import Blob
+from sr_runner.checkpoint.stores.mlflow_server import MlflowServer, tracking_uri
+from sr_runner.checkpoint.stores.objects import ObjectStore
+from sr_runner.checkpoint.stores.requests import Requests, mask
+from sr_runner.errors import RequestError
+
+Answer = TypeVar("Answer")
+
+_FOLDER = "checkpoints"
+_SPOOL = "uploading"
+"""In the folder of outputs: files on their way to the server, one at a time."""
+
+
+class MlflowStore(ObjectStore):
+    """Checkpoints as artifacts of the runs of one experiment (see `ObjectStore` for how they are committed).
+
+    `uri` is MLflow's tracking URI; without one `$MLFLOW_TRACKING_URI` counts, and without that the SQLite file
+    `outputs/mlflow.db`. `root` has to be null. The first save waits up to `wait_for_run` seconds for the tracker to
+    make the run, and then makes it itself; the tracker takes over a run that it finds by its tag. A request that
+    fails is sent again for `retry_seconds`. MLflow is imported with the first request.
+
+    Durability is that of the artifact storage behind the server: a folder (the default) is not flushed to the disk.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        uri: str | None = None,
+        experiment: str | None = None,
+        outputs: str | Path = "outputs",
+        retry_seconds: float = 60.0,
+        wait_for_run: float = 20.0,
+    ):
+        if root is not None:
+            raise RequestError(
+                f"checkpoint.root={mask(str(root))}: checkpoint=mlflow keeps checkpoints where tracker.uri says; "
+                "leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
+            )
+        if retry_seconds < 0:
+            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: 0 (no second try) or more would do")
+        place, name = Path(outputs).absolute(), experiment or "sr-run"
+        address = tracking_uri(uri, place)
+        url = f"mlflow:{mask(address)}#{name}"
+        server = MlflowServer(address, name, place / "artifacts")
+        super().__init__(Artifacts(url, server, place / _SPOOL, Requests(retry_seconds), wait_for_run), url)
+
+
+class Artifacts:
+    """`Objects` in the artifacts of MLflow runs; the first two parts of a key are the run's tag."""
+
+    def __init__(self, url: str, server: MlflowServer, spool: Path, requests: Requests, wait_for_run: float):
+        self.url = url
+        self._server = server
+        self._spool = spool
+        self._requests = requests
+        self._wait_for_run = wait_for_run
+
+    def keys(self, folder: str) -> Mapping[str, int]:
+        what, parts = f"listing {self.url}", folder.split("/") if folder else []
+        runs = self._send(what, lambda: self._server.runs("/".join(parts[:2]), whole=len(parts) >= 2))
+        found: dict[str, int] = {}
+        for attempt, attempt_runs in runs.items():
+            for run in attempt_runs:
+                for path, size in self._walk(run, "/".join([_FOLDER, *parts[2:]])):
+                    # Two runs of one attempt, of which the tracker removed one, are one to us: the older one's file.
+                    found.setdefault(f"{attempt}{path.removeprefix(_FOLDER)}", size)
+        return found
+
+    def write(self, key: str, blob: Blob) -> None:
+        attempt, folder, name = _split(key)
+        with self._spooled(attempt) as spool:
+            file = spool / name
+            with file.open("xb") as stream:
+                for chunk in blob.chunks():
+                    stream.write(chunk)
+            self._upload(attempt, folder, file, f"uploading {key} to {self.url}")
+
+    def read(self, key: str, path: Path, size: int) -> None:
+        attempt, folder, name = _split(key)
+        run = self._holder(attempt, f"{folder}/{name}")
+
+        def download() -> None:
+            path.unlink(missing_ok=True)
+            self._server.artifacts(run)._download_file(f"{folder}/{name}", str(path))
+            if path.stat().st_size != size:
+                raise OSError(f"{path.stat().st_size} bytes came instead of {size}")
+
+        self._send(f"downloading {key} from {self.url}", download)
+
+    def copy(self, source: str, target: str) -> None:
+        attempt, folder, name = _split(target)
+        with self._spooled(attempt) as spool:
+            file = spool / name
+            size = self.keys(source.rpartition("/")[0])[source]
+            self.read(source, file, size)
+            self._upload(attempt, folder, file, f"copying {source} in {self.url}")
+
+    def delete(self, keys: Sequence[str], *, once: bool = False) -> None:
+        runs = {attempt: self._runs(attempt) for attempt in {_split(key)[0] for key in keys}}
+        for attempt, folder, name in map(_split, keys):
+            for run in runs[attempt]:
+                self._delete(run, f"{folder}/{name}", once)
+        for attempt, folder in dict.fromkeys(_split(key)[:2] for key in keys):
+            for run in runs[attempt]:
+                if not self._list(run, folder):
+                    self._delete(run, folder, once)  # where folders exist, an empty one stays otherwise
+
+    def abandon_uploads(self, folder: str) -> Sequence[str]:
+        spool = self._spool / folder
+        left = sorted(spool.iterdir()) if spool.is_dir() else []
+        for entry in left:
+            shutil.rmtree(entry, ignore_errors=True)
+        return [str(entry) for entry in left]
+
+    def _send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
+        return self._requests.send(what, request, once=once)
+
+    def _runs(self, attempt: str) -> list[Any]:
+        """The runs that may hold an attempt's checkpoints: one, hardly ever two; the first is written to."""
+        what = f"finding the run of {attempt} in {self.url}"
+        return self._send(what, lambda: self._server.runs(attempt, whole=True)).get(attempt, [])
+
+    def _run_to_write(self, attempt: str) -> Any:
+        until = time.monotonic() + self._wait_for_run
+        while not (runs := self._runs(attempt)):
+            if time.monotonic() >= until:
+                what = f"making the run of {attempt} in {self.url}"
+                return self._send(what, lambda: self._server.make_run(attempt))
+            time.sleep(0.25)
+        return runs[0]
+
+    def _holder(self, attempt: str, path: str) -> Any:
+        """The run that has the artifact `path`."""
+        runs = self._runs(attempt)
+        if not runs:
+            raise FileNotFoundError(f"there is no run of {attempt} in {self.url}")
+        holders = (run for run in runs if any(p == path for p, _, _ in self._list(run, path.rpartition("/")[0])))
+        return runs[0] if len(runs) == 1 else next(holders, runs[0])
+
+    def _walk(self, run: Any, folder: str) -> Iterator[tuple[str, int]]:
+        for path, is_folder, size in self._list(run, folder):
+            if is_folder:
+                yield from self._walk(run, path)
+            else:
+                yield path, size
+
+    def _list(self, run: Any, folder: str) -> list[tuple[str, bool, int]]:
+        try:
+            what = f"listing {folder} in {self.url}"
+            found = self._send(what, lambda: self._server.artifacts(run).list_artifacts(folder))
+        except FileNotFoundError:
+            return []
+        return [(file.path, bool(file.is_dir), int(file.file_size or 0)) for file in found if file.path != folder]
+
+    def _delete(self, run: Any, path: str, once: bool) -> None:
+        """What is not there (a first try deleted it, and its answer was lost) is no error, whatever MLflow says."""
+
+        def delete() -> None:
+            artifacts = self._server.artifacts(run)
+            try:
+                artifacts.delete_artifacts(path)
+            except Exception:
+                if any(file.path == path for file in artifacts.list_artifacts(path.rpartition("/")[0])):
+                    raise
+
+        self._send(f"deleting {path} of run {run.info.run_id} in {self.url}", delete, once=once)
+
+    def _upload(self, attempt: str, folder: str, file: Path, what: str) -> None:
+        run = self._run_to_write(attempt)
+        self._send(what, lambda: self._server.artifacts(run).log_artifact(str(file), folder))
+
+    @contextmanager
+    def _spooled(self, attempt: str) -> Iterator[Path]:
+        """A folder on this machine's disk for one file: MLflow uploads files, not streams."""
+        parent = self._spool / attempt
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            for empty in (parent, parent.parent, self._spool):
+                try:
+                    empty.rmdir()
+                except OSError:
+                    break
+
+
+def _split(key: str) -> tuple[str, str, str]:
+    """A key as the run's tag, the folder among its artifacts, and the file's name."""
+    identity, attempt, *folders, name = key.split("/")
+    return f"{identity}/{attempt}", "/".join([_FOLDER, *folders]), name

@@ -1,0 +1,269 @@
+"""Checkpoints in object storage (S3, Google Cloud, Azure, ...) through fsspec."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from sr_runner.checkpoint.format import Blob
+from sr_runner.checkpoint.stores.objects import ObjectStore, pieces
+from sr_runner.checkpoint.stores.requests import Requests, mask
+from sr_runner.errors import RequestError, nearest
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
+    "memory": "fsspec", "file": "fsspec",
+}  # fmt: skip
+_PIECE = 32 << 20
+"""What is uploaded or downloaded with one request. S3 takes 10,000 parts of at least 5 MiB."""
+
+
+class RemoteStore(ObjectStore):
+    """Checkpoints below a URL such as `s3://bucket/prefix` (see `ObjectStore` for how they are committed).
+
+    Endpoint and credentials come from where the service's own tools take them: `AWS_ENDPOINT_URL`,
+    `AWS_ACCESS_KEY_ID`, `~/.aws/config`, `GOOGLE_APPLICATION_CREDENTIALS`, ... `options` are keyword arguments of the
+    fsspec file system (`{anon: true}`). A request that fails is sent again for `retry_seconds`.
+
+    The constructor talks to nobody. Raises `RequestError` for a root that cannot be, or a package that is missing.
+    """
+
+    def __init__(
+        self, root: str | None = None, *, retry_seconds: float = 60.0, options: Mapping[str, Any] | None = None
+    ):
+        url, protocol = _checked_url(root)
+        if retry_seconds < 0:
+            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: 0 (no second try) or more would do")
+        self._files = FsspecObjects(url, protocol, Requests(retry_seconds), dict(options or {}))
+        super().__init__(self._files, url)
+
+    def check(self) -> None:
+        """Ask the storage. Raises `RequestError` where it says no (credentials, bucket), `OSError` if it is silent."""
+        try:
+            self._files.keys(".check")
+        except (FileNotFoundError, PermissionError) as error:
+            raise RequestError(f"checkpoint.root={self.url} cannot be used: {error}") from error
+
+
+class FsspecObjects:
+    """`Objects` of an fsspec file system."""
+
+    def __init__(self, url: str, protocol: str, requests: Requests, options: dict[str, Any]):
+        self.url = url
+        self._protocol = protocol
+        self._requests = requests
+        self._options = _defaults(protocol) | options
+        self._made: tuple[int, Any] | None = None
+        filesystem = _filesystem_class(protocol)
+        self._root = str(filesystem._strip_protocol(url)).rstrip("/")
+
+    def keys(self, folder: str) -> Mapping[str, int]:
+        path = self._path(folder)
+        try:
+            found = self._send(f"listing {self.url}/{folder}", lambda: self._fs.find(path, detail=True))
+        except FileNotFoundError:
+            if self._is_s3:
+                raise  # an empty folder is no error there: the bucket is missing
+            return {}
+        start = len(self._root) + 1
+        return {
+            name[start:]: int(info["size"] or 0)
+            for name, info in found.items()
+            if info["type"] == "file" and not name.endswith("/")
+        }
+
+    def write(self, key: str, blob: Blob) -> None:
+        following = pieces(blob, _PIECE)
+        first, second = following(), following()
+        path, what = self._path(key), f"uploading {self.url}/{key}"
+        if not second:
+            self._send(what, lambda: self._fs.pipe_file(path, first))
+        elif self._is_s3:
+            self._upload_parts(path, what, [first, second], following)
+        else:
+            self._upload_stream(path, what, blob)
+
+    def read(self, key: str, path: Path, size: int) -> None:
+        source, what = self._path(key), f"downloading {self.url}/{key}"
+        with path.open("xb") as file:
+            for start in range(0, size, _PIECE):
+                end = min(start + _PIECE, size)
+
+                def piece(start: int = start, end: int = end) -> bytes:
+                    data: bytes = self._fs.cat_file(source, start=start, end=end)
+                    if len(data) != end - start:
+                        raise OSError(f"{len(data)} bytes came instead of {end - start}")
+                    return data
+
+                file.write(self._send(what, piece))
+
+    def copy(self, source: str, target: str) -> None:
+        self._send(
+            f"copying {self.url}/{source}", lambda: self._fs.cp_file(self._path(source), self._path(target))
+        )
+
+    def delete(self, keys: Sequence[str], *, once: bool = False) -> None:
+        for key in keys:
+            path = self._path(key)
+            try:
+                self._send(f"deleting {self.url}/{key}", partial(self._remove, path), once=once)
+            except FileNotFoundError:
+                log.debug("%s was not there any more", path)
+
+    def abandon_uploads(self, folder: str) -> Sequence[str]:
+        if not self._is_s3:
+            return []
+        bucket, prefix, _ = self._fs.split_path(f"{self._path(folder)}/")
+        abandoned = []
+        for upload in self._uploads(bucket, prefix):
+            key, ident = upload["Key"], upload["UploadId"]
+            if key.startswith(prefix):
+                self._send(f"giving up the upload of {key}", partial(self._abort, bucket, key, ident))
+                abandoned.append(f"{self._protocol}://{bucket}/{key} (unfinished upload)")
+        return abandoned
+
+    @property
+    def _is_s3(self) -> bool:
+        return self._protocol in ("s3", "s3a")
+
+    @property
+    def _fs(self) -> Any:
+        """The file system; one of its own for each process, since its event loop does not survive a fork."""
+        if self._made is None or self._made[0] != os.getpid():
+            filesystem = _filesystem_class(self._protocol)(
+                **self._options, skip_instance_cache=True, use_listings_cache=False
+            )
+            if self._is_s3:
+                filesystem.retries = 1  # `Requests` repeats
+            self._made = (os.getpid(), filesystem)
+        return self._made[1]
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if key else self._root
+
+    def _send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
+        return self._requests.send(what, request, once=once)
+
+    def _call_s3(self, method: str, **arguments: Any) -> Any:
+        return self._fs.call_s3(method, **arguments)
+
+    def _abort(self, bucket: str, key: str, upload: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.abort_mpu(bucket, key, upload)
+
+    def _remove(self, path: str) -> None:
+        self._fs.rm_file(path)
+
+    def _uploads(self, bucket: str, prefix: str) -> list[dict[str, Any]]:
+        """The multipart uploads in progress whose key begins with `prefix`."""
+        found: list[dict[str, Any]] = []
+        marker: dict[str, str] = {}
+        while True:
+            page = self._send(
+                f"listing the uploads to {self.url}",
+                partial(self._call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker),
+            )
+            found += page.get("Uploads") or []
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return found
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+
+    def _upload_parts(self, path: str, what: str, first: list[bytes], following: Callable[[], bytes]) -> None:
+        """S3's multipart upload: a part that fails is sent again alone. The object appears whole, at the end."""
+        bucket, key, _ = self._fs.split_path(path)
+        place = {"Bucket": bucket, "Key": key}
+
+        def call(method: str, **arguments: Any) -> Any:
+            return self._send(what, partial(self._call_s3, method, **place, **arguments))
+
+        place["UploadId"] = call("create_multipart_upload")["UploadId"]
+        parts: list[dict[str, Any]] = []
+        try:
+            while piece := first.pop(0) if first else following():
+                number = len(parts) + 1
+                answer = call("upload_part", PartNumber=number, Body=piece)
+                checksums = {name: value for name, value in answer.items() if name in _CHECKSUMS}
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]} | checksums)
+            call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        except BaseException:
+            try:
+                self._fs.abort_mpu(bucket, key, place["UploadId"])
+            except Exception as error:
+                log.debug("%s could not be given up: %s", key, error)  # `clean` does
+            raise
+
+    def _upload_stream(self, path: str, what: str, blob: Blob) -> None:
+        """Any other storage: what fails is begun again as a whole."""
+
+        def upload() -> None:
+            file = self._fs.open(path, "wb", block_size=_PIECE)
+            try:
+                for chunk in blob.chunks():
+                    file.write(chunk)
+            except BaseException:
+                file.closed = True  # `close` would keep what has been written as if it were all
+                raise
+            file.close()
+
+        self._send(what, upload)
+
+
+_CHECKSUMS = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
+
+
+def _checked_url(root: str | None) -> tuple[str, str]:
+    """The URL without a slash at its end, and its protocol."""
+    if root is None or not str(root).strip() or str(root) == "???":
+        raise RequestError("checkpoint.root is missing: a URL such as checkpoint.root=s3://bucket/prefix is needed")
+    url = str(root).strip().rstrip("/")
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        raise RequestError(
+            f"checkpoint.root={url} is no URL: s3://bucket/prefix would do, or checkpoint=local for a folder"
+        )
+    if protocol not in _PACKAGES:
+        raise RequestError(
+            f"checkpoint.root={mask(url)}: {protocol}:// is no storage that checkpoints can live in."
+            f"{nearest(protocol, _PACKAGES)} One of {', '.join(_PACKAGES)} would do"
+        )
+    if urlsplit(url).password is not None:
+        raise RequestError(
+            f"checkpoint.root={mask(url)}: credentials do not belong into the URL. "
+            "They come from the service's own environment variables and files (AWS_ACCESS_KEY_ID, ~/.aws/credentials)"
+        )
+    if not rest.strip("/") and protocol != "memory":
+        raise RequestError(f"checkpoint.root={url} names no bucket: {protocol}://bucket/prefix would do")
+    if re.search(r"[?#*\[\]]|(^|/)\.\.?(/|$)", rest):
+        raise RequestError(f"checkpoint.root={url}: ?, #, *, brackets and .. cannot be in it")
+    return url, protocol
+
+
+def _filesystem_class(protocol: str) -> Any:
+    try:
+        import fsspec
+
+        return fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        package = _PACKAGES[protocol]
+        extra = "pip install 'sr-run[s3]'" if package in ("fsspec", "s3fs") else f"pip install {package}"
+        raise RequestError(f"checkpoint.root={protocol}://...: the package {package} is missing: {extra}") from error
+
+
+def _defaults(protocol: str) -> dict[str, Any]:
+    if protocol in ("s3", "s3a"):
+        return {
+            "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
+            "default_block_size": _PIECE,
+        }
+    return {"auto_mkdir": True} if protocol == "file" else {}
