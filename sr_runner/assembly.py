@@ -36,7 +36,7 @@ from sr_runner.checkpoint import (
 )
 from sr_runner.checkpoint.catalogue import RECORD, Attempt, Catalogue, difference
 from sr_runner.errors import RequestError, nearest
-from sr_runner.objectives import Learner
+from sr_runner.objectives import MODEL, Learner
 from sr_runner.orchestrator import Orchestrator, Start
 from sr_runner.settings import CheckpointSettings, TrainerSettings
 from sr_runner.signals import StopSignal
@@ -55,7 +55,7 @@ def build(node: DictConfig, key: str, /, **extra: Any) -> Any:
     target = _locate(node, key)
     _check_arguments(target, node, key, extra)
     try:
-        return hydra.utils.instantiate(node, **extra)
+        return hydra.utils.instantiate(node, **extra, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, RequestError):
@@ -155,11 +155,16 @@ def build_parts(config: DictConfig, asked: set[str]) -> Parts:
     scheduler = build(_partial(config.scheduler), "scheduler") if config.scheduler is not None else None
 
     def make_learner(name: str, network: nn.Module) -> Learner:
+        own = objective.trained_by(name)
         try:
             return Learner(
-                network, optimizer, scheduler,
-                precision=precision, grad_clip=trainer.grad_clip, compile=trainer.compile,
+                network, own.optimizer or optimizer, own.scheduler or scheduler,
+                rules=trainer.parameters if name == MODEL else None,
+                precision=precision, grad_clip=trainer.grad_clip, skip_non_finite=trainer.on_nan == "skip",
+                compile=trainer.compile,
             )  # fmt: skip
+        except RequestError:
+            raise
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
             raise RequestError(f"optimizer or scheduler: {error}") from error
 

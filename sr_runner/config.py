@@ -76,7 +76,7 @@ def _no_unknown_keys(values: Mapping[Any, Any] | DictConfig, prefix: str, kind: 
 
 # Keys of `data` that say where images are and how they are read; which images they are is in the fingerprint.
 _NOT_OF_THE_DATA = re.compile(r"_target_|workers|cache.*|train.*|valid.*|preview.*|root|folder|url|base_url|download.*")
-_OF_THE_TRAINER = ("precision", "accumulate", "grad_clip", "ema_decay")
+_OF_THE_TRAINER = ("precision", "accumulate", "grad_clip", "parameters", "ema_decay", "on_nan")
 
 
 def identity_facts(config: DictConfig, fingerprint: str, init_from: str | None = None) -> dict[str, Any]:

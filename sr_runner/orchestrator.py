@@ -314,7 +314,9 @@ class Orchestrator:
         window, count = self._window, self.data.batch_size * self.settings.accumulate
         names = [name for name in window.losses[-1] if name != "grad_norm"]
         columns = {name: torch.stack([terms[name] for terms in window.losses]).tolist() for name in names}
-        metrics = {f"train/{name}": sum(values) / len(values) for name, values in columns.items()}
+        metrics = {f"train/{name}": _mean(values) for name, values in columns.items()}
+        if self.settings.on_nan == "skip":
+            metrics["train/skipped_steps"] = float(self._warn_of_skipped(columns["loss"]))
         metrics["train/lr"] = self._lr
         if "grad_norm" in window.losses[-1]:
             metrics["train/grad_norm"] = float(window.losses[-1]["grad_norm"])
@@ -334,8 +336,15 @@ class Orchestrator:
         self._window.waited += waited - self._mark[1]
         self._mark = now, waited
 
+    def _warn_of_skipped(self, losses: list[float]) -> int:
+        first = self.step - len(losses) + 1
+        skipped = [first + index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+        if skipped:
+            log.warning("the loss was not finite at steps %s: no update there (trainer.on_nan=skip)", skipped)
+        return len(skipped)
+
     def _raise_if_not_finite(self) -> None:
-        if not self._window.losses:
+        if not self._window.losses or self.settings.on_nan == "skip":
             return
         losses = torch.stack([terms["loss"] for terms in self._window.losses])
         if bool(torch.isfinite(losses).all()):
@@ -344,7 +353,8 @@ class Orchestrator:
         step, count = self.step - len(losses) + 1 + index, self.data.batch_size * self.settings.accumulate
         raise RunError(
             f"the loss is {float(losses[index])} at step {step} (samples {(step - 1) * count} to {step * count - 1}). "
-            "Checkpoints before it stay. A smaller optimizer.lr, trainer.grad_clip or trainer.precision=fp32 may help"
+            "Checkpoints before it stay. A smaller optimizer.lr, trainer.grad_clip or trainer.precision=fp32 may help, "
+            "trainer.on_nan=skip leaves such updates out"
         )
 
     def _stop_if_asked(self) -> None:
@@ -420,6 +430,12 @@ class Orchestrator:
                 "resumed under other conditions (%s): the result may differ in the last bits from an unbroken run",
                 ", ".join(changed),
             )
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are finite, if any: a skipped step says nothing about the others."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _rows(columns: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:

@@ -54,6 +54,11 @@ class TrainerSettings:
     """Batches per step whose gradients are averaged before the update; each has data.batch_size samples."""
     grad_clip: float | None = None
     """Largest norm of the gradients; null: no clipping."""
+    on_nan: str = "stop"
+    """A loss or gradient that is not finite: stop the run, or skip the update (which waits for the device each step)."""
+    parameters: Any = None
+    """Parameters that are frozen or have settings of their own, by the regular expression that their names begin with:
+    {"head|tail": {lr: 1e-5}, body: {freeze: true}}. The first that fits counts; the rest follows `optimizer`."""
     ema_decay: float | None = None
     """Average the weights with this decay (0.999) and evaluate and export the average; null: off."""
     pictures: int = 4
@@ -66,6 +71,8 @@ class TrainerSettings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise RequestError(f"trainer.{key}={value}: a whole number of at least 1 is needed")
+        if self.on_nan not in ("stop", "skip"):
+            raise RequestError(f"trainer.on_nan={self.on_nan}: stop or skip would do")
         if self.pictures < 0:
             raise RequestError(f"trainer.pictures={self.pictures}: 0 (none) or more would do")
         if self.precision not in PRECISIONS:

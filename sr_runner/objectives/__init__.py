@@ -1,7 +1,17 @@
 """The train step: what is minimised, and by whom."""
 
-from sr_runner.objectives.base import MicroBatches, Objective
+from sr_runner.objectives.base import MODEL, MicroBatches, Objective, TrainedBy
+from sr_runner.objectives.gan import GanObjective
 from sr_runner.objectives.learner import Learner, Precision
 from sr_runner.objectives.pixel import PixelObjective
 
-__all__ = ["Learner", "MicroBatches", "Objective", "PixelObjective", "Precision"]
+__all__ = [
+    "MODEL",
+    "GanObjective",
+    "Learner",
+    "MicroBatches",
+    "Objective",
+    "PixelObjective",
+    "Precision",
+    "TrainedBy",
+]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import nn
 
-from sr_runner.objectives.learner import Learner
+from sr_runner.objectives.learner import Learner, OptimizerFactory, SchedulerFactory
 
 MicroBatches: TypeAlias = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """One step's `(lr, hr)` pairs of float tensors in [0, 1], RGB, N x 3 x H x W: several where gradients accumulate."""
 
 MODEL = "model"
 """The learner whose network is the super-resolution network; every objective has it."""
+
+
+@dataclass(frozen=True)
+class TrainedBy:
+    """What updates a network where the objective has a say in it; None: what the config names for all."""
+
+    optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
 
 
 class Objective(Protocol):
@@ -25,6 +34,9 @@ class Objective(Protocol):
 
         `patch_size` is that of the HR patches. Called once, on the CPU, with the run's seed in force.
         """
+
+    def trained_by(self, name: str) -> TrainedBy:
+        """What updates the network `name` of `networks`."""
 
     def train_step(
         self, learners: Mapping[str, Learner], batches: MicroBatches, *, measure: bool

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
+
+OptimizerFactory: TypeAlias = Callable[..., Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,22 +32,31 @@ class Learner:
     def __init__(
         self,
         network: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
         *,
+        rules: Rules | None = None,
         precision: Precision = "fp32",
         grad_clip: float | None = None,
+        skip_non_finite: bool = False,
         compile: bool = False,
     ):
         """`network` is already on its device. `optimizer` and `scheduler` are called with parameters and optimizer.
 
-        `grad_clip` is the largest gradient norm. fp16 scales the loss, so that small gradients do not vanish.
+        `rules` freeze parameters or set a rate of their own, by the names they begin with: see `parameter_groups`.
+        `grad_clip` is the largest gradient norm. With `skip_non_finite` an update whose gradients are not all finite is
+        left out (the schedule goes on), at the price of waiting for the device at every step. fp16 scales the loss, so that small gradients do not vanish.
         """
         self.network = network
+        groups = parameter_groups(network, rules or {})
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = optimizer(self.parameters)
+        self.optimizer = optimizer(groups if rules else self.parameters)
+        check_settings(self.optimizer, rules or {})
+        if scheduler is not None:
+            scheduler = with_own_peaks(scheduler, groups, self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
         self.grad_clip = grad_clip
+        self.skip_non_finite = skip_non_finite
         device = next(network.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device) if precision == "fp16" else None
         self._forward = torch.compile(network) if compile else network
@@ -62,17 +75,26 @@ class Learner:
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def backward(self, loss: torch.Tensor) -> None:
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the network computes in, for what else a loss needs."""
+        return nullcontext() if self._autocast is None else self._autocast()
+
+    def backward(self, loss: torch.Tensor, *, own: bool = False, retain_graph: bool = False) -> None:
+        """Add the gradients of `loss`: those of every network behind it, or with `own` of this one alone."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward(inputs=self.parameters if own else None, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     def step(self, *, measure: bool = False) -> torch.Tensor | None:
         """Update the network once; the gradient's norm (before clipping) where it is clipped or measured."""
         norm = None
-        if self.grad_clip is not None or measure:
+        if self.grad_clip is not None or measure or self.skip_non_finite:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
+            # A loss scaler leaves such updates out by itself, and has to be told of them.
+            if self.skip_non_finite and self.scaler is None and not bool(torch.isfinite(norm)):
+                return self._end_step(norm)
             if self.grad_clip is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
         if self.scaler is not None:
@@ -80,6 +102,9 @@ class Learner:
             self.scaler.update()
         else:
             self.optimizer.step()
+        return self._end_step(norm)
+
+    def _end_step(self, norm: torch.Tensor | None) -> torch.Tensor | None:
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sr_runner.objectives.base import MODEL, MicroBatches
+from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
 from sr_runner.objectives.learner import Learner
 
 
@@ -19,6 +19,9 @@ class PixelObjective:
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
         return {MODEL: model}
+
+    def trained_by(self, name: str) -> TrainedBy:
+        return TrainedBy()
 
     def train_step(
         self, learners: Mapping[str, Learner], batches: MicroBatches, *, measure: bool

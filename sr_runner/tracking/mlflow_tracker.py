@@ -232,11 +232,12 @@ def _points_from(lines: Iterable[Line], step: int) -> dict[str, set[int]]:
     """Per key the steps from `step` on that the lines hold already; pictures under `picture <key>`."""
     found: dict[str, set[int]] = {}
     for line in lines:
-        if line.step is None or line.step < step or (event := line.event) is None:
+        at = line.step
+        if at is None or at < step or (event := line.event) is None:
             continue
         keys = event["values"] if event["event"] == "metrics" else [f"picture {event['key']}"]
         for key in keys:
-            found.setdefault(key, set()).add(line.step)
+            found.setdefault(key, set()).add(at)
     return found
 
 

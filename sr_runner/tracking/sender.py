@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sr_runner.tracking.sender")
 
-_POLL = 1.0
+_POLL = 5.0
+"""Seconds between looks at the journal. A request costs tens of milliseconds of a core that may be training."""
+_POLL_AT_THE_END = 1.0
 _SLOWEST = 10.0
 _ORPHAN_SECONDS = 20.0
 _DELIVER_SECONDS = 60.0
@@ -184,10 +186,10 @@ class Sender:
         self._failures = 0
 
     def _pause(self) -> float:
-        """Seconds until the next look: a second, longer and longer while the server is away, short at the end."""
-        if not self._failures:
-            return _POLL
-        return min(_POLL if self._life.ended else _SLOWEST, 2.0 ** (self._failures - 1))
+        """Seconds until the next look or try: longer and longer while the server is away, short at the end."""
+        if self._life.ended:
+            return _POLL_AT_THE_END
+        return min(_SLOWEST, 2.0 ** (self._failures - 1)) if self._failures else _POLL
 
     def _end(self, delivery: Delivery) -> bool:
         from sr_runner.tracking.run_writer import RunGone

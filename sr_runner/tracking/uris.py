@@ -15,6 +15,8 @@ _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("MySQLdb", "pymysql
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 
+_TRAINING_VIEW = "?workflowType=machine_learning"
+"""Without it MLflow 3's UI opens in its view for LLM applications, in which training runs are hard to find."""
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 _SECRET_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|secret|token)[^=&\s]*=)[^&\s'\"]+")
 
@@ -69,7 +71,7 @@ def ui_hint(uri: str, experiment_id: str | None = None, run_id: str | None = Non
 
     Without ids the page is the UI's first one.
     """
-    path = f"/#/experiments/{experiment_id}/runs/{run_id}" if experiment_id and run_id else "/"
+    path = f"/#/experiments/{experiment_id}/runs/{run_id}{_TRAINING_VIEW}" if experiment_id and run_id else "/"
     if not is_database(uri):
         return "", mask_credentials(uri).replace("***@", "").rstrip("/") + path
     return f"mlflow ui --backend-store-uri {shlex.quote(mask_credentials(uri))}", f"http://127.0.0.1:5000{path}"

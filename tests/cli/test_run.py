@@ -279,3 +279,34 @@ def test_own_network_loss_and_optimizer_are_a_target_away(sr_run: SrRun, tmp_pat
         "optimizer._target_=torch.optim.RMSprop", "~optimizer.betas", "~optimizer.fused", "tracker=none",
     )  # fmt: skip
     assert "Identity" in done.stdout
+
+
+def nan_net(folder: Path, at_call: int) -> tuple[str, ...]:
+    """A network whose output is not a number in one training step."""
+    (folder / "nan_net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    calls = 0\n"
+        "    def __init__(self, scale):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1)\n"
+        "        self.scale = scale\n"
+        "    def forward(self, x):\n"
+        "        Net.calls += self.training\n"
+        f"        x = x * float('nan') if self.training and Net.calls == {at_call} else x\n"
+        "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
+    )
+    tiny = [argument for argument in TINY if not argument.startswith("model.")]
+    return (*tiny, "model._target_=nan_net.Net", "tracker=none")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_samples(sr_run: SrRun, tmp_path: Path) -> None:
+    done = sr_run(*nan_net(tmp_path, at_call=5), code=1)
+    assert "the loss is nan at step 5 (samples 8 to 9)" in done.stderr and "Traceback" not in done.stderr
+    (checkpoint,) = (tmp_path / "outputs" / "checkpoints").glob("*/*/step-*")
+    assert checkpoint.name == "step-00000003"
+
+
+def test_a_loss_that_is_not_a_number_is_skipped_where_asked_for(sr_run: SrRun, tmp_path: Path) -> None:
+    done = sr_run(*nan_net(tmp_path, at_call=5), "trainer.on_nan=skip")
+    assert "not finite at steps [5]" in done.stderr and "Step 6 of 6" in done.stdout

@@ -121,3 +121,15 @@ def test_a_fork_keeps_moments_and_takes_its_own_rate_and_schedule() -> None:
     assert fork.lr == pytest.approx(4e-4)
     moments = fork.state_dict()["optimizer"]["head.weight"]["exp_avg"]
     assert torch.equal(moments, source.state_dict()["optimizer"]["head.weight"]["exp_avg"])
+
+
+def test_an_update_that_is_not_finite_is_left_out_where_asked_for() -> None:
+    learner = Learner(NETWORKS["edsr"](), OPTIMIZERS["adam"], SCHEDULERS["multistep"], skip_non_finite=True)
+    train(learner, 1)
+    before = copy.deepcopy(learner.network.state_dict())
+    lr, hr = batch()
+    terms = PixelObjective(nn.L1Loss()).train_step({"model": learner}, [(lr * float("nan"), hr)], measure=False)
+    assert terms["loss"].isnan()
+    assert all(torch.equal(mine, before[name]) for name, mine in learner.network.state_dict().items())
+    train(learner, 1)
+    assert not torch.equal(learner.network.state_dict()["head.weight"], before["head.weight"])

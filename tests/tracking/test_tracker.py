@@ -189,7 +189,7 @@ def test_no_call_raises_and_none_waits_for_a_server_that_is_away(tmp_path: Path,
 def test_the_id_of_an_earlier_life_is_known_before_the_server_answers(tmp_path: Path, start: Start) -> None:
     write_json(tmp_path / IDS, {"tracking_uri": NOBODY, "experiment_id": "3", "run_id": "abc"})
     assert start().run_id == "abc"
-    assert start().ui_hint() == ("", f"{NOBODY}/#/experiments/3/runs/abc")
+    assert start().ui_hint() == ("", f"{NOBODY}/#/experiments/3/runs/abc?workflowType=machine_learning")
     assert start("http://127.0.0.1:10").run_id is None
 
 

@@ -74,6 +74,9 @@ def test_an_experiment_needs_a_name() -> None:
 def test_the_hint_is_a_command_for_a_database_and_an_address_for_a_server() -> None:
     command, page = ui_hint("sqlite:////data/my runs/mlflow.db", "3", "abc")
     assert command == "mlflow ui --backend-store-uri 'sqlite:////data/my runs/mlflow.db'"
-    assert page == "http://127.0.0.1:5000/#/experiments/3/runs/abc"
-    assert ui_hint("https://ann:pass@host/mlflow/", "3", "abc") == ("", "https://host/mlflow/#/experiments/3/runs/abc")
+    assert page == "http://127.0.0.1:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
+    assert ui_hint("https://ann:pass@host/mlflow/", "3", "abc") == (
+        "",
+        "https://host/mlflow/#/experiments/3/runs/abc?workflowType=machine_learning",
+    )
     assert ui_hint("https://host") == ("", "https://host/")

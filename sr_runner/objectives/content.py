@@ -1,0 +1,70 @@
+"""How far two images are apart by the features of VGG19: SRGAN's content loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sr_runner.errors import RequestError, nearest
+from sr_runner.models.vgg import LAYERS
+from sr_runner.weights import vgg19_features
+
+CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
+
+
+class ContentLoss:
+    """`criterion(scale * VGG19(sr), scale * VGG19(hr))`, a scalar in fp32.
+
+    The network is a fixed yardstick: nobody trains it, so it is no part of a checkpoint. It follows the images to
+    their device and memory format, and computes in the precision of the autocast that is in force.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer: str,
+        weights: str | Path | None = None,
+        seed: int | None = None,
+        scale: float = 1 / 12.75,
+        criterion: str = "mse",
+        before_activation: bool = False,
+    ):
+        """`layer`, `weights` and `seed` as `vgg19_features` takes them; `scale` is the factor on the features.
+
+        `before_activation` compares what the layer's convolution gives, without its ReLU, as ESRGAN does.
+        Raises `RequestError` for unknown names, and where there are no weights.
+        """
+        if criterion not in CRITERIA:
+            raise RequestError(
+                f"objective.vgg_criterion={criterion}: {' or '.join(CRITERIA)} would do.{nearest(criterion, CRITERIA)}"
+            )
+        if not scale > 0:
+            raise RequestError(f"objective.vgg_scale={scale}: a number above 0 would do, such as 1/12.75 = 0.0784314")
+        if layer not in LAYERS:
+            raise RequestError(f"objective.vgg_layer={layer}: {' or '.join(LAYERS)} would do.{nearest(layer, LAYERS)}")
+        try:
+            self.vgg = vgg19_features(layer=layer, weights=weights, seed=seed)
+        except RequestError as error:
+            hint = "" if weights else " with objective.vgg_weights; objective.vgg_seed=0 does for a smoke test"
+            raise RequestError(f"objective.vgg_weights={weights or 'null'}: {error}{hint}") from error
+        if before_activation:
+            self.vgg.features = torch.nn.Sequential(*list(self.vgg.features)[:-1])
+        self.scale, self.criterion = scale, CRITERIA[criterion]
+
+    def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
+        self._follow(hr)
+        with torch.no_grad():
+            theirs = self.vgg(hr).float()
+        return self.criterion(self.vgg(sr).float() * self.scale, theirs * self.scale)
+
+    def _follow(self, images: Tensor) -> None:
+        if self.vgg.mean.device == images.device:
+            return
+        memory_format = (
+            torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
+        self.vgg = self.vgg.to(images.device).to(memory_format=memory_format)  # type: ignore[call-overload]

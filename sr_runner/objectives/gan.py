@@ -1,0 +1,159 @@
+"""A generator against a discriminator, beside a content loss: SRGAN, ESRGAN and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sr_runner.errors import RequestError, nearest
+from sr_runner.models import Discriminator
+from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
+from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
+from sr_runner.objectives.content import CRITERIA, ContentLoss
+from sr_runner.objectives.learner import Learner, OptimizerFactory, SchedulerFactory
+
+DISCRIMINATOR = "discriminator"
+"""The learner of the second network."""
+
+
+class GanObjective:
+    """Trains any generator (the model) and the SRGAN discriminator against each other.
+
+    The generator minimises `content_weight` x content + `pixel_weight` x pixel + `adversarial_weight` x adversarial
+    loss, the discriminator its half of the adversarial loss and the gradient penalty. As in krasserm/super-resolution
+    one forward pass of either network serves both losses, both gradients are taken at the weights before the step,
+    and then both networks are updated, each by its own optimizer and schedule. So neither comes first. The
+    discriminator sees photographs and SR patches as two batches, each with BatchNorm statistics of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        adversarial: str = "vanilla",
+        adversarial_weight: float = 1e-3,
+        content_weight: float = 1.0,
+        vgg_layer: str = "VGG54",
+        vgg_scale: float = 1 / 12.75,
+        vgg_criterion: str = "mse",
+        vgg_before_activation: bool = False,
+        vgg_weights: str | Path | None = None,
+        vgg_seed: int | None = None,
+        pixel_weight: float = 0.0,
+        pixel_criterion: str = "l1",
+        gradient_penalty: float = 0.0,
+        discriminator_filters: int = 64,
+        discriminator_initialization: str = "torch",
+        discriminator_optimizer: OptimizerFactory | None = None,
+        discriminator_scheduler: SchedulerFactory | None = None,
+    ):
+        """Arguments:
+
+        adversarial: `vanilla` (SRGAN), `relativistic` (ESRGAN) or `hinge`: see `adversarial.py`.
+        vgg_*: the content loss, see `ContentLoss`; with `content_weight` 0 VGG19 is not needed. `vgg_weights` is a
+            file or URL in torchvision's or Keras' layout, None torchvision's own from torch.hub; `vgg_seed` takes
+            random weights instead, for smoke tests.
+        pixel_criterion: `l1` or `mse` between SR and HR in [0, 1].
+        gradient_penalty: gamma of R1 (Mescheder et al. 2018), gamma / 2 x mean over photographs of the squared norm of
+            the logit's gradient by the photograph's pixels. It costs a further pass of the discriminator, in fp32.
+        discriminator_optimizer, discriminator_scheduler: called with the parameters, and with the optimizer; None:
+            as the generator's.
+
+        Raises `RequestError` for values out of range, and where VGG19 has no weights.
+        """
+        for name, value, known in (
+            ("adversarial", adversarial, ADVERSARIAL_LOSSES),
+            ("pixel_criterion", pixel_criterion, CRITERIA),
+        ):
+            if value not in known:
+                raise RequestError(
+                    f"objective.{name}={value}: one of {', '.join(known)} would do.{nearest(value, known)}"
+                )
+        for name, weight in (
+            ("adversarial_weight", adversarial_weight),
+            ("content_weight", content_weight),
+            ("pixel_weight", pixel_weight),
+            ("gradient_penalty", gradient_penalty),
+        ):
+            if not weight >= 0:
+                raise RequestError(f"objective.{name}={weight}: 0 or a number above would do")
+        if discriminator_filters < 1:
+            raise RequestError(f"objective.discriminator_filters={discriminator_filters}: at least 1 is needed")
+        self.adversarial, self.adversarial_weight = ADVERSARIAL_LOSSES[adversarial](), adversarial_weight
+        self.content_weight, self.content = content_weight, None
+        if content_weight:
+            self.content = ContentLoss(
+                layer=vgg_layer,
+                weights=vgg_weights,
+                seed=vgg_seed,
+                scale=vgg_scale,
+                criterion=vgg_criterion,
+                before_activation=vgg_before_activation,
+            )
+        self.pixel_weight, self.pixel = pixel_weight, CRITERIA[pixel_criterion]
+        self.gradient_penalty = gradient_penalty
+        self.discriminator_filters = discriminator_filters
+        self.discriminator_initialization = discriminator_initialization
+        self._discriminator_trained_by = TrainedBy(discriminator_optimizer, discriminator_scheduler)
+
+    def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
+        """Raises `RequestError` for patches that the discriminator cannot halve four times."""
+        discriminator = Discriminator(
+            patch_size=patch_size,
+            num_filters=self.discriminator_filters,
+            initialization=self.discriminator_initialization,
+        )
+        return {MODEL: model, DISCRIMINATOR: discriminator}
+
+    def trained_by(self, name: str) -> TrainedBy:
+        return self._discriminator_trained_by if name == DISCRIMINATOR else TrainedBy()
+
+    def train_step(self, learners: Mapping[str, Learner], batches: MicroBatches, *, measure: bool) -> dict[str, Tensor]:
+        rows = [self._backward(learners, lr, hr, share=1 / len(batches)) for lr, hr in batches]
+        norm = learners[MODEL].step(measure=measure)
+        learners[DISCRIMINATOR].step()
+        terms = rows[0] if len(rows) == 1 else {k: torch.stack([row[k] for row in rows]).mean() for k in rows[0]}
+        if measure and norm is not None:
+            terms["grad_norm"] = norm
+        return terms
+
+    def _backward(self, learners: Mapping[str, Learner], lr: Tensor, hr: Tensor, *, share: float) -> dict[str, Tensor]:
+        """Add one batch's gradients, as `share` of the step's, to those of both networks; the batch's losses."""
+        model, discriminator = learners[MODEL], learners[DISCRIMINATOR]
+        sr = model(lr)
+        # A batch's memory format and BatchNorm statistics are its own: two passes, not one over both.
+        real, fake = discriminator(hr), discriminator(sr)
+        terms = self._generator_terms(model, sr, hr, real, fake)
+        against = self.adversarial.discriminator(real, fake)
+        if self.gradient_penalty:
+            against = against + self.gradient_penalty / 2 * squared_gradient_norm(discriminator.network, hr)
+        terms["loss_discriminator"] = against
+        # Each loss reaches into both networks; each network gets the gradients of its own alone.
+        model.backward(terms["loss"] * share, own=True, retain_graph=True)
+        discriminator.backward(against * share, own=True)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _generator_terms(self, model: Learner, sr: Tensor, hr: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """The generator's `loss` and, before their weights, what it is made of."""
+        weighted: dict[str, tuple[float, Tensor]] = {}
+        if self.content is not None:
+            with model.autocast():
+                weighted["loss_content"] = self.content_weight, self.content(sr, hr)
+        if self.pixel_weight:
+            weighted["loss_pixel"] = self.pixel_weight, self.pixel(sr, hr)
+        weighted["loss_adversarial"] = self.adversarial_weight, self.adversarial.generator(real, fake)
+        loss = torch.stack([weight * term for weight, term in weighted.values()]).sum()
+        return {"loss": loss} | {name: term for name, (_, term) in weighted.items()}
+
+
+def squared_gradient_norm(discriminator: nn.Module, images: Tensor) -> Tensor:
+    """Mean over N x 3 x P x P `images` of |d logit / d image|^2, differentiable by the discriminator's weights.
+
+    In fp32 and on the plain module: fp16 would overflow in the square, and compiled networks have no second
+    derivative. Where BatchNorm ties a batch together, a logit's gradient by the other images counts as well.
+    """
+    images = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()

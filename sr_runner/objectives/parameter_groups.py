@@ -1,0 +1,111 @@
+"""Some parameters at a rate of their own, or not trained at all: `trainer.parameters`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sr_runner.errors import RequestError, nearest
+
+Rules = Mapping[str, Mapping[str, Any]]
+"""Pattern -> settings: `{"head|tail": {"lr": 1e-5}, "body": {"freeze": True}}`."""
+
+FREEZE = "freeze"
+
+log = logging.getLogger(__name__)
+
+
+def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
+    """The groups to give to an optimizer: first what no rule is about, then a group per rule that sets something.
+
+    A pattern is a regular expression that a parameter's name has to begin with; the first that fits counts. Its
+    settings are those of the optimizer (`lr`, `weight_decay`, ...), or `freeze`, which takes the gradient away.
+
+    Raises:
+        RequestError: a rule is not of that form, fits no parameter, or everything is frozen.
+    """
+    if not isinstance(rules, Mapping):
+        raise RequestError(
+            f"trainer.parameters={rules}: patterns with settings would do, such as {{body: {{freeze: true}}}}"
+        )
+    patterns = {pattern: _compiled(pattern, settings) for pattern, settings in rules.items()}
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    rest: dict[str, Any] = {"params": []}
+    groups = {pattern: {"params": [], **settings} for pattern, settings in rules.items() if not _freezes(settings)}
+    used = set()
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        pattern = next((pattern for pattern, compiled in patterns.items() if compiled.match(name)), None)
+        if pattern is None:
+            rest["params"].append(parameter)
+            continue
+        used.add(pattern)
+        if _freezes(rules[pattern]):
+            parameter.requires_grad_(False)
+            log.info("%s: frozen", name)
+        else:
+            groups[pattern]["params"].append(parameter)
+            log.info("%s: %s", name, ", ".join(f"{key}={value}" for key, value in rules[pattern].items()))
+    for pattern in rules:
+        if pattern not in used:
+            parts = {part for name in names for part in (name, name.split(".")[0])}
+            raise RequestError(
+                f"trainer.parameters={{{pattern}: ...}}: no parameter is left that begins so.{nearest(pattern, parts)}"
+                f" Names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in names))}"
+            )
+    result = [group for group in (rest, *groups.values()) if group["params"]]
+    if not result:
+        raise RequestError("trainer.parameters: everything is frozen, so there is nothing to train")
+    return result
+
+
+def check_settings(optimizer: Optimizer, rules: Rules) -> None:
+    """Raises `RequestError` for a setting that `optimizer` does not have; it would take it and do nothing with it."""
+    for pattern, settings in rules.items():
+        for key in settings:
+            if key != FREEZE and key not in optimizer.defaults:
+                known = [FREEZE, *optimizer.defaults]
+                raise RequestError(
+                    f"trainer.parameters={{{pattern}: {{{key}: ...}}}}: {type(optimizer).__name__} has no such setting."
+                    f"{nearest(key, known)} It has {', '.join(optimizer.defaults)}"
+                )
+
+
+def with_own_peaks(
+    scheduler: Callable[..., Any], groups: list[dict[str, Any]], optimizer: Optimizer
+) -> Callable[..., Any]:
+    """`scheduler`, where it sets every group to one `max_lr`, with that of each group in proportion to its rate."""
+    keywords = scheduler.keywords if isinstance(scheduler, functools.partial) else {}
+    base, peak = optimizer.defaults.get("lr"), keywords.get("max_lr")
+    if not any("lr" in group for group in groups) or not isinstance(peak, int | float) or not base:
+        return scheduler
+    return functools.partial(scheduler, max_lr=[peak * group.get("lr", base) / base for group in groups])
+
+
+def _freezes(settings: Mapping[str, Any]) -> bool:
+    return bool(settings.get(FREEZE, False))
+
+
+def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
+    if not isinstance(settings, Mapping) or not settings:
+        raise RequestError(
+            f"trainer.parameters={{{pattern}: {settings}}}: settings are needed, such as {{lr: 1e-5}} or"
+            " {freeze: true}"
+        )
+    frozen = settings.get(FREEZE, False)
+    if not isinstance(frozen, bool) or (frozen and len(settings) > 1) or (FREEZE in settings and not frozen):
+        raise RequestError(f"trainer.parameters={{{pattern}: {dict(settings)}}}: freeze: true stands alone")
+    rate = settings.get("lr", 1.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise RequestError(f"trainer.parameters={{{pattern}: {{lr: {rate}}}}}: a number above 0 would do, such as 1e-5")
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RequestError(f"trainer.parameters={{{pattern}: ...}}: no regular expression ({error})") from error

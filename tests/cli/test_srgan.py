@@ -1,0 +1,104 @@
+"""A generator pre-trained and fine-tuned as SRGAN, on photographs, and killed on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from faults import kill_and_resume
+from mlflow import MlflowClient
+from support import TINY, SrRun, command, environment
+
+GAN = ("objective=srgan", "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=2")
+"""SRGAN with random features and a small discriminator."""
+
+
+def final_bytes(outputs: Path) -> list[bytes]:
+    (attempt,) = (outputs / "checkpoints").glob("*/*")
+    newest = max(attempt.glob("step-*"))
+    return [(newest / name).read_bytes() for name in ("model.safetensors", "training.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("model", "pre_training"),
+    [
+        (("model=srresnet", "model.num_res_blocks=1", "model.num_filters=8"), "mse"),
+        (("model=wdsr_b", "model.num_res_blocks=1", "model.num_filters=8"), "l1"),
+    ],
+    ids=["srresnet", "wdsr_b"],
+)
+def test_a_generator_is_pre_trained_and_fine_tuned_in_two_commands(
+    model: tuple[str, ...], pre_training: str, sr_run: SrRun, tmp_path: Path
+) -> None:
+    tiny = [argument for argument in TINY if not argument.startswith("model.")]
+    sr_run(*tiny, *model, f"objective={pre_training}", "outputs=pre-trained", "tracker=none")
+    (pre_trained,) = (tmp_path / "pre-trained" / "checkpoints").glob("*/*/step-00000006")
+    done = sr_run(
+        *tiny, *model, *GAN, f"checkpoint.init_from={pre_trained}", "trainer.ema_decay=0.9", "optimizer.lr=1e-5",
+        "objective.pixel_weight=0.1",
+    )  # fmt: skip
+    assert "tensors loaded, 0 skipped, 0 new" in done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    for term in ("loss", "loss_content", "loss_pixel", "loss_adversarial", "loss_discriminator", "grad_norm"):
+        assert [p.step for p in client.get_metric_history(run.info.run_id, f"train/{term}")] == [2, 4, 6], term
+    assert client.list_artifacts(run.info.run_id, "images")
+
+
+def test_a_pre_trained_run_is_named_by_its_id(sr_run: SrRun, tmp_path: Path) -> None:
+    sr_run(*TINY, "tracker=none")
+    (identity,) = (tmp_path / "outputs" / "runs").iterdir()
+    done = sr_run(*TINY, *GAN, f"checkpoint.init_from={identity.name}", "tracker=none")
+    assert "tensors loaded, 0 skipped, 0 new" in done.stderr
+
+
+def test_srgan_killed_and_resumed_ends_with_the_same_bytes(sr_run: SrRun, tmp_path: Path, image_cache: Path) -> None:
+    arguments = (*TINY, *GAN, "tracker=none", "trainer.steps=40", "checkpoint.every=5", "trainer.ema_decay=0.9")
+    process = subprocess.Popen(
+        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    began = time.monotonic()
+    while not list((tmp_path / "outputs").glob("checkpoints/*/*/step-*/manifest.json")):
+        assert process.poll() is None and time.monotonic() - began < 120
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    resumed = sr_run(*arguments, "trainer.resume=true")
+    assert "resumed at step" in resumed.stderr
+    sr_run(*arguments, "outputs=unbroken")
+    assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_srgan_killed_ten_times_at_random_instants_is_byte_identical(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("model=srresnet", "model.num_res_blocks=1", "model.num_filters=8", "scheduler=multistep")
+    monkeypatch.setitem(kill_and_resume.NETWORKS, "srgan", (*small, *GAN, "scheduler.milestones=[20]"))
+    tally = kill_and_resume.run(10, 0, ("srgan",), tmp_path, say=False)
+    assert tally.faults == [] and tally.kills >= 10
+
+
+def test_patches_that_the_discriminator_cannot_halve_are_refused(sr_run: SrRun) -> None:
+    refused = sr_run(*TINY, *GAN, "data.patch_size=40", "tracker=none", code=2)
+    assert "data.patch_size=40" in refused.stderr and "multiple of 16" in refused.stderr
+
+
+def test_missing_vgg_weights_are_said_before_anything_is_written(sr_run: SrRun, tmp_path: Path) -> None:
+    refused = sr_run(*TINY, "objective=srgan", "objective.vgg_weights=/nope/vgg19.pth", code=2)
+    assert "objective.vgg_weights=/nope/vgg19.pth" in refused.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_parameters_are_frozen_and_slowed_from_the_command_line(sr_run: SrRun, tmp_path: Path) -> None:
+    rules = "trainer.parameters={head|tail: {lr: 1e-5}, body: {freeze: true}}"
+    done = sr_run(*TINY, rules, "tracker=none")
+    assert "body.0.conv1.weight: frozen" in done.stderr and "head.weight: lr=1e-05" in done.stderr
+    sr_run(*TINY, "tracker=none")
+    assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 2  # other weights, so another identity
+    refused = sr_run(*TINY, "trainer.parameters={bodi: {freeze: true}}", "tracker=none", code=2)
+    assert "Did you mean 'body'" in refused.stderr

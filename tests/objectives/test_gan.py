@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_runner.checkpoint import codec
+from sr_runner.errors import RequestError
+from sr_runner.models import EDSR, WDSRB, Discriminator, SRResNet, VGG19Features
+from sr_runner.objectives import GanObjective, Learner
+from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
+from sr_runner.objectives.content import ContentLoss
+from sr_runner.objectives.gan import DISCRIMINATOR, squared_gradient_norm
+
+torch.set_num_threads(1)
+
+GENERATORS: dict[str, Callable[[], nn.Module]] = {
+    "edsr": lambda: EDSR(scale=2, num_filters=4, num_res_blocks=1),
+    "wdsr_b (weight norm)": lambda: WDSRB(scale=2, num_filters=4, num_res_blocks=1),
+    "srresnet (BatchNorm)": lambda: SRResNet(scale=2, num_filters=4, num_res_blocks=1),
+}
+SGD = partial(torch.optim.SGD, lr=0.1)
+ADAM = partial(torch.optim.Adam, lr=1e-3, fused=True)
+
+
+def objective(**arguments: Any) -> GanObjective:
+    settings: dict[str, Any] = {"vgg_layer": "VGG22", "vgg_seed": 0, "discriminator_filters": 2}
+    return GanObjective(**settings | arguments)
+
+
+def learners(
+    gan: GanObjective, generator: str = "edsr", optimizer: Any = SGD, scheduler: Any = None, **arguments: Any
+) -> dict[str, Learner]:
+    torch.manual_seed(0)
+    networks = gan.networks(GENERATORS[generator](), patch_size=16)
+    result = {}
+    for name, network in networks.items():
+        own = gan.trained_by(name)
+        network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        result[name] = Learner(network, own.optimizer or optimizer, own.scheduler or scheduler, **arguments)
+    return result
+
+
+def batch(seed: int = 0, count: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lr = torch.rand(count, 3, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+    hr = torch.rand(count, 3, 16, 16, generator=generator).contiguous(memory_format=torch.channels_last)
+    return lr, hr
+
+
+def weights(trained: dict[str, Learner]) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.clone()
+        for name, learner in trained.items()
+        for key, value in learner.network.state_dict().items()
+    }
+
+
+def by_the_book(
+    gan: GanObjective, trained: dict[str, Learner], lr: Tensor, hr: Tensor, rate: float
+) -> dict[str, Tensor]:
+    """One step of gradient descent of both networks, each from passes of its own, at the weights before the step."""
+    generator, discriminator = (copy.deepcopy(trained[name].network) for name in ("model", DISCRIMINATOR))
+    vgg = VGG19Features.seeded(0, layer="VGG22")
+    real_label, fake_label = torch.ones(len(lr), 1), torch.zeros(len(lr), 1)
+    bce = F.binary_cross_entropy_with_logits
+
+    sr = generator(lr)
+    content = F.mse_loss(vgg(sr) / 12.75, vgg(hr) / 12.75)
+    adversarial = bce(copy.deepcopy(discriminator)(sr), real_label)
+    loss = content + 0.5 * F.l1_loss(sr, hr) + 0.01 * adversarial
+    gradients = torch.autograd.grad(loss, list(generator.parameters()))
+    against = bce(discriminator(hr), real_label) + bce(discriminator(sr.detach()), fake_label)
+    against_gradients = torch.autograd.grad(against, list(discriminator.parameters()))
+    with torch.no_grad():
+        for network, steps in ((generator, gradients), (discriminator, against_gradients)):
+            for parameter, gradient in zip(network.parameters(), steps, strict=True):
+                parameter -= rate * gradient
+    return {
+        f"{name}/{key}": value
+        for name, network in (("model", generator), (DISCRIMINATOR, discriminator))
+        for key, value in network.state_dict().items()
+    } | {"loss": loss.detach(), "loss_content": content.detach(), "loss_discriminator": against.detach()}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_step_is_the_references_simultaneous_update_of_both_networks(generator: str) -> None:
+    gan = objective(adversarial_weight=0.01, pixel_weight=0.5)
+    trained = learners(gan, generator)
+    expected = by_the_book(gan, trained, *batch(), rate=0.1)
+    terms = gan.train_step(trained, [batch()], measure=True)
+    for name, value in (weights(trained) | terms).items():
+        if name in expected:
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert set(terms) == {
+        "loss", "loss_content", "loss_pixel", "loss_adversarial", "loss_discriminator", "grad_norm",
+    }  # fmt: skip
+    assert not any(term.requires_grad for term in terms.values())
+
+
+def test_neither_network_takes_gradients_of_the_others_loss() -> None:
+    """Without a loss of its own that reaches it, a network stays as it is."""
+    trained = learners(objective(adversarial_weight=0.0, content_weight=0.0))
+    before = weights(trained)
+    objective(adversarial_weight=0.0, content_weight=0.0).train_step(trained, [batch()], measure=False)
+    changed = {name.split("/")[0] for name, value in weights(trained).items() if not torch.equal(value, before[name])}
+    assert changed == {DISCRIMINATOR}
+    assert all(p.grad is None for learner in trained.values() for p in learner.parameters)
+
+
+@pytest.mark.parametrize("adversarial", ADVERSARIAL_LOSSES)
+def test_accumulated_batches_count_as_their_mean(adversarial: str) -> None:
+    gan = objective(adversarial=adversarial, pixel_weight=1.0, gradient_penalty=1.0)
+    results = []
+    for batches in ([batch()], [batch(), batch()]):
+        trained = learners(gan)
+        terms = gan.train_step(trained, batches, measure=True)
+        results.append(terms | dict(weights(trained)))
+    for name, value in results[0].items():
+        if "running_" not in name and "num_batches" not in name:  # BatchNorm saw the one batch twice
+            torch.testing.assert_close(value, results[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_adversarial_losses_are_those_of_their_papers() -> None:
+    real, fake = torch.randn(5, 1, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64)
+    s = torch.sigmoid
+    formulas = {
+        "vanilla": (-s(fake).log().mean(), (-s(real).log() - (1 - s(fake)).log()).mean()),
+        "relativistic": (
+            (-(1 - s(real - fake.mean())).log().mean() - s(fake - real.mean()).log().mean()) / 2,
+            (-s(real - fake.mean()).log().mean() - (1 - s(fake - real.mean())).log().mean()) / 2,
+        ),
+        "hinge": (-fake.mean(), (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()),
+    }
+    for name, (generator, discriminator) in formulas.items():
+        loss = ADVERSARIAL_LOSSES[name]()
+        torch.testing.assert_close(loss.generator(real, fake), generator)
+        torch.testing.assert_close(loss.discriminator(real, fake), discriminator)
+    certain = torch.full((2, 1), 1e4)
+    assert all(torch.isfinite(loss().discriminator(-certain, certain)) for loss in ADVERSARIAL_LOSSES.values())
+
+
+def test_the_gradient_penalty_of_a_linear_discriminator_is_its_squared_weight() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 1))
+    penalty = squared_gradient_norm(linear, torch.rand(5, 3, 4, 4))
+    torch.testing.assert_close(penalty, linear[1].weight.square().sum())
+    penalty.backward()
+    torch.testing.assert_close(linear[1].weight.grad, 2 * linear[1].weight)
+
+
+def test_the_gradient_penalty_trains_the_discriminator_alone() -> None:
+    results = []
+    for gamma in (0.0, 10.0):
+        gan = objective(gradient_penalty=gamma)
+        trained = learners(gan)
+        terms = gan.train_step(trained, [batch()], measure=False)
+        results.append((weights(trained), terms))
+    (plain, plain_terms), (penalised, penalised_terms) = results
+    assert penalised_terms["loss_discriminator"] > plain_terms["loss_discriminator"]
+    assert torch.equal(penalised["model/head.weight"], plain["model/head.weight"])
+    assert not torch.equal(penalised["discriminator/blocks.0.conv.weight"], plain["discriminator/blocks.0.conv.weight"])
+
+
+def test_the_content_loss_is_the_scaled_distance_of_features() -> None:
+    lr, hr = batch()
+    sr = F.interpolate(lr, scale_factor=2)
+    for layer in ("VGG22", "VGG54"):
+        vgg = VGG19Features.seeded(3, layer=layer)
+        loss = ContentLoss(layer=layer, seed=3)
+        torch.testing.assert_close(loss(sr, hr), F.mse_loss(vgg(sr) / 12.75, vgg(hr) / 12.75))
+        assert loss(hr, hr) == 0
+        l1 = ContentLoss(layer=layer, seed=3, scale=1.0, criterion="l1", before_activation=True)
+        deeper = [
+            module(vgg.features[:-1]((x - vgg.mean) / vgg.divisor))
+            for module, x in ((nn.Identity(), sr), (nn.Identity(), hr))
+        ]
+        torch.testing.assert_close(l1(sr, hr), F.l1_loss(*deeper))
+        assert torch.any(deeper[0] < 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_every_term_is_fp32_and_finite_in_reduced_precision(precision: Any) -> None:
+    gan = objective(gradient_penalty=1.0, pixel_weight=1.0, adversarial="relativistic")
+    trained = learners(gan, optimizer=ADAM, precision=precision)
+    before = weights(trained)
+    for step in range(3):
+        terms = gan.train_step(trained, [batch(step)], measure=True)
+        assert all(term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values()), terms
+    after = weights(trained)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    for name in ("model/head.weight", "discriminator/dense2.weight"):
+        assert not torch.equal(before[name], after[name])
+
+
+def test_the_whole_state_is_that_of_the_learners_and_goes_on_bit_for_bit() -> None:
+    def start() -> tuple[GanObjective, dict[str, Learner]]:
+        gan = objective(
+            pixel_weight=0.1,
+            discriminator_optimizer=partial(torch.optim.AdamW, lr=3e-4),
+            discriminator_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
+        )
+        multistep = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[2, 5])
+        return gan, learners(gan, "srresnet (BatchNorm)", ADAM, multistep)
+
+    gan, unbroken = start()
+    for step in range(3):
+        gan.train_step(unbroken, [batch(step)], measure=False)
+    tree = {name: {"state": each.state_dict(), "weights": each.network.state_dict()} for name, each in unbroken.items()}
+    tensors, rest = codec.flatten(tree)
+    saved = copy.deepcopy(
+        codec.unflatten(rest, {name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+    )
+    resumed_gan, resumed = start()
+    for name, learner in resumed.items():
+        learner.network.load_state_dict(saved[name]["weights"])
+        learner.load_state_dict(saved[name]["state"])
+    for step in range(3, 6):
+        gan.train_step(unbroken, [batch(step)], measure=False)
+        resumed_gan.train_step(resumed, [batch(step)], measure=False)
+    expected = weights(unbroken)
+    assert [name for name, value in weights(resumed).items() if not torch.equal(value, expected[name])] == []
+    assert [each.lr for each in resumed.values()] == [each.lr for each in unbroken.values()]
+    assert resumed["model"].lr != resumed[DISCRIMINATOR].lr
+    assert not any("vgg" in name or "features" in name for name in tensors)
+
+
+def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None:
+    networks = objective(discriminator_filters=3).networks(GENERATORS["edsr"](), patch_size=48)
+    built = networks[DISCRIMINATOR]
+    assert isinstance(built, Discriminator) and (built.patch_size, built.num_filters) == (48, 3)
+    with pytest.raises(RequestError, match=r"data\.patch_size=40.*multiple of 16"):
+        objective().networks(GENERATORS["edsr"](), patch_size=40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adversarial": "relativstic"}, "objective.adversarial=relativstic: .*Did you mean 'relativistic'"),
+        ({"pixel_criterion": "l3"}, "objective.pixel_criterion=l3"),
+        ({"vgg_criterion": "mae"}, "objective.vgg_criterion=mae"),
+        ({"vgg_layer": "VGG45"}, "objective.vgg_layer=VGG45: .*Did you mean 'VGG54'"),
+        ({"vgg_seed": None, "vgg_weights": "/nope.pth"}, "objective.vgg_weights=/nope.pth"),
+        ({"adversarial_weight": -1.0}, "objective.adversarial_weight=-1.0"),
+        ({"gradient_penalty": float("nan")}, "objective.gradient_penalty=nan"),
+        ({"vgg_scale": 0.0}, "objective.vgg_scale=0.0"),
+        ({"discriminator_filters": 0}, "objective.discriminator_filters=0"),
+    ],
+)
+def test_a_wrong_argument_is_named_by_its_key(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        objective(**arguments)
+
+
+def test_without_a_content_loss_no_vgg_weights_are_needed() -> None:
+    gan = GanObjective(content_weight=0.0, pixel_weight=1.0, discriminator_filters=2)
+    terms = gan.train_step(learners(gan), [batch()], measure=False)
+    assert set(terms) == {"loss", "loss_pixel", "loss_adversarial", "loss_discriminator"}
