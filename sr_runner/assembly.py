@@ -125,6 +125,27 @@ def build_model(node: DictConfig, asked: set[str]) -> nn.Module:
     return network
 
 
+@torch.no_grad()
+def check_model(model: nn.Module, *, scale: int, lr_patch: int) -> None:
+    """Raises `RequestError` unless `model` makes an SR batch of the right size, before a run is started for nothing."""
+    training = model.training
+    model.eval()
+    try:
+        made = tuple(model(torch.zeros(1, 3, lr_patch, lr_patch)).shape)
+    except Exception as error:
+        raise RequestError(
+            f"model: {type(model).__name__} fails on an LR batch of 1 x 3 x {lr_patch} x {lr_patch}: {error!r}"
+        ) from error
+    finally:
+        model.train(training)
+    expected = (1, 3, lr_patch * scale, lr_patch * scale)
+    if made != expected:
+        raise RequestError(
+            f"model: {type(model).__name__} makes {made} of an LR batch of 1 x 3 x {lr_patch} x {lr_patch}; "
+            f"scale={scale} asks for {expected}"
+        )
+
+
 @dataclass
 class Parts:
     """What a config says, built. Nothing has been written yet."""
@@ -169,6 +190,7 @@ def build_parts(config: DictConfig, asked: set[str]) -> Parts:
             raise RequestError(f"optimizer or scheduler: {error}") from error
 
     data = build(config.data, "data")
+    check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))
     tracker = build(config.tracker, "tracker")
     store = build(config.checkpoint.store, "checkpoint.store", root=checkpoint.root) if checkpoint.store else None
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, make_learner)
@@ -212,11 +234,13 @@ def choose(parts: Parts, catalogue: Catalogue, identity: str, facts: dict[str, A
     if parts.store is None:
         raise RequestError(f"trainer.resume={wanted}: checkpoint=none keeps nothing to resume from")
     if wanted is True:
-        return _newest(parts.store, catalogue, identity, facts, scratch)
+        return _newest(parts.store, catalogue, identity, facts, scratch, parts.trainer.steps)
     return _exactly(str(wanted), parts, catalogue, identity, facts, scratch)
 
 
-def _newest(store: Store, catalogue: Catalogue, identity: str, facts: dict[str, Any], scratch: Path) -> Chosen:
+def _newest(
+    store: Store, catalogue: Catalogue, identity: str, facts: dict[str, Any], scratch: Path, steps: int
+) -> Chosen:
     attempt = catalogue.newest(identity)
     if attempt is not None:
         state = _manager(store, attempt, scratch).restore()
@@ -228,8 +252,14 @@ def _newest(store: Store, catalogue: Catalogue, identity: str, facts: dict[str, 
     log.warning("nothing to resume for %s: starting a first attempt", identity)
     for other, differing in catalogue.near_misses(facts, identity):
         keys = ", ".join(f"{key}={here} (there {there})" for key, (here, there) in differing.items())
+        stretched = all(key.startswith("scheduler.") and here == steps for key, (here, _) in differing.items())
+        why = " (the schedule is stretched over trainer.steps, so the length matters)" if stretched else ""
         log.warning(
-            "  near miss: %s differs in %s. trainer.resume=%s trainer.allow_changes=true forks it", other, keys, other
+            "  near miss: %s differs in %s%s. trainer.resume=%s trainer.allow_changes=true goes on from it, as a fork",
+            other,
+            keys,
+            why,
+            other,
         )
     return Chosen(catalogue.open_new(identity))
 

@@ -35,7 +35,7 @@ Common commands
   sr-run                                         EDSR x2 on photographs that are already here, some minutes on a CPU
   sr-run model=wdsr_b scale=4 data=folder data.train=photos
   sr-run trainer.resume=true                     go on where the newest run of this config stopped
-  sr-run trainer.resume=true trainer.steps=2000  ... and further
+  sr-run trainer.resume=RUN trainer.allow_changes=true optimizer.lr=1e-4     fork a run under other settings
   sr-run -m model=edsr,wdsr_b optimizer.lr=1e-4,3e-4
   sr-run +experiment=edsr_x4 data=div2k          a paper's recipe
 

@@ -1,6 +1,7 @@
 """Images in, batches out."""
 
-from sr_runner.data.dataset import Pair, PairData, to_batch
+from sr_runner.data.batches import to_batch
+from sr_runner.data.dataset import Pair, PairData
 from sr_runner.data.div2k import Div2kData
 from sr_runner.data.folder import FolderData
 from sr_runner.data.loader import Batch, Loader

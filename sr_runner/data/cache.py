@@ -2,7 +2,7 @@
 
 One file holds one image: a header of 4096 bytes with what it was made from (`facts`), its size and the digest of its
 pixels, then the pixels. Whoever asks with other facts (the photograph was edited, the decoder changed) does not find
-it and builds it again under the same name, so that nothing stale is left over. A file appears by a rename, whole.
+it, builds it again, and removes the stale one. A file appears by a rename, whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from sr_runner.data.images import Pixels
 from sr_runner.data.locks import locked
-from sr_runner.errors import RequestError
+from sr_runner.errors import RequestError, RunError
 
 Facts = Mapping[str, str | int]
 """What determines an image's pixels, in JSON's types: a path with its size and time, a scale, a version."""
@@ -47,7 +47,13 @@ class CachedImage:
 
     def pixels(self) -> Pixels:
         """The pixels, mapped read-only; they stay readable even where the file is replaced or deleted meanwhile."""
-        with self.path.open("rb") as file:
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.path}: gone from the image cache; an image was edited, or the cache emptied, during the run."
+            ) from error
+        with file:
             mapped = mmap.mmap(file.fileno(), _HEADER + self.nbytes, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, np.uint8, self.nbytes, _HEADER).reshape(self.height, self.width, 3)
 
@@ -60,7 +66,7 @@ class ImageCache:
 
     def find(self, name: str, facts: Facts) -> CachedImage | None:
         """The image stored under `name` where it was made from exactly `facts` and is whole, else None."""
-        path = self._path(name)
+        path = self._path(name, facts)
         try:
             with path.open("rb") as file:
                 header = json.loads(file.read(_HEADER))
@@ -78,7 +84,7 @@ class ImageCache:
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(f"{height}x{width} ".encode())
         digest.update(pixels.data)
-        image = CachedImage(self._path(name), height, width, digest.hexdigest())
+        image = CachedImage(self._path(name, facts), height, width, digest.hexdigest())
         header = {"format": _FORMAT, "facts": dict(facts), "height": height, "width": width, "digest": image.digest}
         encoded = json.dumps(header).encode()
         if len(encoded) > _HEADER:
@@ -93,6 +99,9 @@ class ImageCache:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(image.path)
+            for stale in image.path.parent.glob(f"{image.path.stem}.*"):
+                if stale != image.path:
+                    stale.unlink(missing_ok=True)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
@@ -133,9 +142,10 @@ class ImageCache:
                 leftover.unlink(missing_ok=True)
             self._temporary(job).rmdir()
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str, facts: Facts) -> Path:
+        """Other facts give another file, so that a run never sees an image change under it."""
         key = _hashed(name)
-        return self._folder / "images" / key[:2] / key[2:]
+        return self._folder / "images" / key[:2] / f"{key[2:]}.{_hashed(json.dumps(dict(facts), sort_keys=True))[:16]}"
 
     def _temporary(self, job: str) -> Path:
         return self._folder / "building" / _hashed(job)
@@ -150,20 +160,26 @@ class MappedImages:
     """
 
     def __init__(self, images: Sequence[CachedImage], *, budget: int) -> None:
-        self._images = images
-        slots = {image.path: index for index, image in enumerate(images)}
-        self._slots = [slots[image.path] for image in images]  # an image that comes several times is mapped once
+        unique: dict[Path, int] = {}
+        self.slots = [unique.setdefault(image.path, len(unique)) for image in images]
+        """For each of the images its place among the different ones: one that comes several times is mapped once."""
+        self._images = list({image.path: image for image in images}.values())
         self._budget = budget
         self._mapped: OrderedDict[int, Pixels] = OrderedDict()
         self._mapped_bytes = 0
         self._lock = threading.Lock()
-        self._everything_fits = sum(images[slot].nbytes for slot in slots.values()) <= budget
+        self._everything_fits = sum(image.nbytes for image in self._images) <= budget
 
-    def __len__(self) -> int:
-        return len(self._images)
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each of the different images."""
+        return [(image.height, image.width) for image in self._images]
 
     def __getitem__(self, index: int) -> Pixels:
-        index = self._slots[index]
+        return self.at(self.slots[index])
+
+    def at(self, index: int) -> Pixels:
+        """The pixels of one of the different images."""
         pixels = self._mapped.get(index)
         if pixels is not None and self._everything_fits:
             return pixels

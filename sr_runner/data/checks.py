@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sr_runner.errors import RequestError
+from collections.abc import Sequence
+
+from sr_runner.data.degradations import Degradation
+from sr_runner.errors import RequestError, nearest
 
 
 def whole_number(key: str, value: object, *, at_least: int) -> int:
@@ -27,3 +30,22 @@ def patch_size(value: object, *, scale: int) -> int:
         fitting = f"{below} or {above}" if below else f"{above}"
         raise RequestError(f"data.patch_size={patch} is not a multiple of scale={scale}; {fitting} would do.")
     return patch
+
+
+def one_of(key: str, value: object, choices: Sequence[str]) -> str:
+    """`value` where it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise RequestError(f"{key}={value!r}: must be {' or '.join(choices)}.{nearest(str(value), choices)}")
+    return value
+
+
+def degradation(value: Degradation | str) -> Degradation | None:
+    """The pipeline, or None for MATLAB's bicubic."""
+    if isinstance(value, Degradation):
+        return value
+    if value != "bicubic":
+        raise RequestError(
+            f"data.degradation={value!r}: must be bicubic, or a pipeline chosen by data/degradation=NAME "
+            "(DIV2K alone has images of other official degradations)."
+        )
+    return None

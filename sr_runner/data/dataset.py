@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
 from sr_runner.data import checks
 from sr_runner.data.assemble import assemble
+from sr_runner.data.batches import DegradedSamples, FloatBatches, HostSamples, Samples
 from sr_runner.data.cache import ImageCache, MappedImages
+from sr_runner.data.degradations import Degradation
 from sr_runner.data.images import Pixels
 from sr_runner.data.loader import Loader
-from sr_runner.data.pairs import CachedPair, PairSource, cache_pairs
+from sr_runner.data.pairs import CachedPair, Degraded, MatlabBicubic, cache_pairs
+from sr_runner.data.preview import sheet
+from sr_runner.data.resident import ResidentImages, ResidentSamples
 from sr_runner.data.sampling import Sampler
+from sr_runner.data.sources import PairSource
 from sr_runner.errors import RequestError
-
-logger = logging.getLogger(__name__)
 
 _MAPPED_HR, _MAPPED_LR = 384 * 2**20, 64 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
@@ -66,16 +69,22 @@ class PairOptions(_RequiredOptions, total=False):
     valid_images: int | None
     flip: bool
     rotate: bool
+    cache: str
+    preview: int
 
 
 class PairData:
     """Batches of random crops for training and whole pairs for validation.
 
-    Sample `n` is a pure function of (`seed`, `n`): `samples` and `batches` may start anywhere, with any batch size and
-    any number of workers. The constructor checks its arguments and nothing else; `prepare` comes before all the rest.
+    Sample `n` is a pure function of (`seed`, `n`): `samples`, `batches` and `stream` may start anywhere, with any batch
+    size and any number of workers. The constructor checks its arguments and nothing else; `prepare` comes before all
+    the rest.
 
     `patch_size` is in HR pixels. `valid_images` limits validation to the first so many pairs (None: all). `cache_dir`
-    holds the decoded images. Raises `RequestError` in the words of the config.
+    holds the decoded images; with `cache="device"` the training images are copied to the device that `stream` is for,
+    with `"disk"` they stay where they are. `degradation` makes LR pictures: `"bicubic"` (MATLAB's, of whole images) or
+    a `Degradation`, of every crop anew. `preview` is for whoever runs this: how many samples to show instead of
+    training. Raises `RequestError` in the words of the config.
     """
 
     def __init__(
@@ -91,16 +100,22 @@ class PairData:
         valid_images: int | None = None,
         flip: bool = True,
         rotate: bool = True,
+        cache: str = "disk",
+        degradation: Degradation | str = "bicubic",
+        preview: int = 0,
     ) -> None:
         self.scale = checks.whole_number("scale", scale, at_least=1)
         self.patch_size = checks.patch_size(patch_size, scale=scale)
         self.batch_size = checks.whole_number("data.batch_size", batch_size, at_least=1)
+        self.preview = checks.whole_number("data.preview", preview, at_least=0)
         self._seed = checks.whole_number("seed", seed, at_least=0)
         self._workers = checks.whole_number("data.workers", workers, at_least=0)
         if valid_images is not None:
             checks.whole_number("data.valid_images", valid_images, at_least=0)
         self._valid_images = valid_images
         self._flip, self._rotate = bool(flip), bool(rotate)
+        self._resident = checks.one_of("data.cache", cache, ("disk", "device")) == "device"
+        self._degradation = checks.degradation(degradation)
         self._cache = ImageCache(Path(cache_dir).expanduser())
         self._sources = sources
         self._prepared: _Prepared | None = None
@@ -114,11 +129,16 @@ class PairData:
         if self._prepared is not None:
             return
         self._sources.fetch(progress=progress)
-        train = cache_pairs(self._sources.train, scale=self.scale, cache=self._cache, progress=progress)
+        cached = partial(cache_pairs, scale=self.scale, cache=self._cache, progress=progress)
+        bicubic = MatlabBicubic(self.scale)
+        if self._degradation is None:
+            train, valid = cached(self._sources.train, maker=bicubic), cached(self._chosen_valid, maker=bicubic)
+        else:
+            self._check_no_lr_images()
+            train = cached(self._sources.train, maker=None)
+            valid = cached(self._chosen_valid, maker=Degraded(self._degradation, self.scale))
         for pair in train:
             self._check_covers_patch(pair)
-        chosen = self._sources.valid[: self._valid_images]
-        valid = cache_pairs(chosen, scale=self.scale, cache=self._cache, progress=progress)
         sampler = Sampler(
             np.array([(pair.height, pair.width) for pair in train]),
             lr_patch=self.patch_size // self.scale,
@@ -135,8 +155,10 @@ class PairData:
         Paths, times, batch size and patch size are no part of it, and validation images are not either.
         """
         digest = hashlib.sha256(f"x{self.scale} flip={self._flip} rotate={self._rotate}".encode())
+        if self._degradation is not None:
+            digest.update(self._degradation.identity.encode())
         for pair in self._ready.train:
-            digest.update(f" {pair.hr.digest} {pair.lr.digest}".encode())
+            digest.update(f" {pair.hr.digest} {pair.lr.digest if pair.lr else ''}".encode())
         return digest.hexdigest()
 
     def summary(self) -> dict[str, str | int]:
@@ -145,7 +167,7 @@ class PairData:
             **self._sources.summary(),
             "scale": self.scale,
             "train_images": len({source.name for source in self._sources.train}),
-            "valid_images": len(self._sources.valid[: self._valid_images]),
+            "valid_images": len(self._chosen_valid),
         }
 
     @property
@@ -155,33 +177,62 @@ class PairData:
 
     def samples(self, first: int, count: int) -> tuple[Pixels, Pixels]:
         """LR (count x p/scale x p/scale x 3) and HR (count x p x p x 3) uint8 of samples first .. first + count - 1."""
-        lr_patch = self.patch_size // self.scale
-        lr = np.empty((count, lr_patch, lr_patch, 3), np.uint8)
-        hr = np.empty((count, self.patch_size, self.patch_size, 3), np.uint8)
-        self._ready.fill(first, lr, hr)
-        return lr, hr
+        lr, hr = self._host_samples(torch.device("cpu"))(first, count)
+        assert lr is not None
+        return lr.numpy(), hr.numpy()
 
     def batches(self, first: int, count: int | None = None, *, pin_memory: bool = False) -> Loader:
-        """An endless loader; its first batch holds samples first .. first + count - 1 (`count`: `batch_size`).
+        """An endless loader of uint8 batches (N x h x w x 3, N x H x W x 3) in host memory, pinned if wanted.
 
-        `pin_memory` is for batches that go to a CUDA device.
+        Its first batch holds samples first .. first + count - 1 (`count`: `batch_size`), the next go on from there.
         """
+        samples, size = self._host_samples(torch.device("cpu"), pin_memory=pin_memory), count or self.batch_size
+        return Loader(lambda batch: samples(first + batch * size, size), workers=self._workers)
+
+    def stream(
+        self, first: int, count: int | None = None, *, device: torch.device | str = "cpu", channels_last: bool = True
+    ) -> Loader:
+        """The same batches as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on `device`, ready for the train step."""
+        place = torch.device(device)
+        pinned = place.type == "cuda"
+        samples = self._resident_samples(place) if self._resident else self._host_samples(place, pin_memory=pinned)
+        batches = FloatBatches(samples, first, count or self.batch_size, device=place, channels_last=channels_last)
+        return Loader(batches, workers=self._workers, finish=batches.finish)
+
+    def preview_sheet(self, count: int) -> Image.Image:
+        """The first `count` samples side by side, LR (enlarged, unfiltered) and HR, with the numbers of the samples."""
+        return sheet(*self.samples(0, count))
+
+    def _host_samples(self, device: torch.device, *, pin_memory: bool = False) -> Samples:
+        lr_patch = None if self._degradation is not None else self.patch_size // self.scale
+        return self._degraded(HostSamples(self._ready.fill, lr_patch, self.patch_size, device, pin_memory))
+
+    def _resident_samples(self, device: torch.device) -> Samples:
         ready = self._ready
-        return Loader(
-            lambda start, _, lr, hr: ready.fill(start, lr.numpy(), hr.numpy()),
-            first=first,
-            count=count or self.batch_size,
-            lr_patch=self.patch_size // self.scale,
-            hr_patch=self.patch_size,
-            workers=self._workers,
-            pin_memory=pin_memory,
-        )
+        lr, hr = ready.resident(device)
+        lr_patch = self.patch_size // self.scale
+        return self._degraded(ResidentSamples(ready.sampler.draw, lr, hr, lr_patch, self.patch_size, device))
+
+    def _degraded(self, samples: Samples) -> Samples:
+        return DegradedSamples(samples, self._degradation, self.scale, self._seed) if self._degradation else samples
+
+    @property
+    def _chosen_valid(self) -> Sequence[PairSource]:
+        return self._sources.valid[: self._valid_images]
 
     @property
     def _ready(self) -> _Prepared:
         if self._prepared is None:
             raise RuntimeError("prepare() of the data comes first.")
         return self._prepared
+
+    def _check_no_lr_images(self) -> None:
+        given = [source.lr for source in (*self._sources.train, *self._chosen_valid) if source.lr is not None]
+        if given:
+            raise RequestError(
+                f"data.degradation makes the LR images, but there are some already, such as {given[0]}; leave out "
+                "data.train_lr and data.valid_lr, or take data.degradation=bicubic."
+            )
 
     def _check_covers_patch(self, pair: CachedPair) -> None:
         smallest = min(pair.height, pair.width) * self.scale
@@ -198,9 +249,9 @@ _Kind = TypeVar("_Kind", bound=type[PairData])
 
 def shows_options(kind: _Kind) -> _Kind:
     """Class decorator: the signature lists what `**options` stands for, for `help()` and for checks of configs."""
-    own = [p for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shared = [p for p in inspect.signature(PairData).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    kind.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    own = {p.name: p for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD}
+    shared = {p.name: p for p in inspect.signature(PairData).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    kind.__signature__ = inspect.Signature(list((shared | own).values()))  # type: ignore[attr-defined]
     return kind
 
 
@@ -210,26 +261,30 @@ class _Prepared:
     def __init__(self, train: list[CachedPair], valid: list[CachedPair], scale: int, sampler: Sampler) -> None:
         self.train = train
         self.valid = [_cropped(pair, scale) for pair in valid]
+        self.sampler = sampler
         self._scale = scale
-        self._sampler = sampler
         self._hr = MappedImages([pair.hr for pair in train], budget=_MAPPED_HR)
-        self._lr = MappedImages([pair.lr for pair in train], budget=_MAPPED_LR)
+        lr = [pair.lr for pair in train if pair.lr is not None]
+        self._lr = MappedImages(lr, budget=_MAPPED_LR) if lr else None
+        self._resident: dict[torch.device, tuple[ResidentImages | None, ResidentImages]] = {}
 
-    def fill(self, first: int, lr: Pixels, hr: Pixels) -> None:
+    def fill(self, first: int, lr: Pixels | None, hr: Pixels) -> None:
         """Fill the batch `lr`, `hr` with the samples from `first` on."""
-        draws = self._sampler.draw(first, len(lr))
-        assemble(self._lr, draws, lr, factor=1)
+        draws = self.sampler.draw(first, len(hr))
+        if lr is not None and self._lr is not None:
+            assemble(self._lr, draws, lr, factor=1)
         assemble(self._hr, draws, hr, factor=self._scale)
+
+    def resident(self, device: torch.device) -> tuple[ResidentImages | None, ResidentImages]:
+        """LR and HR images on `device`, copied there the first time."""
+        if device not in self._resident:
+            hr = ResidentImages(self._hr, device)
+            self._resident[device] = (ResidentImages(self._lr, device) if self._lr else None), hr
+        return self._resident[device]
 
 
 def _cropped(pair: CachedPair, scale: int) -> Pair:
+    assert pair.lr is not None
     lr = pair.lr.pixels()[: pair.height, : pair.width]
     hr = pair.hr.pixels()[: pair.height * scale, : pair.width * scale]
     return Pair(pair.name, lr, hr)
-
-
-def to_batch(images: Tensor, device: torch.device | str, channels_last: bool = True) -> Tensor:
-    """N x H x W x 3 uint8 to N x 3 x H x W float32 in [0, 1] on `device`; pinned memory is copied without waiting."""
-    moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return moved.to(torch.float32, memory_format=layout).div_(255)

@@ -13,11 +13,12 @@ from typing import Unpack
 from sr_runner.data import checks
 from sr_runner.data.archives import unpack_images
 from sr_runner.data.dataset import PairData, PairOptions, shows_options
+from sr_runner.data.degradations import Degradation
 from sr_runner.data.div2k_archives import ARCHIVES, BASE_URL
 from sr_runner.data.download import DownloadError, Remote, download, sha256_of
 from sr_runner.data.locks import locked
 from sr_runner.data.names import Ranges, numbers
-from sr_runner.data.pairs import ImageFile, PairSource
+from sr_runner.data.sources import ImageFile, PairSource
 from sr_runner.errors import RequestError, nearest
 
 logger = logging.getLogger(__name__)
@@ -49,16 +50,17 @@ class Div2kPhotographs:
         *,
         root: Path,
         scale: int,
-        degradation: str,
+        track: str | None,
         train: Ranges,
         valid: Ranges,
         download: bool,
         base_url: str,
         archives: Mapping[str, tuple[int, str]],
     ) -> None:
-        self._root, self._scale, self._degradation = root, scale, degradation
+        self._root, self._scale, self._track = root, scale, track
         self._download, self._base_url, self._archives = download, base_url, archives
-        _check_degradation(degradation, scale)
+        if track is not None:
+            _check_track(track, scale)
         _check_url(base_url)
         self._train_ids = numbers("data.train", train, _LAST)
         self._valid_ids = numbers("data.valid", valid, _LAST)
@@ -74,7 +76,7 @@ class Div2kPhotographs:
         self.train, self.valid = self._pairs(self._train_ids), self._pairs(self._valid_ids)
 
     def summary(self) -> dict[str, str | int]:
-        return {"name": f"DIV2K {self._degradation} x{self._scale}", "source": str(self._root.absolute())}
+        return {"name": f"DIV2K {self._track or 'HR'} x{self._scale}", "source": str(self._root.absolute())}
 
     def _fetch_missing(self, progress: bool) -> None:
         try:
@@ -141,13 +143,14 @@ class Div2kPhotographs:
         """The archives that the wanted images are in."""
         wanted = {_split(number) for number in (*self._train_ids, *self._valid_ids)}
         splits = [split for split in ("train", "valid") if split in wanted]
-        return [part for split in splits for part in (_hr_part(split), self._lr_part(split))]
+        parts = [(_hr_part(split), self._lr_part(split)) for split in splits]
+        return [part for hr, lr in parts for part in ((hr, lr) if self._track else (hr,))]
 
     def _lr_part(self, split: str) -> _Part:
-        if self._degradation in ("bicubic", "unknown") and self._scale != 8:
-            folder = f"DIV2K_{split}_LR_{self._degradation}"
+        if self._track in ("bicubic", "unknown") and self._scale != 8:
+            folder = f"DIV2K_{split}_LR_{self._track}"
             return _Part(f"{folder}_X{self._scale}", f"{folder}/X{self._scale}")
-        kind = "x8" if self._scale == 8 else self._degradation
+        kind = "x8" if self._scale == 8 else self._track
         return _Part(f"DIV2K_{split}_LR_{kind}", f"DIV2K_{split}_LR_{kind}")
 
     def _missing(self, part: _Part) -> list[Path]:
@@ -156,24 +159,29 @@ class Div2kPhotographs:
             n for n in (*self._train_ids, *self._valid_ids) if part in (_hr_part(_split(n)), self._lr_part(_split(n)))
         ]
         if part in (_hr_part("train"), _hr_part("valid")):
-            wanted = [self._root / part.folder / f"{number:04}.png" for number in inside]
+            wanted = [self._hr_file(number) for number in inside]
         else:
             wanted = [path for number in inside for path in self._lr_files(number)]
         return [path for path in wanted if not path.is_file()]
 
+    def _hr_file(self, number: int) -> Path:
+        return self._root / _hr_part(_split(number)).folder / f"{number:04}.png"
+
     def _lr_files(self, number: int) -> list[Path]:
         """The LR images of one HR image: several for `wild` (`0001x4w1.png`, ...), where they are there."""
+        if self._track is None:
+            return []
         folder = self._root / self._lr_part(_split(number)).folder
-        stem = f"{number:04}x{self._scale}{_SUFFIX[self._degradation]}"
-        several = sorted(folder.glob(f"{stem}[0-9].png")) if self._degradation == "wild" else []
+        stem = f"{number:04}x{self._scale}{_SUFFIX[self._track]}"
+        several = sorted(folder.glob(f"{stem}[0-9].png")) if self._track == "wild" else []
         return several or [folder / f"{stem}.png"]
 
     def _pairs(self, numbers: Sequence[int]) -> list[PairSource]:
-        slack = 0 if self._degradation in ("bicubic", "unknown") else _SLACK
+        if self._track is None:
+            return [PairSource(f"{n:04}", ImageFile(self._hr_file(n))) for n in numbers]
+        slack = 0 if self._track in ("bicubic", "unknown") else _SLACK
         return [
-            PairSource(
-                lr.stem, ImageFile(self._root / _hr_part(_split(n)).folder / f"{n:04}.png"), ImageFile(lr), slack
-            )
+            PairSource(lr.stem, ImageFile(self._hr_file(n)), ImageFile(lr), slack)
             for n in numbers
             for lr in self._lr_files(n)
         ]
@@ -186,15 +194,16 @@ class Div2kData(PairData):
     `root` holds the images in the official layout (`DIV2K_train_HR/0001.png`, `DIV2K_train_LR_bicubic/X4/0001x4.png`,
     ...). What is missing there is unpacked from archives in `root`, else downloaded from `base_url` where `download`
     is true. `degradation` is how the LR images were made: `bicubic` (scales 2, 3, 4, 8), `unknown` (2, 3, 4), `mild`,
-    `difficult` or `wild` (4). `train` and `valid` are ranges of image numbers from 1 to 900, such as `1-800`, or lists
-    of those. `archives` replaces the table of sizes and SHA-256.
+    `difficult` or `wild` (4); a `Degradation` makes LR pictures from the HR images alone. `train` and `valid` are
+    ranges of image numbers from 1 to 900, such as `1-800`, or lists of those. `archives` replaces the table of sizes
+    and SHA-256.
     """
 
     def __init__(
         self,
         *,
         root: str | Path,
-        degradation: str = "bicubic",
+        degradation: Degradation | str = "bicubic",
         train: Ranges = "1-800",
         valid: Ranges = "801-900",
         download: bool = True,
@@ -205,14 +214,15 @@ class Div2kData(PairData):
         photographs = Div2kPhotographs(
             root=Path(root).expanduser(),
             scale=checks.whole_number("scale", options["scale"], at_least=1),
-            degradation=degradation,
+            track=None if isinstance(degradation, Degradation) else degradation,
             train=train,
             valid=valid,
             download=bool(download),
             base_url=base_url,
             archives=archives,
         )
-        super().__init__(photographs, **options)
+        own = degradation if isinstance(degradation, Degradation) else "bicubic"
+        super().__init__(photographs, degradation=own, **options)
 
 
 def _split(number: int) -> str:
@@ -223,13 +233,13 @@ def _hr_part(split: str) -> _Part:
     return _Part(f"DIV2K_{split}_HR", f"DIV2K_{split}_HR")
 
 
-def _check_degradation(degradation: str, scale: int) -> None:
-    if scale in _SCALES.get(degradation, ()):
+def _check_track(track: str, scale: int) -> None:
+    if scale in _SCALES.get(track, ()):
         return
     possible = "; ".join(f"{name} at scale {', '.join(map(str, scales))}" for name, scales in _SCALES.items())
-    guess = "" if degradation in _SCALES else nearest(str(degradation), _SCALES)
+    guess = "" if track in _SCALES else nearest(str(track), _SCALES)
     raise RequestError(
-        f"data.degradation={degradation} scale={scale}: DIV2K has no such LR images.{guess} It has {possible}."
+        f"data.degradation={track} scale={scale}: DIV2K has no such LR images.{guess} It has {possible}."
     )
 
 

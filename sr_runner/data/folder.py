@@ -13,9 +13,10 @@ from typing import Unpack
 
 from sr_runner.data import checks, names
 from sr_runner.data.dataset import PairData, PairOptions, shows_options
+from sr_runner.data.degradations import Degradation
 from sr_runner.data.names import Ranges
-from sr_runner.data.pairs import ImageSource, PairSource
 from sr_runner.data.scan import find_images
+from sr_runner.data.sources import ImageSource, PairSource
 from sr_runner.errors import RequestError, nearest
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class FolderData(PairData):
         valid_list: str | Path | Sequence[str] | None = None,
         hr_pattern: str = "{name}",
         lr_pattern: str | Sequence[str] | None = None,
+        degradation: Degradation | str = "bicubic",
         **options: Unpack[PairOptions],
     ) -> None:
         if not train:
@@ -117,7 +119,7 @@ class FolderData(PairData):
             valid_list=valid_list,
         )
         train_roots, valid_roots = _roots("data.train", train, train_lr), _roots("data.valid", valid, valid_lr)
-        super().__init__(FolderPhotographs(train_roots, valid_roots, split), **options)
+        super().__init__(FolderPhotographs(train_roots, valid_roots, split), degradation=degradation, **options)
 
 
 def _roots(key: str, where: Where | Sequence[Where] | None, lr: str | Path | Sequence[str | Path] | None) -> list[Root]:

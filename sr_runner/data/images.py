@@ -6,6 +6,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,16 @@ def read_image(path: Path) -> Pixels:
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}).") from error
     return decode_image(data, str(path))
+
+
+def image_area(file: Path | BinaryIO) -> int:
+    """Number of pixels of an encoded image, from its header; 0 where that cannot be read."""
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(file) as image:
+            return image.width * image.height
+    except _DAMAGE:
+        return 0
 
 
 def decode_image(data: bytes, name: str) -> Pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.data.cache import Facts
-from sr_runner.data.images import Pixels, decode_image
-from sr_runner.data.pairs import DECODER, ImageSource
+from sr_runner.data.images import Pixels, decode_image, image_area
+from sr_runner.data.sources import DECODER, ImageSource
 from sr_runner.errors import RequestError
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -38,12 +39,18 @@ class LmdbImage:
         stat = (self.path / "data.mdb").stat()
         return {"lmdb": self.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "decoder": DECODER}
 
+    def area(self) -> int:
+        return image_area(io.BytesIO(self._encoded()))
+
     def read(self) -> Pixels:
+        return decode_image(self._encoded(), str(self))
+
+    def _encoded(self) -> bytes:
         with _reading(self.path) as transaction:
-            data = transaction.get(self.key.encode())
+            data: bytes | None = transaction.get(self.key.encode())
         if data is None:
             raise RequestError(f"{self}: listed in meta_info.txt, but not in the database.")
-        return decode_image(data, str(self))
+        return data
 
     def __str__(self) -> str:
         return f"{self.path}::{self.key}"

@@ -8,49 +8,36 @@ import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
-"""LR (N x h x w x 3) and HR (N x H x W x 3), uint8."""
-
-Fill = Callable[[int, int, Tensor, Tensor], None]
-"""`fill(first, count, lr, hr)` writes samples first .. first + count - 1 into the two tensors of a batch."""
+"""LR and HR pictures of the same samples."""
 
 _AHEAD = 4
 """Batches that each worker draws ahead."""
 
 
 class Loader:
-    """An endless iterator over batches; the first holds samples first .. first + count - 1, the next go on from there.
+    """An endless iterator over batches 0, 1, 2, ..., each `finish(draw(number))`, drawn ahead of its turn.
 
     With `workers` threads, thread w draws batches w, w + workers, ... into a queue of its own, so that the order needs
-    no sorting; with none, batches are drawn in the caller. Each batch is memory of its own, which the allocator
-    (torch's caching one, for pinned memory) takes back once the consumer has let go of it and no copy to a device is
-    under way.
-    What goes wrong in a thread is raised by the `next` that would have given its batch.
+    no sorting; with none, batches are drawn in the caller. `finish` always runs in the caller. What goes wrong in a
+    thread is raised by the `next` that would have given its batch.
 
     Close it, or use it as a context manager: closing ends the threads and never waits for more than one batch.
     """
 
     def __init__(
-        self,
-        fill: Fill,
-        *,
-        first: int,
-        count: int,
-        lr_patch: int,
-        hr_patch: int,
-        workers: int,
-        pin_memory: bool = False,
+        self, draw: Callable[[int], Any], *, workers: int, finish: Callable[[Any], Batch] | None = None
     ) -> None:
         self.wait_seconds = 0.0
         """Seconds that the consumer has spent in `next` so far."""
+        self._draw = draw
+        self._finish = finish
         self._batch = 0
-        self._draw = _Drawing(fill, first, count, lr_patch, hr_patch, pin_memory)
-        self._workers = [_Worker(self._draw, start, workers) for start in range(workers)]
+        self._workers = [_Worker(draw, start, workers) for start in range(workers)]
         self._closed = False
         # The threads do not know the loader, so one that is dropped unclosed is collected, and they end.
         self._stop = weakref.finalize(self, _stop, self._workers)
@@ -63,7 +50,8 @@ class Loader:
             raise StopIteration
         started = time.perf_counter()
         try:
-            batch = self._workers[self._batch % len(self._workers)].take() if self._workers else self._draw(self._batch)
+            drawn = self._workers[self._batch % len(self._workers)].take() if self._workers else self._draw(self._batch)
+            batch: Batch = self._finish(drawn) if self._finish is not None else drawn
         except Exception:
             self.close()
             raise
@@ -85,25 +73,11 @@ class Loader:
         self.close()
 
 
-class _Drawing:
-    """Batch number b, as new memory filled with samples."""
-
-    def __init__(self, fill: Fill, first: int, count: int, lr_patch: int, hr_patch: int, pin_memory: bool) -> None:
-        self._fill, self._first, self._count = fill, first, count
-        self._shapes = [(count, patch, patch, 3) for patch in (lr_patch, hr_patch)]
-        self._pin_memory = pin_memory
-
-    def __call__(self, batch: int) -> Batch:
-        lr, hr = (torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory) for shape in self._shapes)
-        self._fill(self._first + batch * self._count, self._count, lr, hr)
-        return lr, hr
-
-
 class _Worker:
     """One thread with its queue of finished batches; `_room` holds a token for each batch that it may still draw."""
 
-    def __init__(self, draw: Callable[[int], Batch], start: int, step: int) -> None:
-        self._finished: SimpleQueue[Batch | Exception] = SimpleQueue()
+    def __init__(self, draw: Callable[[int], Any], start: int, step: int) -> None:
+        self._finished: SimpleQueue[Any] = SimpleQueue()
         self._room: SimpleQueue[bool] = SimpleQueue()
         for _ in range(_AHEAD):
             self._room.put(True)
@@ -111,7 +85,7 @@ class _Worker:
         self._thread = threading.Thread(target=_draw_ahead, args=arguments, name=f"sr-run data {start}", daemon=True)
         self._thread.start()
 
-    def take(self) -> Batch:
+    def take(self) -> Any:
         result = self._finished.get()
         if isinstance(result, Exception):
             raise result
@@ -132,11 +106,7 @@ class _Worker:
 
 
 def _draw_ahead(
-    draw: Callable[[int], Batch],
-    batch: int,
-    step: int,
-    finished: SimpleQueue[Batch | Exception],
-    room: SimpleQueue[bool],
+    draw: Callable[[int], Any], batch: int, step: int, finished: SimpleQueue[Any], room: SimpleQueue[bool]
 ) -> None:
     while room.get():
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Unpack
 
 from sr_runner.data.dataset import PairData, PairOptions, shows_options
-from sr_runner.data.pairs import ImageFile, PairSource
+from sr_runner.data.degradations import Degradation
+from sr_runner.data.sources import ImageFile, PairSource
 from sr_runner.errors import RequestError
 
 _TRAIN = {
@@ -38,8 +39,8 @@ class SamplePhotographs:
 class SampleData(PairData):
     """The sample photographs, with LR images by MATLAB's bicubic; arguments as in `PairData`."""
 
-    def __init__(self, **options: Unpack[PairOptions]) -> None:
-        super().__init__(SamplePhotographs(), **options)
+    def __init__(self, *, degradation: Degradation | str = "bicubic", **options: Unpack[PairOptions]) -> None:
+        super().__init__(SamplePhotographs(), degradation=degradation, **options)
 
 
 def _photographs(names: Mapping[str, Sequence[str]]) -> list[PairSource]:

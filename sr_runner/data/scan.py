@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sr_runner.data.images import EXTENSIONS
 from sr_runner.data.lmdb import is_lmdb, lmdb_images
-from sr_runner.data.pairs import ImageFile, ImageSource
+from sr_runner.data.sources import ImageFile, ImageSource
 from sr_runner.errors import RequestError, nearest
 
 

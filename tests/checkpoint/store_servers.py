@@ -129,8 +129,8 @@ class MlflowArtifactServer(StorageServer):
 
     def command(self) -> list[str]:
         return [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
             "--artifacts-destination", str(self.folder / "served"),
         ]  # fmt: skip
 

@@ -89,3 +89,11 @@ def test_help_is_a_page_with_groups_options_and_commands(sr_run: SrRun) -> None:
     page = sr_run("--help").stdout
     for word in ("wdsr_b", "multistep", "trainer.steps", "sr-run -m", "trainer.resume=true", "Exit status"):
         assert word in page
+
+
+def test_a_network_that_makes_another_size_is_refused_before_training(sr_run: SrRun, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Net(torch.nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 3)\n"
+    )
+    done = sr_run("model._target_=mine.Net", code=2)
+    assert "model: Net makes (1, 3, 14, 14)" in done.stderr and "scale=2 asks for (1, 3, 32, 32)" in done.stderr

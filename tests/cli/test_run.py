@@ -243,7 +243,9 @@ def test_a_sweep_gives_runs_of_their_own_under_one_parent_and_goes_on_past_a_fai
         "        super().__init__()\n"
         "        self.conv = torch.nn.Conv2d(3, 3, 3)\n"
         "    def forward(self, x):\n"
-        "        raise ArithmeticError('this network is broken')\n"
+        "        if self.training:\n"
+        "            raise ArithmeticError('this network is broken')\n"
+        "        return torch.nn.functional.interpolate(x, scale_factor=2)\n"
     )
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "broken.yaml").write_text("_target_: broken.Broken\nscale: ${scale}\n")

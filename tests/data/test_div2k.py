@@ -22,6 +22,7 @@ from PIL import Image
 
 from sr_runner.data import Div2kData
 from sr_runner.data import download as downloads
+from sr_runner.data.degradations import Degradation, Resize
 from sr_runner.data.div2k_archives import ARCHIVES
 from sr_runner.errors import RequestError
 
@@ -202,6 +203,15 @@ def test_impossible_combinations_are_refused_with_the_possible_ones(
 def test_a_misspelt_degradation_gets_a_suggestion(server: Server, root: Path) -> None:
     with pytest.raises(RequestError, match="Did you mean 'difficult'"):
         div2k(server, root, degradation="dificult")
+
+
+def test_a_degradation_of_ones_own_needs_the_hr_images_alone(server: Server, root: Path) -> None:
+    pipeline = Degradation([Resize(factor=1, relative_to="lr", methods=["area"])])
+    data = prepared(server, root, degradation=pipeline)
+    assert {name for name, _ in server.requests} == {"DIV2K_train_HR.zip", "DIV2K_valid_HR.zip"}
+    lr, hr = data.samples(0, 3)
+    assert np.abs(hr.reshape(3, 4, 4, 4, 4, 3).mean((2, 4)) - lr).max() <= 0.51
+    assert data.valid[0].lr.shape == (12, 18, 3)
 
 
 def test_ranges_choose_images_and_only_their_archives_are_fetched(server: Server, root: Path) -> None:

@@ -4,13 +4,16 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sr_runner.data.loader import Loader
+from sr_runner.data.loader import Batch, Loader
+
+Fill = Callable[[int, int, Tensor, Tensor], None]
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
 
@@ -22,8 +25,13 @@ def count_up(first: int, count: int, lr: Tensor, hr: Tensor) -> None:
     hr[:] = lr[:, :1, :1]
 
 
-def loader(workers: int, *, first: int = 0, count: int = 3, fill: object = count_up) -> Loader:
-    return Loader(fill, first=first, count=count, lr_patch=2, hr_patch=4, workers=workers)  # type: ignore[arg-type]
+def loader(workers: int, *, first: int = 0, count: int = 3, fill: Fill = count_up) -> Loader:
+    def draw(batch: int) -> Batch:
+        lr, hr = torch.empty((count, 2, 2, 3), dtype=torch.uint8), torch.empty((count, 4, 4, 3), dtype=torch.uint8)
+        fill(first + batch * count, count, lr, hr)
+        return lr, hr
+
+    return Loader(draw, workers=workers)
 
 
 def data_threads() -> list[threading.Thread]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,7 +37,7 @@ class TrackingServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "served")]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True
@@ -71,9 +72,10 @@ class TrackingServer:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[TrackingServer]:
     """A tracking server that has not been started."""
     made = TrackingServer(tmp_path_factory.mktemp("server"))
+    shutil.copyfile(empty_database, made.folder / "server.db")
     yield made
     made.thaw()
     made.kill()
@@ -100,7 +102,7 @@ def launch(run_dir: Path, outputs: Path, *options: object) -> subprocess.Popen[b
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def wait_for(condition: Any, seconds: float = 60, what: str = "") -> None:
+def wait_for(condition: Any, seconds: float = 120, what: str = "") -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"waited {seconds} s in vain: {what}"

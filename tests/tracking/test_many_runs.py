@@ -28,7 +28,7 @@ def _free_port() -> int:
 
 
 def test_a_first_run_makes_the_database_and_a_run_whose_page_is_known(tmp_path: Path) -> None:
-    assert launch(tmp_path / "run", tmp_path / "outputs", "--steps", 50, "--system").wait(90) == 0
+    assert launch(tmp_path / "run", tmp_path / "outputs", "--steps", 50, "--system").wait(200) == 0
     uri = f"sqlite:///{tmp_path}/outputs/mlflow.db"
     run = the_run(uri)
     assert_one_point_a_step(uri, run.info.run_id, 50)
@@ -46,7 +46,7 @@ def test_eight_first_runs_at_once_are_eight_whole_runs_below_one_parent(tmp_path
     sweep.mkdir()
     options = ("--steps", 30, "--sweep", sweep, "--wait", 200)
     jobs = [launch(tmp_path / str(n), outputs, *options, "--attempt", f"tiny/{n}") for n in range(8)]
-    assert [job.wait(240) for job in jobs] == [0] * 8
+    assert [job.wait(280) for job in jobs] == [0] * 8
     uri = f"sqlite:///{outputs}/mlflow.db"
     runs = [the_run(uri, f"tiny/{n}") for n in range(8)]
     for run in runs:
@@ -68,7 +68,7 @@ def test_a_sweep_that_never_reached_a_server_has_nothing_to_close(tmp_path: Path
 @pytest.mark.slow
 def test_mlflow_ui_serves_the_run_its_picture_and_its_page(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    assert launch(tmp_path / "run", outputs, "--steps", 10).wait(90) == 0
+    assert launch(tmp_path / "run", outputs, "--steps", 10).wait(200) == 0
     uri = f"sqlite:///{outputs}/mlflow.db"
     run = the_run(uri)
     command, page = ui_hint(uri, run.info.experiment_id, run.info.run_id)
@@ -151,7 +151,7 @@ def test_runs_on_postgresql_that_are_killed_and_resumed_are_whole(tmp_path: Path
         job.kill()
         job.wait()
     jobs = all_of_them("--steps", 2000, "--pause", 0.002, "--wait", 120)
-    assert [job.wait(240) for job in jobs] == [0, 0, 0]
+    assert [job.wait(280) for job in jobs] == [0, 0, 0]
     for attempt in attempts:
         run = the_run(postgres, attempt)
         assert_one_point_a_step(postgres, run.info.run_id, 2000)

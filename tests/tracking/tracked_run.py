@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
     parser.add_argument("--pause", type=float, default=0.01, help="seconds a step")
-    parser.add_argument("--wait", type=float, default=60.0)
+    parser.add_argument("--wait", type=float, default=150.0)
     parser.add_argument("--checkpoint", type=Path, help="where it is, if not in the run's folder")
     parser.add_argument("--attempt", default="tiny-x2-0123456789ab/1")
     parser.add_argument("--sweep", type=Path)

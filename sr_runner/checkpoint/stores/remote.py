@@ -109,9 +109,7 @@ class FsspecObjects:
                 file.write(self._send(what, piece))
 
     def copy(self, source: str, target: str) -> None:
-        self._send(
-            f"copying {self.url}/{source}", lambda: self._fs.cp_file(self._path(source), self._path(target))
-        )
+        self._send(f"copying {self.url}/{source}", lambda: self._fs.cp_file(self._path(source), self._path(target)))
 
     def delete(self, keys: Sequence[str], *, once: bool = False) -> None:
         for key in keys:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sr_runner.data.degradations.canvas import Canvas, Draw, per_picture
-from sr_runner.data.degradations.steps import check_probability, check_range
+from sr_runner.data.degradations.steps import apply_where, check_probability, check_range
 
-_EXACT_BELOW = 12.0
-"""Mean up to which Poisson numbers are drawn by inversion; above, a third-order expansion is right to the integer."""
+_EXACT_BELOW = 4.0
+"""Mean up to which Poisson numbers are drawn by inversion. Above, the distribution function of what the expansion gives
+is off by less than 0.003."""
 
-_TERMS = 48
-"""Largest number that inversion gives; for a mean of 12 there is no larger one in 10^12 draws."""
+_TERMS = 20
+"""Largest number that inversion gives: a larger one comes once in 10^8 draws."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,30 @@ class Noise:
         check_probability("grey", self.grey)
 
     def __call__(self, canvas: Canvas, draw: Draw) -> Canvas:
-        grey = per_picture(draw.chance(0, self.grey).astype(np.float64), canvas.pixels)
-        gaussian = draw.chance(1, self.gaussian)
-        pixels = canvas.pixels
-        if gaussian.any():
-            chosen, sigma = per_picture(gaussian.astype(np.float64), pixels), draw.uniform(2, *self.sigma) / 255
-            pixels = pixels + chosen * per_picture(sigma, pixels) * self._normal(canvas, draw, grey)
-        if not gaussian.all():
-            chosen, strength = per_picture(1.0 - gaussian, pixels), draw.uniform(3, *self.poisson_scale)
-            pixels = pixels + chosen * per_picture(strength, pixels) * _poisson_noise(canvas, draw, grey)
-        return canvas.with_pixels(pixels.clamp(0, 1))
+        grey, gaussian = draw.chance(0, self.grey), draw.chance(1, self.gaussian)
+        for alike in (True, False):
+            add_gaussian = partial(self._add_gaussian, channels=1 if alike else 3)
+            add_poisson = partial(self._add_poisson, grey=alike)
+            canvas = apply_where(add_gaussian, canvas, draw, gaussian & (grey == alike))
+            canvas = apply_where(add_poisson, canvas, draw, ~gaussian & (grey == alike))
+        return canvas
 
-    @staticmethod
-    def _normal(canvas: Canvas, draw: Draw, grey: Tensor) -> Tensor:
-        noise = draw.normal(4, canvas)
-        return torch.where(grey > 0, noise[:, :1], noise)
+    def _add_gaussian(self, canvas: Canvas, draw: Draw, *, channels: int) -> Canvas:
+        sigma = per_picture(draw.uniform(2, *self.sigma) / 255, canvas.pixels)
+        noise = draw.normal(4, canvas, channels)
+        return canvas.with_pixels((canvas.pixels + sigma * noise).clamp_(0, 1))
 
-
-def _poisson_noise(canvas: Canvas, draw: Draw, grey: Tensor) -> Tensor:
-    """What Poisson statistics add to each pixel, in [0, 1], as many photons as there are grey levels (a power of 2)."""
-    rounded = canvas.pixels.mul(255).round().clamp(0, 255)
-    luminance = rounded.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1).mul(rounded).sum(1, keepdim=True).round()
-    colour = _poisson(rounded / 255, _levels(rounded, canvas), draw, canvas, 5)
-    plain = _poisson(luminance / 255, _levels(luminance, canvas), draw, canvas, 6)
-    return torch.where(grey > 0, plain, colour)
+    def _add_poisson(self, canvas: Canvas, draw: Draw, *, grey: bool) -> Canvas:
+        """What Poisson statistics add, given as many photons as there are grey levels, rounded up to a power of 2."""
+        strength = per_picture(draw.uniform(3, *self.poisson_scale), canvas.pixels)
+        image = canvas.pixels.mul(255).round_().clamp_(0, 255)
+        if grey:
+            red, green, blue = image.unbind(1)
+            image = (0.2989 * red + 0.587 * green + 0.114 * blue).round_()[:, None]
+        levels = _levels(image, canvas)
+        mean = image.mul_(levels / 255)
+        noise = (poisson(mean, *draw.per_pixel(5, canvas, image.shape[1])) - mean) / levels
+        return canvas.with_pixels((canvas.pixels + strength * noise).clamp_(0, 1))
 
 
 def _levels(rounded: Tensor, canvas: Canvas) -> Tensor:
@@ -79,22 +80,16 @@ def _levels(rounded: Tensor, canvas: Canvas) -> Tensor:
     return present[:, :256].sum(1).log2().ceil().exp2().view(-1, 1, 1, 1)
 
 
-def _poisson(image: Tensor, levels: Tensor, draw: Draw, canvas: Canvas, name: int) -> Tensor:
-    mean = image * levels
-    radius, angle = draw.per_pixel(name, canvas, image.shape[1])
-    return (poisson(mean, radius, angle) - mean) / levels
-
-
 def poisson(mean: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Poisson numbers of the given means from two uniform numbers each."""
     small = mean.clamp(max=_EXACT_BELOW)
-    term, number = (-small).exp(), torch.zeros_like(mean)
+    term, number = (-small).exp_(), torch.zeros_like(mean)
     cumulative = term.clone()
     for k in range(1, _TERMS):
         number += first > cumulative
-        term = term * small / k
-        cumulative = cumulative + term
-    z = (first.log() * -2).sqrt() * (second * (2 * torch.pi)).cos()
-    root = mean.clamp(min=1).sqrt()
+        cumulative += term.mul_(small).div_(k)
+    z = (first.log() * -2).sqrt_() * (second * (2 * torch.pi)).cos_()
+    root = mean.clamp(min=1).sqrt_()
+    # Cornish and Fisher's expansion of the quantile, to the third order.
     expansion = mean + root * z + (z * z - 1) / 6 + (z - z**3) / (72 * root)
-    return torch.where(mean <= _EXACT_BELOW, number, expansion.round().clamp(min=0))
+    return torch.where(mean <= _EXACT_BELOW, number, expansion.round_().clamp_(min=0))

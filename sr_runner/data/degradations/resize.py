@@ -120,12 +120,13 @@ Taps = Iterator[tuple[Integers, Floats]]
 
 def _area(place: Integers, size: Integers, size_out: Integers) -> Taps:
     start, end = place * size // size_out, -(-(place + 1) * size // size_out)
+    share: Floats = np.reciprocal((end - start).astype(np.float64))
     for tap in range(int((end - start).max(initial=0))):
-        yield start + tap, np.where(start + tap < end, 1 / (end - start), 0.0)
+        yield start + tap, share * (start + tap < end)
 
 
 def _bilinear(place: Integers, size: Integers, size_out: Integers) -> Taps:
-    source = np.maximum((place + 0.5) * size / size_out - 0.5, 0)
+    source: Floats = np.maximum((place + 0.5) * size / size_out - 0.5, 0)
     first = np.floor(source).astype(np.int64)
     yield first, 1 - (source - first)
     yield first + 1, source - first

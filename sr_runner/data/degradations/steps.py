@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -87,6 +89,11 @@ class Degradation:
         if not self.steps:
             raise RequestError("data.degradation.steps is empty; a step that resizes to the LR size is needed.")
 
+    @property
+    def identity(self) -> str:
+        """Steps and parameters as text: equal for equal degradations, however they were written down."""
+        return json.dumps(_plain(self), sort_keys=True)
+
     def __call__(self, hr: Tensor, *, scale: int, seed: int, n: npt.NDArray[np.int64]) -> Tensor:
         """LR (N x 3 x h x w uint8) of `hr` (N x 3 x H x W float32 in [0, 1]), the HR pictures of samples `n`.
 
@@ -102,6 +109,18 @@ class Degradation:
                 )
             lr = canvas.pixels[:, :, :height, :width]
             return lr.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _plain(value: object) -> object:
+    """Dataclasses, sequences and numbers in JSON's types; 1 and 1.0, lists and tuples become alike."""
+    if dataclasses.is_dataclass(value):
+        parameters = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {type(value).__name__: parameters}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return value if isinstance(value, str | bool | None) else repr(value)
 
 
 def check_probability(name: str, value: float) -> None:

@@ -1,0 +1,31 @@
+"""What training will see: samples as a picture."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sr_runner.data.images import Pixels
+
+_MARGIN, _CAPTION = 4, 14
+
+
+def sheet(lr: Pixels, hr: Pixels) -> Image.Image:
+    """Samples (count x h x w x 3 and count x H x W x 3 uint8) in a grid, each as LR beside HR with its number below.
+
+    LR pixels are shown as squares, so that what a degradation did to them can be seen.
+    """
+    count, patch = hr.shape[0], hr.shape[1]
+    scale = patch // lr.shape[1]
+    columns = max(1, math.ceil(math.sqrt(count / 2)))
+    cell = 2 * patch + 2 * _MARGIN, patch + _CAPTION + _MARGIN
+    page = Image.new("RGB", (columns * cell[0] + _MARGIN, math.ceil(count / columns) * cell[1] + _MARGIN), "white")
+    text = ImageDraw.Draw(page)
+    for number, (small, large) in enumerate(zip(lr, hr, strict=True)):
+        left, top = number % columns * cell[0] + _MARGIN, number // columns * cell[1] + _MARGIN
+        page.paste(Image.fromarray(np.repeat(np.repeat(small, scale, axis=0), scale, axis=1)), (left, top))
+        page.paste(Image.fromarray(large), (left + patch + _MARGIN // 2, top))
+        text.text((left, top + patch + 1), f"sample {number}: LR, HR", fill="black")
+    return page

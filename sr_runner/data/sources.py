@@ -1,0 +1,72 @@
+"""Where images and LR/HR pairs come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sr_runner.data.cache import Facts
+from sr_runner.data.images import Pixels, image_area, read_image
+from sr_runner.errors import RequestError
+
+DECODER = 1
+"""Raised when reading or shrinking would give other pixels than before, so that caches are built anew."""
+
+
+class ImageSource(Protocol):
+    """An encoded image somewhere. `str` of it tells a person where."""
+
+    @property
+    def name(self) -> str:
+        """What tells it apart from every other image, on this machine."""
+
+    def facts(self) -> Facts:
+        """What changes when the image does, cheaply. Raises `RequestError` where it is gone."""
+
+    def area(self) -> int:
+        """Number of pixels, from the header alone; 0 where that cannot be read."""
+
+    def read(self) -> Pixels:
+        """H x W x 3 uint8 RGB. Raises `RequestError` where it is damaged."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path.absolute())
+
+    def facts(self) -> Facts:
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise RequestError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        return {"file": self.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "decoder": DECODER}
+
+    def area(self) -> int:
+        return image_area(self.path)
+
+    def read(self) -> Pixels:
+        return read_image(self.path)
+
+    def __str__(self) -> str:
+        return os.fspath(self.path)
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """An HR image, and its LR image where that is not to be made by MATLAB's bicubic.
+
+    `slack` is by how many LR pixels the size of the LR image may differ from HR / scale; what both cover is used.
+    """
+
+    name: str
+    hr: ImageSource
+    lr: ImageSource | None = None
+    slack: int = 0
