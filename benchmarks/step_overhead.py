@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sr_runner.data import SampleData, to_batch
+from sr_runner.data import SampleData
 from sr_runner.device import resolve_device, resolve_precision
 from sr_runner.models import EDSR
 from sr_runner.objectives import Learner, PixelObjective
@@ -57,9 +57,9 @@ def bare(name: str, data: SampleData, steps: int, device: torch.device, precisio
     scheduler, loss_of, losses = make_schedule(optimizer), nn.L1Loss(), []
     autocast = torch.bfloat16 if precision == "bf16" else None
     began = time.perf_counter()
-    with data.batches(0, pin_memory=device.type == "cuda") as loader:
+    with data.stream(0, device=device) as loader:
         for step in range(1, steps + 1):
-            lr, hr = (to_batch(images, device) for images in next(loader))
+            lr, hr = next(loader)
             if autocast is None:
                 loss = loss_of(model(lr), hr)
             else:

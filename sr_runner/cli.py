@@ -68,9 +68,12 @@ def _run(args: list[str], stop: StopSignal) -> int:
     if swept is not None:
         raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
     config, choices = composed(overrides, extra_dirs)
-    from sr_runner.execution import execute
+    from sr_runner.execution import execute, preview
 
-    execute(config, choices, overrides, stop)
+    if config.data.get("preview"):
+        sys.stdout.write(f"{preview(config, overrides)}\n")
+    else:
+        execute(config, choices, overrides, stop)
     return 0
 
 

@@ -89,6 +89,17 @@ def execute(
     return outcome
 
 
+def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
+    """Write a sheet of `data.preview` training samples, LR beside HR, instead of training; where it is."""
+    parts = build_parts(config, {override.lstrip("+").partition("=")[0] for override in overrides})
+    outputs = Path(config.outputs)
+    _check_writable(outputs)
+    parts.data.prepare(progress=sys.stderr.isatty())
+    path = outputs / "preview.png"
+    parts.data.preview_sheet(config.data.preview).save(path)
+    return path
+
+
 def _check_writable(outputs: Path) -> None:
     try:
         outputs.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from torch import nn
 
 from sr_runner import device as devices
 from sr_runner.checkpoint import CheckpointManager, SaveReport, TrainingState
-from sr_runner.data import PairData, to_batch
+from sr_runner.data import PairData
 from sr_runner.ema import Ema
 from sr_runner.errors import RunError
 from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
@@ -135,7 +135,9 @@ class Orchestrator:
         self.recording = True
         with (
             self.stop.deferred(),
-            self.data.batches(self.step * count, count, pin_memory=self.device.type == "cuda") as loader,
+            self.data.stream(
+                self.step * count, count, device=self.device, channels_last=settings.channels_last
+            ) as loader,
         ):
             self._progress = Progress(total=settings.steps, step=self.step, batch_size=count)
             try:
@@ -300,11 +302,10 @@ class Orchestrator:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def _micro_batches(self, lr: torch.Tensor, hr: torch.Tensor) -> MicroBatches:
-        size = self.data.batch_size
-        put = partial(to_batch, device=self.device, channels_last=self.settings.channels_last)
         if self.settings.accumulate == 1:
-            return ((put(lr), put(hr)),)
-        return [(put(a), put(b)) for a, b in zip(torch.split(lr, size), torch.split(hr, size), strict=True)]
+            return ((lr, hr),)
+        size = self.data.batch_size
+        return list(zip(torch.split(lr, size), torch.split(hr, size), strict=True))
 
     def _log(self, waited: float) -> None:
         """One point per metric: means and rates since the point before. The only place where the loop waits for the

@@ -55,7 +55,7 @@ class TrainerSettings:
     grad_clip: float | None = None
     """Largest norm of the gradients; null: no clipping."""
     on_nan: str = "stop"
-    """A loss or gradient that is not finite: stop the run, or skip the update (which waits for the device each step)."""
+    """A loss or gradient that is not finite: stop the run, or skip the update (waits for the device at every step)."""
     parameters: Any = None
     """Parameters that are frozen or have settings of their own, by the regular expression that their names begin with:
     {"head|tail": {lr: 1e-5}, body: {freeze: true}}. The first that fits counts; the rest follows `optimizer`."""

@@ -45,7 +45,8 @@ class Learner:
 
         `rules` freeze parameters or set a rate of their own, by the names they begin with: see `parameter_groups`.
         `grad_clip` is the largest gradient norm. With `skip_non_finite` an update whose gradients are not all finite is
-        left out (the schedule goes on), at the price of waiting for the device at every step. fp16 scales the loss, so that small gradients do not vanish.
+        left out (the schedule goes on), at the price of waiting for the device at every step. fp16 scales the loss, so
+        that small gradients do not vanish.
         """
         self.network = network
         groups = parameter_groups(network, rules or {})
