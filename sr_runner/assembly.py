@@ -29,12 +29,12 @@ from sr_runner.checkpoint import (
     EveryMinutes,
     EverySteps,
     LastN,
-    LocalStore,
     Policy,
     Store,
     TrainingState,
 )
 from sr_runner.checkpoint.catalogue import RECORD, Attempt, Catalogue, difference
+from sr_runner.checkpoint.stores import store_at
 from sr_runner.errors import RequestError, nearest
 from sr_runner.objectives import MODEL, Learner
 from sr_runner.orchestrator import Orchestrator, Start
@@ -296,15 +296,14 @@ def _exactly(
 
 
 def _foreign(wanted: str, store: Store) -> tuple[Store, Attempt] | None:
-    """A checkpoint in a folder that is not in the configured store."""
-    path = Path(wanted).expanduser().absolute()
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    if not match or not (path / "manifest.json").is_file():
+    """A checkpoint by its path or URL that is not in the configured store."""
+    place = wanted if "://" in wanted else str(Path(wanted).expanduser().absolute())
+    match = re.fullmatch(r"(?P<root>.+)/(?P<identity>[^/]+)/(?P<attempt>[^/]+)/step-(?P<step>\d+)/?", place)
+    if not match or match["root"] == store.url.rstrip("/"):
         return None
-    root = path.parents[2]
-    if str(root) == store.url:
+    if "://" not in wanted and not (Path(place) / "manifest.json").is_file():
         return None
-    return LocalStore(root), Attempt(path.parents[1].name, path.parent.name, int(match[1]))
+    return store_at(match["root"]), Attempt(match["identity"], match["attempt"], int(match["step"]))
 
 
 def _facts_of(store: Store, attempt: Attempt, catalogue: Catalogue, scratch: Path) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="sr-run-") as temporary:
         scratch = Path(temporary)
         catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch)
+        _check_store(parts)
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
         facts = configs.identity_facts(config, parts.data.fingerprint, pretrained)
         identity = configs.identity(choices.get("model", "model"), config.scale, facts)
@@ -98,6 +99,14 @@ def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
     path = outputs / "preview.png"
     parts.data.preview_sheet(config.data.preview).save(path)
     return path
+
+
+def _check_store(parts: Parts) -> None:
+    if parts.store is not None:
+        try:
+            parts.store.check()
+        except OSError as error:
+            raise RunError(f"checkpoint.root={parts.store.url} cannot be reached: {error}") from error
 
 
 def _check_writable(outputs: Path) -> None:

@@ -12,6 +12,7 @@ _GROUPS = {
     "optimizer": "torch.optim",
     "scheduler": "torch.optim.lr_scheduler",
     "data": "images to train and validate on",
+    "data/degradation": "LR made from every HR crop anew",
     "checkpoint": "where checkpoints live",
     "tracker": "where the run is recorded",
     "trainer": "the loop",
@@ -62,7 +63,7 @@ Exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by 
 def _group(conf: Path, name: str, what: str) -> str:
     options = sorted((conf / name).glob("*.yaml"))
     width = max((len(option.stem) for option in options), default=0)
-    lines = [f"  {name}  ({what}{'' if name == 'experiment' else f'; default {_default(conf, name)}'})"]
+    lines = [f"  {name}  ({what}{f'; default {default}' if (default := _default(conf, name)) else ''})"]
     for option in options:
         comment = textwrap.shorten(_first_comment(option), 118 - width - 6, placeholder=" ...")
         lines.append(f"    {option.stem:<{width}}  {comment}".rstrip())
@@ -71,7 +72,7 @@ def _group(conf: Path, name: str, what: str) -> str:
 
 def _default(conf: Path, group: str) -> str:
     found = re.search(rf"^\s*- {group}: (\S+)", (conf / "config.yaml").read_text(), re.MULTILINE)
-    return found[1] if found else "none"
+    return found[1] if found and found[1] != "null" else ""
 
 
 def _first_comment(path: Path) -> str:

@@ -3,7 +3,7 @@
 from sr_runner.checkpoint.format import DamagedError, Manifest, Name
 from sr_runner.checkpoint.manager import CheckpointManager, SaveReport, TrainingState
 from sr_runner.checkpoint.retention import BestN, EveryMinutes, EverySteps, LastN, Policy
-from sr_runner.checkpoint.stores import LocalStore, Store
+from sr_runner.checkpoint.stores import LocalStore, MlflowStore, RemoteStore, Store
 
 __all__ = [
     "BestN",
@@ -14,8 +14,10 @@ __all__ = [
     "LastN",
     "LocalStore",
     "Manifest",
+    "MlflowStore",
     "Name",
     "Policy",
+    "RemoteStore",
     "SaveReport",
     "Store",
     "TrainingState",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_runner.checkpoint.format import STATE, Name
+from sr_runner.checkpoint.format import STATE, DamagedError, Name
 from sr_runner.checkpoint.stores import Store
 from sr_runner.errors import RequestError, nearest
 
@@ -108,7 +108,10 @@ class Catalogue:
         names = sorted(self._checkpoints(f"{attempt}/"))
         if not names or self.store is None:
             return None
-        state = _read(self.store.get(str(names[-1]), self._scratch, only=[STATE]) / STATE)
+        try:
+            state = _read(self.store.get(str(names[-1]), self._scratch, only=[STATE]) / STATE)
+        except (DamagedError, FileNotFoundError):
+            return None
         return dict(state["facts"]) if "facts" in state else None
 
     def near_misses(self, facts: Mapping[str, Any], identity: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:

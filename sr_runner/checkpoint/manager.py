@@ -104,14 +104,17 @@ class CheckpointManager:
         A damaged checkpoint is named in the log with the file and the reason, and quarantined. Raises `RunError`
         where there are checkpoints and none is good: starting from scratch would hide the loss.
         """
-        candidates = [step] if step is not None else self.steps()[::-1]
-        for candidate in candidates:
-            name = f"{self.attempt}/step-{candidate:08d}"
-            try:
-                return read(self.store.get(name, self._scratch), candidate)
-            except DamagedError as damage:
-                moved = self.store.quarantine(name, str(damage))
-                log.error("checkpoint %s is damaged: %s. It is kept as %s", name, damage, moved)
+        try:
+            candidates = [step] if step is not None else self.steps()[::-1]
+            for candidate in candidates:
+                name = f"{self.attempt}/step-{candidate:08d}"
+                try:
+                    return read(self.store.get(name, self._scratch), candidate)
+                except DamagedError as damage:
+                    moved = self.store.quarantine(name, str(damage))
+                    log.error("checkpoint %s is damaged: %s. It is kept as %s", name, damage, moved)
+        except OSError as error:
+            raise RunError(f"{self.store.url} cannot be read: {error}. Nothing was started") from error
         if not candidates:
             return None
         raise RunError(
@@ -125,7 +128,10 @@ class CheckpointManager:
     def prepare(self, state: TrainingState) -> None:
         """Allocate the snapshot's memory before training, so that the first save costs what the others do."""
         self._snapshot.take(_split(state)[0])
-        self.store.clean(self.attempt)
+        try:
+            self.store.clean(self.attempt)
+        except OSError as error:
+            log.warning("leftovers of killed writes in %s could not be removed: %s", self.store.url, error)
 
     def save(self, state: TrainingState, *, wait: bool = False) -> None:
         """Snapshot `state` and write it in the background; with `wait`, return once it is committed (or failed)."""

@@ -163,8 +163,10 @@ class PairData:
 
     def summary(self) -> dict[str, str | int]:
         """Name, source, scale and numbers of images, for the log and the tracker; works before `prepare`."""
+        steps = [type(step).__name__ for step in self._degradation.steps] if self._degradation else []
         return {
             **self._sources.summary(),
+            **({"degradation": ", ".join(steps)} if steps else {}),
             "scale": self.scale,
             "train_images": len({source.name for source in self._sources.train}),
             "valid_images": len(self._chosen_valid),

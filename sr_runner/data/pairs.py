@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ class CachedPair:
 class LrMaker(Protocol):
     """Makes the whole LR image of an HR image that comes without one."""
 
+    weight: ClassVar[int]
+    """Memory that it takes, in units of that of decoding the HR image."""
+
     def facts(self, hr: CachedImage) -> Facts:
         """What the LR image depends on."""
 
@@ -59,6 +62,7 @@ class LrMaker(Protocol):
 class MatlabBicubic:
     """LR images as the papers' benchmarks have them."""
 
+    weight: ClassVar[int] = 1
     scale: int
 
     def facts(self, hr: CachedImage) -> Facts:
@@ -72,6 +76,7 @@ class MatlabBicubic:
 class Degraded:
     """LR images by the degradation that is trained on, the same ones in every run: they follow from the HR image."""
 
+    weight: ClassVar[int] = 30
     degradation: Degradation
     scale: int
 
@@ -159,7 +164,8 @@ def _build(source: PairSource, scale: int, maker: LrMaker | None, cache: ImageCa
     def cached(name: str, facts: Facts, make: Callable[[], Pixels]) -> CachedImage:
         return cache.find(name, facts) or cache.store(name, facts, make(), job=job)
 
-    with room.hold(source.hr.area()):
+    weight = maker.weight if maker is not None and source.lr is None else 1
+    with room.hold(weight * source.hr.area()):
         hr = cached(source.hr.name, source.hr.facts(), source.hr.read)
         if source.lr is not None:
             _pair(source, cached(*_lr_key(source, hr, maker), source.lr.read), hr, scale)

@@ -73,11 +73,6 @@ class Delivery:
         points = self._writer.run().data._metric_objs
         return max((point.step + 1 for point in points if point.key.startswith("system/")), default=0)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the server has given the run an id in this sender's life."""
-        return self._writer is not None
-
     def _open(self) -> None:
         """Finds the run on the server by the id of an earlier life, or by its tag; makes it where there is none."""
         run_id = self._known_id()

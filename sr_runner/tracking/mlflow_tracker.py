@@ -19,6 +19,7 @@ from sr_runner.tracking.journal import (
     SENT,
     JournalWriter,
     Line,
+    line_of,
     metrics_event,
     read_json,
     read_lines,
@@ -64,6 +65,7 @@ class MlflowTracker:
         self._logged: dict[str, set[int]] = {}
         self._last: dict[str, int] = {}
         self._warned = False
+        self._delivered: bool | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -120,6 +122,8 @@ class MlflowTracker:
 
     def sync(self) -> None:
         with self._lock:
+            if self._delivered is not None:
+                return
             try:
                 self._started().sync()
             except OSError as error:
@@ -127,15 +131,17 @@ class MlflowTracker:
 
     def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
         """Closes the journal with `status` and gives the sender up to `wait` seconds to bring the rest to MLflow."""
+        if self._delivered is not None:
+            return self._delivered
         with self._lock:
             self._append({"event": "finish", "status": status, "tags": _masked(tags or {})})
         self.sync()
-        if self._sender is None:
-            return False
-        done = self._sender.finish(wait)
-        if not done:
+        self._delivered = self._sender is not None and self._sender.finish(wait)
+        if not self._delivered:
             logger.warning("tracking: %s", self._what_is_left())
-        return done
+        with self._lock:
+            self._started().close()
+        return self._delivered
 
     def ui_hint(self) -> tuple[str, str]:
         """The command that opens MLflow's UI on this record, and the page of this run in it."""
@@ -191,12 +197,12 @@ class MlflowTracker:
         return True
 
     def _append(self, event: Mapping[str, Any]) -> None:
-        try:
-            self._started().append(event)
-        except OSError as error:
-            self._warn(error)
+        self._append_line(line_of(event))
 
     def _append_line(self, line: bytes) -> None:
+        if self._delivered is not None:
+            logger.debug("came after the end: %r", line)
+            return
         try:
             self._started().append_line(line)
         except OSError as error:

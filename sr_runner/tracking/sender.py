@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import select
 import sys
@@ -69,6 +70,11 @@ class LifeLine:
     def overdue(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
+    def made_progress(self) -> None:
+        """Puts off giving up where nobody else will bring away the rest."""
+        if self._file is None:
+            self.deadline = time.monotonic() + self._limit
+
     def wait(self, seconds: float) -> None:
         """Returns after `seconds`, or as soon as the training process says or is something new."""
         if self._file is None or self.deadline is not None:
@@ -99,7 +105,7 @@ class Sender:
         self._system_metrics: SystemMetrics | None = None
         self._failures = 0
         self._told = False
-        self._retried = time.monotonic()
+        self._retried = -math.inf
 
     def report(self, message: str | None = None, *, level: str = "info", **facts: object) -> None:
         """Says something to the training process, if it is still there."""
@@ -118,26 +124,32 @@ class Sender:
 
         start, _ = last_life(self._run_dir / JOURNAL)
         delivery = Delivery(self._run_dir, Server(uri, Path(start["artifacts"])), start, self.report)
-        while not self._life.overdue:
+        drained = False
+        while not drained and not self._life.overdue:
             was_ended = self._life.ended
+            if was_ended and self._system_metrics is not None:
+                self._system_metrics.stop()
             busy = self._work(delivery)
-            if busy is False and was_ended and not self._failures:
-                break
-            self._life.wait(0 if busy else self._pause())
-        return self._end(delivery)
+            drained = was_ended and not busy and not self._failures
+            if busy:
+                self._life.made_progress()
+            if not drained:
+                self._life.wait(0 if busy else self._pause())
+        return self._end(delivery, drained)
 
     def _work(self, delivery: Delivery) -> bool:
         """One part of the work, whose failure is noted and reported; whether there may be more right away."""
         from sr_runner.tracking.run_writer import RunGone
-        from sr_runner.tracking.server import Unreachable
+        from sr_runner.tracking.server import Refused, Unreachable
 
         try:
             busy = delivery.work()
-            self._measure(delivery)
+            if self._wants_system_metrics and not self._life.ended:
+                self._measure(delivery)
             if time.monotonic() - self._retried > _AGAIN:
                 self._retried = time.monotonic()
                 delivery.retry_left_over()
-        except Unreachable as fault:
+        except (Unreachable, Refused) as fault:
             self._trouble(str(fault))
             return False
         except RunGone as gone:
@@ -151,9 +163,7 @@ class Sender:
 
     def _measure(self, delivery: Delivery) -> None:
         """Starts the system metrics once it is known at which step they go on."""
-        if self._life.ended and self._system_metrics is not None:
-            self._system_metrics.stop()
-        if not self._wants_system_metrics or self._system_metrics is not None or self._life.ended:
+        if self._system_metrics is not None:
             return
         from sr_runner.tracking.system_metrics import SystemMetrics
 
@@ -191,11 +201,11 @@ class Sender:
             return _POLL_AT_THE_END
         return min(_SLOWEST, 2.0 ** (self._failures - 1)) if self._failures else _POLL
 
-    def _end(self, delivery: Delivery) -> bool:
+    def _end(self, delivery: Delivery, drained: bool) -> bool:
         from sr_runner.tracking.run_writer import RunGone
         from sr_runner.tracking.server import Refused, Unreachable
 
-        complete = not self._failures and delivery.is_open
+        complete = drained
         try:
             if complete and delivery.retry_left_over():
                 complete = False
@@ -284,7 +294,9 @@ def main(argv: list[str] | None = None) -> int:
     sys.stderr = _Masked(sys.stderr)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folder = arguments.folder.absolute()
-    uri = os.environ["MLFLOW_TRACKING_URI"]
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        raise SystemExit("set MLFLOW_TRACKING_URI to where the run is to be recorded")
     if arguments.close_sweep:
         return _close_sweep(uri, arguments)
     life = LifeLine(None, _DELIVER_SECONDS) if by_hand else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)

@@ -81,7 +81,8 @@ class SenderProcess:
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        _read_reports(process.stdout, self.reports)
+        with process.stdout as stream:
+            _read_reports(stream, self.reports)
         code = process.wait()
         if self._finishing.is_set() or self._restarts >= _RESTARTS:
             self._ended.set()

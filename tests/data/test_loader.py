@@ -117,11 +117,13 @@ def test_the_time_spent_waiting_is_measured() -> None:
     with loader(1, fill=slow) as batches:
         for _ in range(5):
             next(batches)
-        assert 0.05 < batches.wait_seconds < 2
+        slow_seconds = batches.wait_seconds
     with loader(1) as batches:
-        time.sleep(0.1)
-        next(batches)
-        assert batches.wait_seconds < 0.02
+        time.sleep(0.2)
+        for _ in range(4):
+            next(batches)
+        assert batches.wait_seconds < slow_seconds / 2
+    assert slow_seconds > 0.05
 
 
 def test_a_ready_batch_costs_the_consumer_little() -> None:
@@ -132,4 +134,4 @@ def test_a_ready_batch_costs_the_consumer_little() -> None:
             start = time.perf_counter()
             next(batches)
             seconds.append(time.perf_counter() - start)
-    assert np.median(seconds) < 100e-6  # some 10 us on an idle machine
+    assert np.median(seconds) < 500e-6  # some 10 us on an idle machine

@@ -19,6 +19,9 @@ class Store(Protocol):
     url: str
     """Where the store is, for people and for `trainer.resume`; without credentials."""
 
+    def check(self) -> None:
+        """Ask the medium whether it can be used. Raises `RequestError` where it says no, `OSError` if it is silent."""
+
     def put(self, name: str, files: Sequence[Blob]) -> None:
         """All or nothing: either `list` shows the name with every file complete and durable, or nothing changed.
 

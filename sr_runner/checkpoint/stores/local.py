@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sr_runner.checkpoint.format import MANIFEST, Blob, Name
+from sr_runner.errors import RequestError
 
 _WRITING = ".writing-"
 _REPLACED = ".replaced-"
@@ -31,6 +32,12 @@ class LocalStore:
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
+
+    def check(self) -> None:
+        """A folder is made when it is needed; where that cannot be, the nearest one above it says so."""
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise RequestError(f"checkpoint.root={self.root}: nothing can be written in {existing}")
 
     def put(self, name: str, files: Sequence[Blob]) -> None:
         place = self._path(name)

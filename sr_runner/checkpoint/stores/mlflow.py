@@ -66,6 +66,9 @@ class MlflowStore(ObjectStore):
 class Artifacts:
     """`Objects` in the artifacts of MLflow runs; the first two parts of a key are the run's tag."""
 
+    def check(self) -> None:
+        """Nothing to ask yet: the run that the checkpoints will belong to is the tracker's to make."""
+
     def __init__(self, url: str, server: MlflowServer, spool: Path, requests: Requests, wait_for_run: float):
         self.url = url
         self._server = server

@@ -224,8 +224,8 @@ def _checked_url(root: str | None) -> tuple[str, str]:
     """The URL without a slash at its end, and its protocol."""
     if root is None or not str(root).strip() or str(root) == "???":
         raise RequestError("checkpoint.root is missing: a URL such as checkpoint.root=s3://bucket/prefix is needed")
-    url = str(root).strip().rstrip("/")
-    protocol, separator, rest = url.partition("://")
+    protocol, separator, rest = str(root).strip().partition("://")
+    url = f"{protocol}{separator}{rest.rstrip('/')}"
     if not separator:
         raise RequestError(
             f"checkpoint.root={url} is no URL: s3://bucket/prefix would do, or checkpoint=local for a folder"
