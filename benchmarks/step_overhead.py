@@ -84,11 +84,17 @@ def runner(
 ) -> float:
     optimizer, scheduler = parts(steps)
     settings = TrainerSettings(steps=steps, eval_every=steps * 2, log_every=100)
+    model = network(name).to(device).to(memory_format=torch.channels_last).train()
+    learner = Learner(model, optimizer, scheduler, precision=precision)  # type: ignore[arg-type]
     orchestrator = Orchestrator(
-        model=network(name), objective=PixelObjective(nn.L1Loss()),
-        learner=lambda _, net: Learner(net, optimizer, scheduler, precision=precision),  # type: ignore[arg-type]
-        data=data, tracker=tracker, checkpoints=None, settings=settings, device=device,  # type: ignore[arg-type]
-    )  # fmt: skip
+        objective=PixelObjective(nn.L1Loss()),
+        learners={"model": learner},
+        data=data,
+        tracker=tracker,  # type: ignore[arg-type]
+        checkpoints=None,
+        settings=settings,
+        device=device,
+    )
     folder.mkdir()
     record = RunRecord(run_dir=folder, attempt="benchmark/a0001-0000", run_name="benchmark", params={})
     tracker.start(record)  # type: ignore[attr-defined]

@@ -15,11 +15,13 @@ from omegaconf import DictConfig
 
 from sr_runner import config as configs
 from sr_runner import logs, runlock
-from sr_runner.assembly import Chosen, Parts, build_parts, choose, orchestrate, record
+from sr_runner.assembly import orchestrate, record
+from sr_runner.attempts import Chosen, choose
 from sr_runner.checkpoint.catalogue import Catalogue
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation import Evaluation, Score
 from sr_runner.orchestrator import Orchestrator, Result
+from sr_runner.parts import Parts, build_parts
 from sr_runner.pretrained import initialise
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, SweepParent

@@ -65,7 +65,10 @@ def _group(conf: Path, name: str, what: str) -> str:
     width = max((len(option.stem) for option in options), default=0)
     lines = [f"  {name}  ({what}{f'; default {default}' if (default := _default(conf, name)) else ''})"]
     for option in options:
-        comment = textwrap.shorten(_first_comment(option), 118 - width - 6, placeholder=" ...")
+        comment = _first_comment(option)
+        if name == "experiment":  # the command that an experiment begins with says its name again
+            comment = comment.partition(" -- ")[2] or comment
+        comment = textwrap.shorten(comment, 118 - width - 6, placeholder=" ...")
         lines.append(f"    {option.stem:<{width}}  {comment}".rstrip())
     return "\n".join(lines)
 

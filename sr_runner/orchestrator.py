@@ -11,11 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sr_runner import device as devices
 from sr_runner.checkpoint import CheckpointManager, SaveReport, TrainingState
@@ -33,12 +32,6 @@ from sr_runner.tracking import RunRecord, Tracker
 from sr_runner.weights import describe
 
 log = logging.getLogger(__name__)
-
-
-class LearnerFactory(Protocol):
-    """Makes the learner of one network (by name): the orchestrator does not know where optimizers come from."""
-
-    def __call__(self, name: str, network: nn.Module, /) -> Learner: ...
 
 
 @dataclass(frozen=True)
@@ -82,9 +75,8 @@ class Orchestrator:
     def __init__(
         self,
         *,
-        model: nn.Module,
         objective: Objective,
-        learner: LearnerFactory,
+        learners: Mapping[str, Learner],
         data: PairData,
         tracker: Tracker,
         checkpoints: CheckpointManager | None,
@@ -95,18 +87,15 @@ class Orchestrator:
         config: str = "",
         facts: Mapping[str, Any] | None = None,
     ):
-        """`model` maps LR to SR batches in [0, 1]. `config` (YAML) and `facts` (plain data) go into checkpoints."""
+        """`learners` are those of the objective's networks, on their device; the one of `MODEL` maps LR to SR batches
+        in [0, 1]. `config` (YAML) and `facts` (plain data) go into checkpoints.
+        """
         self.device = device or torch.device("cpu")
         self.settings, self.data, self.tracker, self.checkpoints = settings, data, tracker, checkpoints
         self.objective, self.stop, self.config, self.facts = objective, stop or StopSignal(), config, dict(facts or {})
         self.save_every = save_every or settings.eval_every
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        networks = objective.networks(model, patch_size=data.patch_size)
-        self.learners = {
-            name: learner(name, network.to(self.device).to(memory_format=memory_format).train())  # type: ignore[call-overload]
-            for name, network in networks.items()
-        }
-        self.model = networks[MODEL]
+        self.learners = dict(learners)
+        self.model = self.learners[MODEL].network
         self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
         self.step = 0
         self.recording = False

@@ -1,4 +1,4 @@
-"""Wrong requests: one clear message, exit status 2, nothing written."""
+"""Wrong requests: one clear message, exit status 2, no run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_wrong_request_gets_one_clear_message_and_status_2(request_: str, sr_r
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert all(words in done.stderr for words in WRONG[request_]), done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
-    assert not (tmp_path / "outputs").exists(), "something was written"
+    assert not (tmp_path / "outputs" / "runs").exists(), "a run was started"
 
 
 def test_cuda_on_a_machine_without_one_is_refused(sr_run: SrRun) -> None:

@@ -118,8 +118,8 @@ def finish(args: list[str], log: Path) -> None:
 def trial(overrides: tuple[str, ...], outputs: Path, chance: random.Random, duration: float) -> int:
     """Kill and resume until the run is complete; the number of kills."""
     kills, log = 0, outputs.with_suffix(".log")
-    for _ in range(chance.randint(1, 3)):
-        process = spawn(command(overrides, outputs, resume=kills > 0), log)
+    for start in range(chance.randint(1, 3)):
+        process = spawn(command(overrides, outputs, resume=start > 0), log)
         try:
             process.wait(timeout=chance.uniform(0, duration))
         except subprocess.TimeoutExpired:

@@ -62,12 +62,12 @@ class MlflowStore(ObjectStore):
         server = MlflowServer(address, name, place / "artifacts")
         super().__init__(Artifacts(url, server, place / _SPOOL, Requests(retry_seconds), wait_for_run), url)
 
+    def check(self) -> None:
+        """Nothing to ask yet: the run that the checkpoints will belong to is the tracker's to make."""
+
 
 class Artifacts:
     """`Objects` in the artifacts of MLflow runs; the first two parts of a key are the run's tag."""
-
-    def check(self) -> None:
-        """Nothing to ask yet: the run that the checkpoints will belong to is the tracker's to make."""
 
     def __init__(self, url: str, server: MlflowServer, spool: Path, requests: Requests, wait_for_run: float):
         self.url = url
