@@ -196,7 +196,7 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path: Path, image_cache: Path) -> Non
         "        self.conv = torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1)\n"
         "        self.scale = scale\n"
         "    def forward(self, x):\n"
-        "        if not self.training:\n"
+        "        if not self.training and x.shape[-1] > 16:\n"
         "            pathlib.Path('evaluating').touch()\n"
         "            time.sleep(60)\n"
         "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
