@@ -28,9 +28,11 @@ _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info"
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N."""
     args = list(sys.argv[1:] if argv is None else argv)
-    # Threads of PyTorch that wait for each other give their core away instead of burning it: on a machine that does
-    # anything else as well, spinning makes a step many times slower. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads of PyTorch that wait for each other spin for some microseconds and then give their core away. The default
+    # is to spin on: on a machine that does anything else as well, that makes a step many times slower. Read when torch
+    # is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if "--help" in args or "-h" in args:
         from sr_runner.help import page
         from sr_runner.settings import config_dir
