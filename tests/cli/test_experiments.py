@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig
 from support import SrRun
 
-from sr_runner.parts import build, build_model
 from sr_runner.composition import composed, options_of
+from sr_runner.parts import build, build_model
 from sr_runner.settings import config_dir
 
 # name -> model, objective, scale, HR patch, steps, learning rate, milestones
