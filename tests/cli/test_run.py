@@ -127,7 +127,7 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
         command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(), stderr=log
     )
     wait_for_step(tmp_path / "outputs", process)
-    time.sleep(0.3)
+    time.sleep(0.1)
     process.send_signal(signum)
     assert process.wait(60) == 128 + signum
     (attempt,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")

@@ -6,6 +6,7 @@ import kill_and_resume
 import pytest
 
 
+@pytest.mark.timeout(900)
 def test_a_run_that_is_killed_at_random_instants_ends_like_one_that_was_not(tmp_path: Path) -> None:
     tally = kill_and_resume.run(2, seed=0, networks=("wdsr_b", "srresnet"), folder=tmp_path)
     assert not tally.faults
