@@ -32,7 +32,10 @@ def record(
     (folder / "config.yaml").write_text(configs.as_yaml(parts.config))
     (folder / "overrides.txt").write_text("".join(f"{override}\n" for override in shown))
     plain = OmegaConf.to_container(parts.config, resolve=True)
-    params = {key: str(value) for key, value in configs.flatten(configs.masked(plain)).items()}
+    # How this process was started is no property of the run: a resume would contradict what the first start recorded.
+    passing = ("trainer.resume", "trainer.allow_changes")
+    flat = configs.flatten(configs.masked(plain))
+    params = {key: str(value) for key, value in flat.items() if key not in passing}
     device = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu"
     tags = {
         "sr_run.identity": chosen.attempt.identity,
