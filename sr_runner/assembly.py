@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from omegaconf import OmegaConf
 
 from sr_runner import config as configs
-from sr_runner.attempts import Chosen
+from sr_runner import jobs
+from sr_runner.attempts import Chosen, spool_of
 from sr_runner.checkpoint import CheckpointManager
 from sr_runner.checkpoint.catalogue import RECORD
 from sr_runner.orchestrator import Orchestrator, Start
@@ -29,6 +31,7 @@ def record(
     folder.mkdir(parents=True, exist_ok=True)
     shown = [configs.masked_override(override) for override in overrides]
     (folder / RECORD).write_text(json.dumps({"facts": facts, "overrides": shown, "parent": chosen.parent}, indent=1))
+    jobs.remember(folder)
     (folder / "config.yaml").write_text(configs.as_yaml(parts.config))
     (folder / "overrides.txt").write_text("".join(f"{override}\n" for override in shown))
     plain = OmegaConf.to_container(parts.config, resolve=True)
@@ -68,17 +71,26 @@ def _git_tags() -> dict[str, str]:
 
 
 def orchestrate(
-    parts: Parts, chosen: Chosen, facts: dict[str, Any], scratch: Path, stop: StopSignal
+    parts: Parts,
+    chosen: Chosen,
+    facts: dict[str, Any],
+    scratch: Path,
+    stop: StopSignal,
+    confirm: Callable[[], None] = lambda: None,
 ) -> tuple[Orchestrator, Start]:
-    """The Orchestrator, ready to train, and where it starts."""
-    manager = None
+    """The Orchestrator, ready to train, and where it starts. `confirm` raises where the attempt was taken over."""
+    manager, job = None, jobs.current()
     if parts.store is not None:
         manager = CheckpointManager(
             parts.store,
             str(chosen.attempt),
             keep=policies(parts.checkpoint),
             scratch=scratch,
+            spool=spool_of(parts),
             max_failures=parts.checkpoint.max_failures,
+            when_busy=parts.checkpoint.when_busy,
+            should_stop=lambda: stop.requested,
+            confirm=confirm,
             on_saved=lambda report: orchestrator.saved(report),
             on_failure=lambda step, in_a_row: orchestrator.save_failed(step, in_a_row),
         )
@@ -92,7 +104,9 @@ def orchestrate(
         save_every=parts.checkpoint.every,
         device=parts.device,
         stop=stop,
+        world=parts.world,
         config=configs.as_yaml(parts.config),
-        facts={"facts": facts, "attempt": str(chosen.attempt), "parent": chosen.parent},
+        facts={"facts": facts, "attempt": str(chosen.attempt), "parent": chosen.parent}
+        | ({"job": job.key} if job is not None else {}),
     )
     return orchestrator, Start(chosen.state, fork=chosen.parent is not None)

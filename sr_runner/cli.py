@@ -10,11 +10,13 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sr_runner.errors import RequestError, RunError
+from sr_runner.processes import follows, several
 from sr_runner.signals import Stopped, StopSignal
 
 if TYPE_CHECKING:
@@ -39,20 +41,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(page(config_dir()) + "\n")
         return 0
-    stop = StopSignal().install()
+    status, said = 0, ""
     try:
-        return _run(args, stop)
+        status = _run(args, StopSignal().install())
     except RequestError as error:
-        return _complain(error, 2)
+        status, said = 2, _said(error)
     except RunError as error:
-        return _complain(error, 1)
+        status, said = 1, _said(error)
     except Stopped as stopped:
-        return 128 + stopped.signum
+        status = 128 + stopped.signum
     except KeyboardInterrupt:
-        return 130
+        status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Exception as error:
+        if not several():
+            raise
+        traceback.print_exc()
+        status, said = 1, f"sr-run: process {os.environ['RANK']} failed: {error!r}\n"
+    if several():
+        from sr_runner.ending import end
+
+        return end(status, said)
+    sys.stderr.write(said)
+    return status
+
+
+def _said(error: Exception) -> str:
+    from sr_runner.config import masked_text
+
+    return f"sr-run: {masked_text(str(error))}\n"
 
 
 def _run(args: list[str], stop: StopSignal) -> int:
@@ -64,9 +82,14 @@ def _run(args: list[str], stop: StopSignal) -> int:
 
     if any(option in _TO_HYDRA for option in options):
         return _hydra([*options, *normalised(overrides)])
-    logs.to_console()
+    if follows():
+        logs.to_nowhere()
+    else:
+        logs.to_console()
     parsed = parse(normalised(overrides))
     if "-m" in options or "--multirun" in options:
+        if several():
+            raise RequestError("-m: torchrun starts the processes of one run; start it once for each run of a sweep")
         check_sweep(overrides, extra_dirs)
         return _sweep(overrides, options, extra_dirs)
     swept = next((o.input_line for o in parsed if o.is_sweep_override()), None)
@@ -76,6 +99,8 @@ def _run(args: list[str], stop: StopSignal) -> int:
     from sr_runner.execution import execute, preview
 
     if config.data.get("preview"):
+        if follows():
+            return 0
         sys.stdout.write(f"{preview(config, overrides)}\n")
     else:
         execute(config, choices, overrides, stop)
@@ -162,7 +187,7 @@ def job(config: DictConfig) -> float | None:
     from sr_runner import logs
     from sr_runner.composition import absolute
     from sr_runner.execution import execute
-    from sr_runner.sweeps.sweep import Job, write_job
+    from sr_runner.sweeps.sweep import Job, mask_record, write_job
     from sr_runner.tracking import SweepParent
 
     hydra = HydraConfig.get()
@@ -170,6 +195,7 @@ def job(config: DictConfig) -> float | None:
     folder = sweep / str(hydra.job.num)
     overrides = list(hydra.overrides.task)
     shown = [configs.masked_override(override) for override in overrides]
+    mask_record(sweep, configs.masked_text)
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
     stop = StopSignal().install()
     logs.to_console()
@@ -179,25 +205,34 @@ def job(config: DictConfig) -> float | None:
         try:
             config = absolute(config)
             configs.check(config)
+            _check_launcher(hydra.launcher)
             outcome = execute(config, choices, overrides, stop, SweepParent(sweep, sweep.name))
         except Stopped:
             write_job(folder, Job(int(hydra.job.num), shown, "stopped", log=str(path)))
+            stop.hand_over()
             raise
         except Exception as error:
             logging.getLogger(__name__).error("job %s failed", " ".join(shown), exc_info=True)
-            said = re.sub(r"\s+", " ", f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}")
+            said = f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}"
+            said = configs.masked_text(re.sub(r"\s+", " ", said))
             write_job(folder, Job(int(hydra.job.num), shown, "failed", log=str(path), error=said))
             failure = error
         else:
             psnr = outcome.metrics.get("valid/psnr")
             write_job(folder, Job(int(hydra.job.num), shown, "finished", outcome.identity, str(path), psnr))
             return psnr
+        finally:
+            stop.uninstall()
     raise failure
 
 
-def _complain(error: Exception, status: int) -> int:
-    sys.stderr.write(f"sr-run: {error}\n")
-    return status
+def _check_launcher(launcher: DictConfig) -> None:
+    tasks = int(launcher.get("tasks_per_node") or 1) * int(launcher.get("nodes") or 1)
+    if tasks > 1:
+        raise RequestError(
+            f"hydra.launcher: {tasks} tasks (tasks_per_node x nodes), but a job of a sweep is one process: 1 would do. "
+            "torchrun in a batch script trains one run on several GPUs"
+        )
 
 
 if __name__ == "__main__":

@@ -79,12 +79,15 @@ _NOT_OF_THE_DATA = re.compile(r"_target_|workers|cache.*|train.*|valid.*|preview
 _OF_THE_TRAINER = ("precision", "accumulate", "grad_clip", "parameters", "ema_decay", "on_nan")
 
 
-def identity_facts(config: DictConfig, fingerprint: str, init_from: str | None = None) -> dict[str, Any]:
+def identity_facts(
+    config: DictConfig, fingerprint: str, init_from: str | None = None, files: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
     """Everything that determines a run's weights, flat: `{"optimizer.lr": 0.0001, ...}`.
 
-    `fingerprint` stands for the content of the training images, wherever they lie, and `init_from` for that of the
-    pre-trained weights. `trainer.steps` is not in it (a
-    finished run can be extended), unless a schedule is stretched over it and so says it itself.
+    `fingerprint` stands for the content of the training images, wherever they lie, `init_from` for that of the
+    pre-trained weights, and `files` for that of other files, by the key that names them (`objective.vgg_weights`).
+    `trainer.steps` is not in it (a finished run can be extended), unless a schedule is stretched over it and so says
+    it itself.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -95,6 +98,7 @@ def identity_facts(config: DictConfig, fingerprint: str, init_from: str | None =
     facts |= {f"trainer.{key}": plain["trainer"][key] for key in _OF_THE_TRAINER}
     if init_from is not None:
         facts |= {"checkpoint.init_from": init_from, "checkpoint.init_rule": plain["checkpoint"]["init_rule"]}
+    facts |= files or {}
     facts.pop("data.scale", None), facts.pop("data.seed", None)
     return facts
 
@@ -108,7 +112,12 @@ def identity(model: str, scale: int, facts: Mapping[str, Any]) -> str:
 
 # -- for people --------------------------------------------------------------------------------------------------------
 
-_SECRET_KEY = re.compile(r"(?i)passw|secret|token|credential|api_?key|access_?key|private_?key|\bauth")
+_SECRET_NAME = r"(?:passw|secret|token|credential|api_?key|access_?key|private_?key|\bauth)"
+_SECRET_KEY = re.compile(rf"(?i){_SECRET_NAME}")
+_SECRET_INSIDE = re.compile(
+    rf"""(?i)(?P<key>[\w.-]*{_SECRET_NAME}[\w.-]*['"]?\s*[:=]\s*)(?:'[^']*'|"[^"]*"|(?![{{\[\s])[^,}}\]&\s]+)"""
+)
+"""In the text of a mapping (`{secret: 123}`) or of a command line."""
 _SECRET_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^/\s@]+@")
 _SECRET_IN_QUERY = re.compile(r"(?i)(?P<key>[?&][\w.-]*(?:signature|token|secret|passw|key|credential)[\w.-]*=)[^&\s]+")
 _MASKED = "*****"
@@ -131,7 +140,12 @@ def masked(value: Any, key: str = "") -> Any:
 def masked_override(override: str) -> str:
     """One `key=value` of the command line without secrets."""
     key, sign, value = override.partition("=")
-    return f"{key}{sign}{masked(value, key)}" if sign else override
+    return f"{key}{sign}{masked_text(str(masked(value, key)))}" if sign else override
+
+
+def masked_text(text: str) -> str:
+    """Any text about a config without secrets."""
+    return _SECRET_INSIDE.sub(rf"\g<key>{_MASKED}", str(masked(text)))
 
 
 def as_yaml(config: DictConfig) -> str:

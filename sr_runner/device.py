@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,20 @@ import torch
 
 from sr_runner.errors import RequestError
 from sr_runner.objectives import Precision
+from sr_runner.processes import local_rank
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(wanted: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises `RequestError` for one that is not there."""
+    """`auto` is the GPU where there is one; of several processes each takes one. Raises `RequestError` for one that is
+    not there."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(wanted)
+    number = local_rank()
+    if device.type == "cuda" and number is not None:
+        return _own_gpu(device, number)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -25,6 +34,21 @@ def resolve_device(wanted: str) -> torch.device:
             has = f"has {count} CUDA device{'s' * (count > 1)}" if count else f"has no CUDA device{build}"
             raise RequestError(f"trainer.device={wanted}: this machine {has}; trainer.device=auto takes what is there")
     return device
+
+
+def _own_gpu(device: torch.device, number: int) -> torch.device:
+    """That of process `number` on this machine."""
+    count, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > count:
+        raise RequestError(
+            f"torchrun --nproc-per-node={processes}: this machine has {count} CUDA device{'s' * (count != 1)}, one for "
+            f"each process; --nproc-per-node={count} would do" + (", or trainer.device=cpu" if count else "")
+        )
+    if device.index is not None and processes > 1:
+        raise RequestError(
+            f"trainer.device={device} is one GPU for {processes} processes: trainer.device=auto would do"
+        )
+    return device if device.index is not None else torch.device("cuda", number)
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
@@ -84,3 +108,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def warn_of_change(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say what has changed between the environments of a checkpoint and of this process."""
+    changed = [f"{key} {saved[key]} -> {now[key]}" for key in now if key in saved and saved[key] != now[key]]
+    if changed:
+        log.warning(
+            "resumed under other conditions (%s): the result may differ in the last bits from an unbroken run",
+            ", ".join(changed),
+        )

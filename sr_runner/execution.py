@@ -14,15 +14,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sr_runner import config as configs
-from sr_runner import logs, runlock
+from sr_runner import logs
 from sr_runner.assembly import orchestrate, record
 from sr_runner.attempts import Chosen, choose
 from sr_runner.checkpoint.catalogue import Catalogue
+from sr_runner.distributed import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation import Evaluation, Score
+from sr_runner.following import follow, lead
 from sr_runner.orchestrator import Orchestrator, Result
-from sr_runner.parts import Parts, build_parts
+from sr_runner.parts import Parts, build_parts, file_contents
 from sr_runner.pretrained import initialise
+from sr_runner.runlock import Holding
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, SweepParent
 
@@ -41,7 +44,7 @@ class Outcome:
     folder: Path
     """`outputs/runs/<identity>/<attempt>`: log, config, journal, pictures."""
     checkpoint: str | None
-    """The last checkpoint, in the words of its store."""
+    """The last checkpoint, in the words of its store. Of several processes only the first knows it, and `run_id`."""
     step: int
     metrics: dict[str, float]
     """`valid/psnr` and so on, of the last evaluation."""
@@ -66,22 +69,34 @@ def execute(
     the run fails, `Stopped` after a signal.
     """
     began = time.perf_counter()
+    logs.remember()
     asked = {override.lstrip("+").partition("=")[0] for override in overrides}
-    parts = build_parts(config, asked)
+    world = join(stop)
+    parts = build_parts(config, asked, world)
+    stop.grace_seconds = parts.trainer.grace_seconds
+    if not world.leads:
+        seen = follow(parts, stop)
+        return Outcome(
+            seen.identity, seen.attempt, seen.folder, None, seen.result.step, dict(seen.result.metrics), None
+        )
     _check_writable(Path(config.outputs))
     parts.data.prepare(progress=sys.stderr.isatty())
+    world.tell()
     with tempfile.TemporaryDirectory(prefix="sr-run-") as temporary:
         scratch = Path(temporary)
-        catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch)
+        catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch, parts.tracker.attempt_of)
         _check_store(parts)
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
-        facts = configs.identity_facts(config, parts.data.fingerprint, pretrained)
+        facts = configs.identity_facts(config, parts.data.fingerprint, pretrained, file_contents(parts))
         identity = configs.identity(choices.get("model", "model"), config.scale, facts)
-        chosen = choose(parts, catalogue, identity, facts, scratch)
-        folder = catalogue.folder(chosen.attempt)
-        with runlock.held(folder, f"run {chosen.attempt}"), logs.to_file(folder / "run.log"):
+        holding = Holding(parts, catalogue, stop)
+        with holding:
+            chosen = choose(parts, catalogue, identity, facts, scratch, holding.hold)
+            folder = catalogue.folder(chosen.attempt)
+            holding.enter_context(logs.to_file(folder / "run.log"))
             run = record(parts, chosen, folder, facts, list(overrides), sweep)
-            orchestrator, start = orchestrate(parts, chosen, facts, scratch, stop)
+            orchestrator, start = orchestrate(parts, chosen, facts, scratch, stop, holding.confirm)
+            lead(parts, chosen, folder)
             _announce(parts, chosen, orchestrator)
             result = _train(orchestrator, parts, run, start, folder)
             outcome = Outcome(
@@ -143,7 +158,7 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: obje
         if orchestrator.recording:
             for name in ("config.yaml", "overrides.txt", "run.log"):
                 tracker.artifact(folder / name)
-            wait = _STOPPED_WAIT if status == "stopped" else _FINISHED_WAIT
+            wait = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else _FINISHED_WAIT
             tracker.finish(ended, {"sr_run.status": status}, wait=wait)
 
 

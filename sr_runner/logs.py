@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +32,49 @@ def to_console() -> None:
         root.addHandler(handler)
 
 
+class _Memory(logging.Handler):
+    """Log lines of a run that has no file yet, the last few thousand of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=20_000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def remember() -> None:
+    """Keep all log lines from now on for the next `to_file`: a run's parts say things before it has a folder."""
+    _forget()
+    logging.getLogger("sr_runner").setLevel(logging.INFO)
+    logging.getLogger().addHandler(_Memory())
+
+
+def _forget() -> list[logging.LogRecord]:
+    """Stop remembering; what was remembered."""
+    root = logging.getLogger()
+    records: list[logging.LogRecord] = []
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Memory)]:
+        root.removeHandler(handler)
+        records += handler.records
+    return records
+
+
+def to_nowhere() -> None:
+    """Nothing on standard error, for a process whose leader speaks for it."""
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
 @contextmanager
 def to_file(path: Path) -> Iterator[None]:
-    """Append all log lines to `path` as well."""
+    """Append all log lines to `path` as well, those since `remember` first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(_FULL)
     root = logging.getLogger()
+    for record in _forget():
+        handler.handle(record)
     root.addHandler(handler)
     try:
         yield

@@ -19,6 +19,7 @@ import torch
 from sr_runner import device as devices
 from sr_runner.checkpoint import CheckpointManager, SaveReport, TrainingState
 from sr_runner.data import PairData
+from sr_runner.distributed import Alone, World
 from sr_runner.ema import Ema
 from sr_runner.errors import RunError
 from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
@@ -30,6 +31,7 @@ from sr_runner.settings import TrainerSettings
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord, Tracker
 from sr_runner.weights import describe
+from sr_runner.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +58,6 @@ class Result:
     """The same images enlarged by MATLAB bicubic."""
 
 
-@dataclass
-class Window:
-    """What happened since the last point of `train/*`. Part of the checkpoint, so that a resume splits no mean."""
-
-    losses: list[dict[str, torch.Tensor]] = field(default_factory=list)
-    seconds: float = 0.0
-    waited: float = 0.0
-
-
 class Orchestrator:
     """Trains one network from its parts.
 
@@ -84,16 +77,19 @@ class Orchestrator:
         save_every: int | None = None,
         device: torch.device | None = None,
         stop: StopSignal | None = None,
+        world: World | None = None,
         config: str = "",
         facts: Mapping[str, Any] | None = None,
     ):
         """`learners` are those of the objective's networks, on their device; the one of `MODEL` maps LR to SR batches
-        in [0, 1]. `config` (YAML) and `facts` (plain data) go into checkpoints.
+        in [0, 1]. `config` (YAML) and `facts` (plain data) go into checkpoints. Of several processes (`world`), the
+        first alone has a tracker that records and a Checkpoint Manager.
         """
         self.device = device or torch.device("cpu")
         self.settings, self.data, self.tracker, self.checkpoints = settings, data, tracker, checkpoints
         self.objective, self.stop, self.config, self.facts = objective, stop or StopSignal(), config, dict(facts or {})
         self.save_every = save_every or settings.eval_every
+        self.world: World = world or Alone(self.stop)
         self.learners = dict(learners)
         self.model = self.learners[MODEL].network
         self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
@@ -104,6 +100,8 @@ class Orchestrator:
         self.scores: tuple[Score, ...] = ()
         self.bicubic: tuple[Score, ...] = ()
         self._window = Window()
+        self._met = -1  # the step at which the processes brought together what a checkpoint holds
+        self._random: list[dict[str, Any]] = []
         self._saved = (0, 0)  # step, and the step of the evaluation that came with it
         self._mark = time.perf_counter(), 0.0
         self._progress: Progress | None = None
@@ -125,18 +123,21 @@ class Orchestrator:
         with (
             self.stop.deferred(),
             self.data.stream(
-                self.step * count, count, device=self.device, channels_last=settings.channels_last
+                self.step * count, count, device=self.device, channels_last=settings.channels_last, **self.world.share
             ) as loader,
         ):
-            self._progress = Progress(total=settings.steps, step=self.step, batch_size=count)
+            bar = None if self.world.leads else False
+            self._progress = Progress(total=settings.steps, step=self.step, batch_size=count, bar=bar)
             try:
+                self._meet()
                 if self.checkpoints is not None:
                     self.checkpoints.prepare(self._state())
                 if self.step and self._due(settings.eval_every) and self.evaluated_at != self.step:
                     self.evaluate()  # a signal had cut it short
                     if self._due(self.save_every):
                         self.save()
-                self._stop_if_asked()
+                if self.world.to_stop(at_once=True):
+                    self._stop_if_asked()
                 self._mark = time.perf_counter(), loader.wait_seconds
                 while self.step < settings.steps:
                     lr, hr = next(loader)
@@ -148,17 +149,17 @@ class Orchestrator:
                     if self._due(self.save_every):
                         self.save()
                     self._progress.advance(self.step)
-                    if self.stop.requested:
+                    if self.world.to_stop(at_once=self._due(settings.eval_every) or self._due(self.save_every)):
                         self._take_time(loader.wait_seconds)
                         self._stop_if_asked()
                 self._flush_pictures()
-                if self.checkpoints is not None:
-                    self.checkpoints.wait()
+                if self.checkpoints is not None and not self.checkpoints.finish():
+                    self._stop_if_asked()
             finally:
                 self._progress.close()
                 self._background.shutdown(wait=True)
                 if self.checkpoints is not None:
-                    self.checkpoints.close()
+                    self.checkpoints.close(self.stop.deadline)
         return self.result()
 
     def train_step(self, batches: MicroBatches) -> None:
@@ -180,36 +181,45 @@ class Orchestrator:
             raise RunError(
                 f"the checkpoint of step {state.step} does not fit the networks and optimizers of this config: {error}"
             ) from error
-        devices.restore_random_state(training["random"])
+        everyones = [training["random"], *training.get("others", ())]
+        if len(everyones) == self.world.size or self.world.leads:
+            devices.restore_random_state(everyones[self.world.rank])
         self.evaluated_at = self.step if fork else training["evaluated_at"]
         if not fork:
             self.best = dict(training["best"])
             self.scores = tuple(Score(**row) for row in training["scores"])
             self.bicubic = tuple(Score(**row) for row in training["bicubic"])
-            window = training["window"]
-            self._window = Window(
-                [dict(zip(window["losses"], row, strict=True)) for row in _rows(window["losses"])],
-                window["seconds"],
-                window["waited"],
-            )
+            self._window = Window.of(training["window"])
             self._saved = (self.step, self.evaluated_at)
-        self._warn_of_other_environment(training.get("environment", {}))
+        devices.warn_of_change(training.get("environment", {}), self._environment())
 
     def save(self, *, wait: bool = False) -> None:
         """Hand the state to the Checkpoint Manager; returns after the snapshot, or with `wait` after the commit."""
+        self._meet()
         if self.checkpoints is None:
             return
         if self._saved != (self.step, self.evaluated_at):
             self._raise_if_not_finite()
-            self.checkpoints.save(self._state())
-            self._saved = (self.step, self.evaluated_at)
+            if self.checkpoints.save(self._state()):
+                self._saved = (self.step, self.evaluated_at)
         if wait:
             self.checkpoints.wait()
 
     # -- on the cadence --------------------------------------------------------------------------------------------
 
     def evaluate(self) -> Evaluation | None:
-        """Score the validation images with the weights that are exported; None where a signal cut it short."""
+        """Score the validation images with the weights that are exported; None where a signal cut it short.
+
+        Of several processes the first does it, and the others wait.
+        """
+        evaluation = self._evaluate() if self.world.leads else None
+        if self.world.size > 1:
+            rows = [dataclasses.asdict(score) for score in self.scores]
+            told = self.world.tell({"evaluated_at": self.evaluated_at, "scores": rows})
+            self.evaluated_at, self.scores = told["evaluated_at"], tuple(Score(**row) for row in told["scores"])
+        return evaluation
+
+    def _evaluate(self) -> Evaluation | None:
         pairs = self.data.valid
         if not len(pairs):
             self.evaluated_at = self.step
@@ -219,7 +229,7 @@ class Orchestrator:
         benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images differ in size
         network.eval()
         try:
-            stopping = partial(getattr, self.stop, "requested")
+            stopping = self.world.asked_to_stop
             upscale = partial(upscale_tiled, network, scale=self.data.scale, should_stop=stopping)
             drawn = {pair.name for pair in pairs[: self.settings.pictures]}
             strips: list[Callable[[], None]] = []
@@ -293,17 +303,17 @@ class Orchestrator:
     def _micro_batches(self, lr: torch.Tensor, hr: torch.Tensor) -> MicroBatches:
         if self.settings.accumulate == 1:
             return ((lr, hr),)
-        size = self.data.batch_size
+        size = self.data.batch_size // self.world.size
         return list(zip(torch.split(lr, size), torch.split(hr, size), strict=True))
 
     def _log(self, waited: float) -> None:
         """One point per metric: means and rates since the point before. The only place where the loop waits for the
         device."""
         self._take_time(waited)
+        self._share_losses()
         self._raise_if_not_finite()
         window, count = self._window, self.data.batch_size * self.settings.accumulate
-        names = [name for name in window.losses[-1] if name != "grad_norm"]
-        columns = {name: torch.stack([terms[name] for terms in window.losses]).tolist() for name in names}
+        columns = {name: window.column(name).tolist() for name in window.names}
         metrics = {f"train/{name}": _mean(values) for name, values in columns.items()}
         if self.settings.on_nan == "skip":
             metrics["train/skipped_steps"] = float(self._warn_of_skipped(columns["loss"]))
@@ -336,7 +346,7 @@ class Orchestrator:
     def _raise_if_not_finite(self) -> None:
         if not self._window.losses or self.settings.on_nan == "skip":
             return
-        losses = torch.stack([terms["loss"] for terms in self._window.losses])
+        losses = self._window.column("loss")
         if bool(torch.isfinite(losses).all()):
             return
         index = int((~torch.isfinite(losses)).nonzero()[0])
@@ -351,8 +361,18 @@ class Orchestrator:
         if self.stop.requested:
             log.warning("stopping on signal %d at step %d", self.stop.signum, self.step)
             if self.step > 0:
-                self.save(wait=True)
+                self._save_in_time()
             self.stop.raise_if_requested()
+
+    def _save_in_time(self) -> None:
+        """The last checkpoint before a stop."""
+        self._meet()
+        if self.checkpoints is None:
+            return
+        self._raise_if_not_finite()
+        again = self._saved != (self.step, self.evaluated_at)
+        self.checkpoints.save_by(self._state(), self.stop.deadline, again=again)
+        self._saved = (self.step, self.evaluated_at)
 
     @property
     def _lr(self) -> float:
@@ -368,17 +388,12 @@ class Orchestrator:
         if self.ema is not None:
             networks[MODEL] = raw
             raw = self.ema.network.state_dict()
-        names = [name for name in self._window.losses[-1] if name != "grad_norm"] if self._window.losses else []
         training = {
             "step": self.step,
             "networks": networks,
             "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
             "random": devices.random_state(),
-            "window": {
-                "losses": {name: torch.stack([terms[name] for terms in self._window.losses]) for name in names},
-                "seconds": self._window.seconds,
-                "waited": self._window.waited,
-            },
+            "window": self._window.state(),
             "evaluated_at": self.evaluated_at,
             "best": self.best,
             "scores": [dataclasses.asdict(score) for score in self.scores],
@@ -386,8 +401,21 @@ class Orchestrator:
             "tracker": self.tracker.state(),
             "environment": self._environment(),
         }
+        if self.world.size > 1:
+            training["others"] = self._random[1:]
         metrics = self._evaluation_metrics() if self.evaluated_at == self.step and self.scores else {}
         return TrainingState(self.step, raw, training | self.facts, self.config, describe(self.model), metrics)
+
+    def _share_losses(self) -> None:
+        if self.world.size > 1:
+            self._window.share(self.world.mean)
+
+    def _meet(self) -> None:
+        """Bring together, from all processes, what only each of them knows and a checkpoint holds."""
+        if self.world.size > 1 and self._met != self.step:
+            self._share_losses()
+            self._random = self.world.gather(devices.random_state())
+            self._met = self.step
 
     def _draw(self, step: int, pair: Any, sr: np.ndarray) -> None:
         try:
@@ -410,23 +438,11 @@ class Orchestrator:
             "threads": torch.get_num_threads(),
             "compile": self.settings.compile,
             "channels_last": self.settings.channels_last,
+            "processes": self.world.size,
         }
-
-    def _warn_of_other_environment(self, saved: Mapping[str, Any]) -> None:
-        now = self._environment()
-        changed = [f"{key} {saved[key]} -> {now[key]}" for key in now if key in saved and saved[key] != now[key]]
-        if changed:
-            log.warning(
-                "resumed under other conditions (%s): the result may differ in the last bits from an unbroken run",
-                ", ".join(changed),
-            )
 
 
 def _mean(values: list[float]) -> float:
     """Of those that are finite, if any: a skipped step says nothing about the others."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
-
-
-def _rows(columns: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    return list(zip(*(column.unbind() for column in columns.values()), strict=True)) if columns else []

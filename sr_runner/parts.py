@@ -18,10 +18,13 @@ from torch import nn
 from sr_runner import config as configs
 from sr_runner import device as devices
 from sr_runner.checkpoint import BestN, EveryMinutes, EverySteps, LastN, Policy, Store
+from sr_runner.data import checks
+from sr_runner.distributed import Alone, World
 from sr_runner.errors import RequestError, nearest
 from sr_runner.objectives import Learner
 from sr_runner.objectives.base import MODEL
 from sr_runner.settings import CheckpointSettings, TrainerSettings
+from sr_runner.tracking import NoTracker
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises; once is enough
 
@@ -141,10 +144,15 @@ class Parts:
     store: Store | None
     learners: dict[str, Learner]
     """By network: the objective's own, on their device."""
+    world: World
 
 
-def build_parts(config: DictConfig, asked: set[str]) -> Parts:
-    """Every part of a run. Raises `RequestError` for whatever in the config cannot be."""
+def build_parts(config: DictConfig, asked: set[str], world: World | None = None) -> Parts:
+    """Every part of a run. Raises `RequestError` for whatever in the config cannot be.
+
+    Of several processes only the first gets the tracker and the store that the config names.
+    """
+    world = world or Alone()
     trainer: TrainerSettings = configs.settings(config, "trainer", TrainerSettings)
     checkpoint: CheckpointSettings = configs.settings(config, "checkpoint", CheckpointSettings)
     device = devices.resolve_device(trainer.device)
@@ -157,6 +165,7 @@ def build_parts(config: DictConfig, asked: set[str]) -> Parts:
     scheduler = build(_partial(config.scheduler), "scheduler") if config.scheduler is not None else None
 
     data = build(config.data, "data")
+    checks.divisible("data.batch_size", data.batch_size, world.size)
     check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))
     memory_format = torch.channels_last if trainer.channels_last else torch.contiguous_format
 
@@ -167,7 +176,7 @@ def build_parts(config: DictConfig, asked: set[str]) -> Parts:
             placed, own.optimizer or optimizer, own.scheduler or scheduler,
             rules=trainer.parameters if name == MODEL else None,
             precision=precision, grad_clip=trainer.grad_clip, skip_non_finite=trainer.on_nan == "skip",
-            compile=trainer.compile,
+            compile=trainer.compile, together=world.mean_gradients,
         )  # fmt: skip
 
     networks = objective.networks(model, patch_size=data.patch_size)
@@ -177,9 +186,21 @@ def build_parts(config: DictConfig, asked: set[str]) -> Parts:
         raise
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise RequestError(f"optimizer or scheduler: {error}") from error
+    if not world.leads:
+        return Parts(config, trainer, checkpoint, device, model, objective, data, NoTracker(), None, learners, world)
     tracker = build(config.tracker, "tracker")
     store = build(config.checkpoint.store, "checkpoint.store", root=checkpoint.root) if checkpoint.store else None
-    return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners)
+    return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world)
+
+
+def file_contents(parts: Parts) -> dict[str, str | None]:
+    """What stands in a run's identity for the files that `model` and `objective` name by their place: key -> digest."""
+    groups = (("model", parts.model), ("objective", parts.objective))
+    return {
+        f"{group}.{key}": digest
+        for group, part in groups
+        for key, digest in getattr(part, "file_contents", {}).items()  # anyone's class may be without
+    }
 
 
 def _partial(node: DictConfig) -> DictConfig:

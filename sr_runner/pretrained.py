@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sr_runner import weights
+from sr_runner.checkpoint import DamagedError
 from sr_runner.checkpoint.catalogue import Catalogue
+from sr_runner.checkpoint.stores import checkpoint_at
 from sr_runner.errors import RequestError
 from sr_runner.settings import CheckpointSettings
 
@@ -23,24 +24,39 @@ def initialise(model: nn.Module, settings: CheckpointSettings, catalogue: Catalo
     Returns what stands for the weights in a run's identity (their content, not their place), None without any.
     Raises `RequestError` where there is no such thing or it does not fit.
     """
-    wanted = settings.init_from
-    if wanted is None:
+    if settings.init_from is None:
         return None
-    source: str | Path = wanted
-    if not wanted.startswith(("http://", "https://")) and not Path(wanted).expanduser().exists():
-        try:
-            source = catalogue.folder_of_checkpoint(wanted)
-        except RequestError as error:
-            raise RequestError(f"checkpoint.init_from={error}, and no file or folder of that name") from error
+    options = {} if settings.init_options is None else settings.init_options
+    if not isinstance(options, Mapping):
+        raise RequestError(
+            f"checkpoint.init_options={options}: arguments by name would do, such as {{res_block_scaling: 0.1}}"
+        )
+    source = _source(settings.init_from, catalogue)
     try:
-        loaded = weights.read(source, **dict(settings.init_options or {}))
+        loaded = weights.read(source, **{str(key): value for key, value in options.items()})
         report = weights.apply(model, loaded, rule=settings.init_rule)  # type: ignore[arg-type]
     except RequestError as error:
-        raise RequestError(f"checkpoint.init_from={wanted}: {error}") from error
+        raise RequestError(f"checkpoint.init_from={weights.shown(settings.init_from)}: {error}") from error
     for line in report.lines():
         log.info("%s", line)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(loaded.state.items()):
-        digest.update(name.encode() + str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return loaded.digest
+
+
+def _source(wanted: str, catalogue: Catalogue) -> str | Path:
+    """A file, a checkpoint's folder, a URL of either; a run's name or folder stands for its newest checkpoint."""
+    if (elsewhere := checkpoint_at(wanted)) is not None:
+        store, name = elsewhere
+        try:
+            return store.get(name, catalogue.scratch)
+        except (OSError, DamagedError) as error:
+            raise RequestError(f"checkpoint.init_from={wanted} cannot be had: {error}") from error
+    path = Path(wanted).expanduser()
+    if weights.is_url(wanted) or path.is_file() or weights.is_checkpoint(path):
+        return wanted
+    try:
+        return catalogue.folder_of_checkpoint(wanted)
+    except RequestError as error:
+        if path.exists():
+            return wanted  # what is the matter with it is said where it is read
+        what = str(error).rstrip(".")
+        raise RequestError(f"checkpoint.init_from={what}. Nor is there a file or folder of that name") from error

@@ -61,6 +61,8 @@ class TrainerSettings:
     {"head|tail": {lr: 1e-5}, body: {freeze: true}}. The first that fits counts; the rest follows `optimizer`."""
     ema_decay: float | None = None
     """Average the weights with this decay (0.999) and evaluate and export the average; null: off."""
+    grace_seconds: float | None = 30.0
+    """After a stopping signal the process is gone within this time, with a checkpoint; null: whenever it is ready."""
     pictures: int = 4
     """Validation images whose bicubic | SR | HR strips go to the tracker at every evaluation."""
 
@@ -80,6 +82,8 @@ class TrainerSettings:
         kind, _, index = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
             raise RequestError(f"trainer.device={self.device}: one of auto, cpu, cuda or cuda:N would do")
+        if self.grace_seconds is not None and not self.grace_seconds > 0:
+            raise RequestError(f"trainer.grace_seconds={self.grace_seconds}: a number above 0, or null, would do")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise RequestError(f"trainer.grad_clip={self.grad_clip}: a number above 0, or null for none, would do")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -107,8 +111,14 @@ class CheckpointSettings:
     """Those at multiples of N steps stay as well."""
     keep_minutes: float | None = None
     """The first of every N minutes stays as well."""
-    max_failures: int = 3
-    """Failed writes in a row that end the run."""
+    max_failures: int | None = 3
+    """Failed writes in a row that end the run; null: none do."""
+    when_busy: str = "wait"
+    """A checkpoint that is due while an earlier one is still being written: wait for that one (train step included),
+    or replace: take a second snapshot to be written next, unless a still newer one replaces it."""
+    lease_seconds: float | None = 60.0
+    """A process that was not heard of for so long is taken for dead by one on another machine that resumes its run;
+    null: nobody is asked."""
     init_from: str | None = None
     """Pre-trained weights to start from: a weights file, a checkpoint, a run id or a URL."""
     init_rule: str = "strict"
@@ -123,6 +133,10 @@ class CheckpointSettings:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise RequestError(f"checkpoint.{key}={value}: a whole number of at least {least} is needed")
+        if self.when_busy not in ("wait", "replace"):
+            raise RequestError(f"checkpoint.when_busy={self.when_busy}: wait or replace would do")
+        if self.lease_seconds is not None and not self.lease_seconds >= 1:
+            raise RequestError(f"checkpoint.lease_seconds={self.lease_seconds}: 1 or more, or null, would do")
         if self.keep_minutes is not None and not self.keep_minutes > 0:
             raise RequestError(f"checkpoint.keep_minutes={self.keep_minutes}: a number above 0, or null, would do")
         if self.init_rule not in INIT_RULES:

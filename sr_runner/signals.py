@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+log = logging.getLogger(__name__)
+
+_REST = 0.15
+"""The share of the grace that is kept for what comes after the last checkpoint."""
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+Handler = Callable[[int, FrameType | None], object]
 
 
 class Stopped(SystemExit):
@@ -28,18 +37,44 @@ class StopSignal:
 
     While training it is only noted, and the loop stops at the next safe point; before and after that it raises
     `Stopped` at once. A second Ctrl-C does not wait: it ends the process there and then.
+
+    Who listened before is told afterwards, by `hand_over`: what submitit does about a preemption is to have the job
+    queued again and to end the process, which has to come after the checkpoint.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._deferred = False
+        self.grace_seconds: float | None = None
+        """From the first signal on, the process ends within this time, whatever hangs; None: there is no limit."""
+        self._deferred = 0
+        self._received = 0.0
+        self._signals: list[int] = []
+        self._before: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
 
     def install(self) -> StopSignal:
         """Listen, where Python allows it (only the main thread may)."""
         if threading.current_thread() is threading.main_thread():
             for signum in STOPPING:
-                signal.signal(signum, self._receive)
+                self._before[signum] = signal.signal(signum, self._receive)
         return self
+
+    def uninstall(self) -> None:
+        """Give the signals back to whoever listened before."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}
+
+    def hand_over(self) -> None:
+        """Tell whoever listened before of every signal that came, now that the checkpoint is there. It may raise or end
+        the process."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with self.deferred():
+            for signum in self._signals:
+                handler = self._before.get(signum)
+                if callable(handler) and handler is not signal.default_int_handler and not _is_ours(handler):
+                    handler(signum, None)
 
     @property
     def requested(self) -> bool:
@@ -48,19 +83,58 @@ class StopSignal:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Within, signals are noted, not raised."""
-        self._deferred = True
+        self.defer()
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred -= 1
+
+    def defer(self) -> None:
+        """From now on, signals are noted, not raised."""
+        self._deferred += 1
+
+    def note(self, signum: int) -> None:
+        """Take `signum` as received: the grace begins, unless it has begun."""
+        if self.signum is None:
+            self._received = time.monotonic()
+            if self.grace_seconds is not None:
+                self._timer = threading.Timer(self.grace_seconds, self._end)
+                self._timer.daemon = True
+                self._timer.start()
+        self.signum = signum
+
+    @property
+    def deadline(self) -> float | None:
+        """Until when (of `time.monotonic`) a checkpoint can be written: what is left of the grace is for the rest."""
+        if self.signum is None or self.grace_seconds is None:
+            return None
+        return self._received + self.grace_seconds * (1 - _REST)
+
+    def within(self, seconds: float) -> float:
+        """`seconds`, or the fewer that the grace leaves."""
+        if self.signum is None or self.grace_seconds is None:
+            return seconds
+        return min(seconds, max(0.0, self._received + self.grace_seconds - time.monotonic() - 0.5))
 
     def raise_if_requested(self) -> None:
         if self.signum is not None:
             raise Stopped(self.signum)
 
+    def _end(self) -> None:
+        log.error("trainer.grace_seconds=%s are over: ended where it was. What was committed stays", self.grace_seconds)
+        with suppress(BaseException):  # such as the exit of a handler that has requeued the job
+            self.hand_over()
+        os._exit(128 + (self.signum or 0))
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
             os._exit(128 + signum)
-        self.signum = self.signum or signum
+        if signum not in self._signals:
+            self._signals.append(signum)
+        self.note(self.signum or signum)
         if not self._deferred:
-            raise Stopped(self.signum)
+            raise Stopped(self.signum or signum)
+
+
+def _is_ours(handler: object) -> bool:
+    return isinstance(getattr(handler, "__self__", None), StopSignal)

@@ -1,6 +1,7 @@
 """State -> files -> store, and back."""
 
 from sr_runner.checkpoint.format import DamagedError, Manifest, Name
+from sr_runner.checkpoint.lease import Lease
 from sr_runner.checkpoint.manager import CheckpointManager, SaveReport, TrainingState
 from sr_runner.checkpoint.retention import BestN, EveryMinutes, EverySteps, LastN, Policy
 from sr_runner.checkpoint.stores import LocalStore, MlflowStore, RemoteStore, Store
@@ -12,6 +13,7 @@ __all__ = [
     "EveryMinutes",
     "EverySteps",
     "LastN",
+    "Lease",
     "LocalStore",
     "Manifest",
     "MlflowStore",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_runner.checkpoint.format import STATE, DamagedError, Name
+from sr_runner.checkpoint.format import NAME, STATE, DamagedError, Name
 from sr_runner.checkpoint.stores import Store
 from sr_runner.errors import RequestError, nearest
 
@@ -38,8 +38,15 @@ class Catalogue:
     so that two machines that start the same number do not meet.
     """
 
-    def __init__(self, runs: Path, store: Store | None, scratch: Path):
-        self.runs, self.store, self._scratch = runs, store, scratch
+    def __init__(
+        self,
+        runs: Path,
+        store: Store | None,
+        scratch: Path,
+        attempt_of: Callable[[str], str | None] = lambda run_id: None,
+    ):
+        """`attempt_of` knows the attempt (`<identity>/<attempt>`) of a tracker's run id, if anybody does."""
+        self.runs, self.store, self.scratch, self._attempt_of = runs, store, scratch, attempt_of
 
     def attempts(self, identity: str) -> list[Attempt]:
         """All attempts of a run, oldest first."""
@@ -76,6 +83,9 @@ class Catalogue:
         for record in self.runs.glob("*/*/tracker.json"):
             if wanted and wanted == _read(record).get("run_id"):
                 return Attempt(record.parent.parent.name, record.parent.name)
+        match = NAME.fullmatch(f"{self._attempt_of(wanted)}/step-00000000")
+        if match is not None:
+            return Attempt(match["identity"], match["attempt"])
         known = self.identities()
         some = f" Known: {', '.join(sorted(known)[-5:])}." if known else ""
         raise RequestError(
@@ -93,7 +103,7 @@ class Catalogue:
         step = attempt.step if attempt.step is not None else (steps[-1] if steps else None)
         if step not in steps or self.store is None or step is None:
             raise RequestError(f"{wanted}: {attempt} has no such checkpoint")
-        return self.store.get(str(Name(attempt.identity, attempt.name, step)), self._scratch)
+        return self.store.get(str(Name(attempt.identity, attempt.name, step)), self.scratch)
 
     def identities(self) -> set[str]:
         return {folder.parent.name for folder in self.runs.glob("*/a*-*")} | {
@@ -109,7 +119,7 @@ class Catalogue:
         if not names or self.store is None:
             return None
         try:
-            state = _read(self.store.get(str(names[-1]), self._scratch, only=[STATE]) / STATE)
+            state = _read(self.store.get(str(names[-1]), self.scratch, only=[STATE]) / STATE)
         except (DamagedError, FileNotFoundError):
             return None
         return dict(state["facts"]) if "facts" in state else None
@@ -128,6 +138,8 @@ class Catalogue:
 
     def _exact(self, parts: tuple[str, ...]) -> Attempt | None:
         identity, *rest = parts
+        if not re.fullmatch(r"[\w.-]+", identity):  # the / that a path begins with, or a pattern
+            return None
         if not rest:
             return self.newest(identity) if identity in self.identities() else None
         for attempt in self.attempts(identity):

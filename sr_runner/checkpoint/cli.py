@@ -21,7 +21,8 @@ from sr_runner.errors import RequestError, RunError
 
 _EPILOG = """\
 NAME is an identity (edsr-x4-3f9a12c40b1e: its newest attempt), identity/attempt, either with /step-N, or a path.
-ROOT is a folder or a URL (s3://bucket/prefix); outputs/checkpoints where none is given.
+ROOT is a folder, a URL (s3://bucket/prefix) or the runs of an MLflow experiment (mlflow:http://host:5000#sr-run);
+outputs/checkpoints where none is given.
 
   sr-ckpt ls                                    what there is
   sr-ckpt verify edsr-x4-3f9a12c40b1e           every hash of every checkpoint of its newest attempt

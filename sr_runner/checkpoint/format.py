@@ -123,7 +123,7 @@ class Manifest:
             files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in body["files"].items()}
             metrics = {str(key): float(value) for key, value in body["metrics"].items()}
             return cls(int(body["step"]), float(body["created"]), metrics, files)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedError(f"{MANIFEST} lacks or garbles {error}") from error
 
     @classmethod

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,14 +85,14 @@ def parse(data: bytearray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise TensorFileError(f"its header claims {length} bytes of a file of {len(data)}")
     try:
         header = json.loads(bytes(data[8 : 8 + length]))
-        metadata = header.pop("__metadata__", {})
-        spans = sorted((tuple(entry["data_offsets"]), name, entry) for name, entry in header.items())
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        spans = sorted((_span(entry), name, entry) for name, entry in header.items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TensorFileError(f"its header cannot be read: {error}") from error
     base, position, tensors = 8 + length, 0, {}
     for (start, end), name, entry in spans:
-        dtype, shape = _BY_NAME.get(entry.get("dtype")), entry.get("shape")
-        if dtype is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        dtype, shape = _BY_NAME.get(str(entry.get("dtype"))), entry.get("shape")
+        if dtype is None or not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
             raise TensorFileError(f"tensor {name!r} has dtype {entry.get('dtype')!r} and shape {shape!r}")
         if start != position or end - start != math.prod(shape) * dtype.itemsize or base + end > len(data):
             raise TensorFileError(f"tensor {name!r} does not fit at bytes {start} to {end}")
@@ -106,3 +107,10 @@ def parse(data: bytearray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if base + position != len(data):
         raise TensorFileError(f"{len(data) - base - position} bytes belong to no tensor")
     return tensors, metadata
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
+    start, end = entry["data_offsets"]
+    if type(start) is not int or type(end) is not int:
+        raise TypeError(f"data_offsets {start!r} to {end!r}")
+    return start, end

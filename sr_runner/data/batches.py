@@ -62,20 +62,23 @@ class DegradedSamples:
 
 
 class FloatBatches:
-    """Batch number b as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on the device.
+    """Batch number b as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on the device: the `count` samples from
+    `first + b * every` on.
 
     Drawn by a loader's threads. On CUDA they work on a stream of their own, beside the train step; `finish` makes the
     consumer's stream wait for them.
     """
 
-    def __init__(self, samples: Samples, first: int, count: int, *, device: torch.device, channels_last: bool) -> None:
-        self._samples, self._first, self._count = samples, first, count
+    def __init__(
+        self, samples: Samples, first: int, count: int, *, every: int, device: torch.device, channels_last: bool
+    ) -> None:
+        self._samples, self._first, self._count, self._every = samples, first, count, every
         self._device, self._channels_last = device, channels_last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: int) -> tuple[Batch, torch.cuda.Event | None]:
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-            lr, hr = self._samples(self._first + batch * self._count, self._count)
+            lr, hr = self._samples(self._first + batch * self._every, self._count)
             assert lr is not None
             pictures = to_batch(lr, self._device, self._channels_last), to_batch(hr, self._device, self._channels_last)
             return pictures, None if self._stream is None else self._stream.record_event()

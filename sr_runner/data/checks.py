@@ -15,6 +15,14 @@ def whole_number(key: str, value: object, *, at_least: int) -> int:
     return value
 
 
+def divisible(key: str, value: int, parts: int) -> None:
+    """Raises unless `value` can be shared equally among `parts` processes."""
+    if value % parts:
+        below, above = value // parts * parts, (value // parts + 1) * parts
+        fitting = f"{below} or {above}" if below else f"{above}"
+        raise RequestError(f"{key}={value} cannot be shared by {parts} processes; {fitting} would do.")
+
+
 def fraction(key: str, value: object) -> float:
     """`value` where it is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:

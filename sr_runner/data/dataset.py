@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypedDict, TypeVar
+from typing import Protocol, TypedDict, TypeVar, overload
 
 import numpy as np
 import torch
@@ -192,13 +192,29 @@ class PairData:
         return Loader(lambda batch: samples(first + batch * size, size), workers=self._workers)
 
     def stream(
-        self, first: int, count: int | None = None, *, device: torch.device | str = "cpu", channels_last: bool = True
+        self,
+        first: int,
+        count: int | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+        share: tuple[int, int] = (0, 1),
     ) -> Loader:
-        """The same batches as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on `device`, ready for the train step."""
+        """The same batches as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on `device`, ready for the train step.
+
+        `share` (which, of how many): one of so many equal parts of every batch. Raises `RequestError` where
+        `batch_size` does not divide so.
+        """
         place = torch.device(device)
+        part, parts = share
+        checks.divisible("data.batch_size", self.batch_size, parts)
         pinned = place.type == "cuda"
         samples = self._resident_samples(place) if self._resident else self._host_samples(place, pin_memory=pinned)
-        batches = FloatBatches(samples, first, count or self.batch_size, device=place, channels_last=channels_last)
+        every = count or self.batch_size
+        size = every // parts
+        batches = FloatBatches(
+            samples, first + part * size, size, every=every, device=place, channels_last=channels_last
+        )
         return Loader(batches, workers=self._workers, finish=batches.finish)
 
     def preview_sheet(self, count: int) -> Image.Image:
@@ -262,7 +278,7 @@ class _Prepared:
 
     def __init__(self, train: list[CachedPair], valid: list[CachedPair], scale: int, sampler: Sampler) -> None:
         self.train = train
-        self.valid = [_cropped(pair, scale) for pair in valid]
+        self.valid = _ValidPairs(valid, scale)
         self.sampler = sampler
         self._scale = scale
         self._hr = MappedImages([pair.hr for pair in train], budget=_MAPPED_HR)
@@ -283,6 +299,25 @@ class _Prepared:
             hr = ResidentImages(self._hr, device)
             self._resident[device] = (ResidentImages(self._lr, device) if self._lr else None), hr
         return self._resident[device]
+
+
+class _ValidPairs(Sequence[Pair]):
+    """Validation pairs, mapped anew each time they are looked at: what nobody looks at any more takes no memory."""
+
+    def __init__(self, pairs: Sequence[CachedPair], scale: int) -> None:
+        self._pairs, self._scale = pairs, scale
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
+        if isinstance(index, slice):
+            return _ValidPairs(self._pairs[index], self._scale)
+        return _cropped(self._pairs[index], self._scale)
 
 
 def _cropped(pair: CachedPair, scale: int) -> Pair:

@@ -37,9 +37,12 @@ class SpandrelNetwork(nn.Module):
     NAME: ClassVar[str] = "spandrel"
     PREFIX: ClassVar[str] = "network."
     """What the state names of the architecture itself begin with here."""
+    file_contents: dict[str, str]
+    """For a run's identity: the digest of the file that `model.weights` names, where one does."""
 
     def __init__(self, *, scale: int, architecture: str, arguments: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self.file_contents = {}
         built = _build(architecture, scale, dict(arguments or {}))
         # spandrel tells scale and size requirements of a network only when it reads one from its state.
         self._take(_descriptor(built.state_dict()), built)
@@ -61,6 +64,7 @@ class SpandrelNetwork(nn.Module):
         """
         network = cls.__new__(cls)
         nn.Module.__init__(network)
+        network.file_contents = {}
         descriptor = _descriptor(state)
         network._take(descriptor, descriptor.model)
         stated, deduced = (expected or {}).get("arguments"), network.hyperparameters()["arguments"]

@@ -27,7 +27,11 @@ class TrainedBy:
 
 
 class Objective(Protocol):
-    """A loss and the step that minimises it. Holds no state of the run: that is the learners'."""
+    """A loss and the step that minimises it. Holds no state of the run: that is the learners'.
+
+    One that reads files which its arguments name may have `file_contents`, a mapping of such an argument to a digest of
+    what was read (None: nothing was): a run's identity then holds the content instead of the place.
+    """
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
         """The networks to train, by name: `model` under `MODEL`, and what the objective brings itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 
 from sr_runner.errors import RequestError, nearest
 from sr_runner.models.vgg import LAYERS
-from sr_runner.weights import vgg19_features
+from sr_runner.weights import digest, shown, vgg19_features
+
+log = logging.getLogger(__name__)
 
 CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
@@ -50,7 +53,11 @@ class ContentLoss:
             self.vgg = vgg19_features(layer=layer, weights=weights, seed=seed)
         except RequestError as error:
             hint = "" if weights else " with objective.vgg_weights; objective.vgg_seed=0 does for a smoke test"
-            raise RequestError(f"objective.vgg_weights={weights or 'null'}: {error}{hint}") from error
+            raise RequestError(f"objective.vgg_weights={shown(weights or 'null')}: {error}{hint}") from error
+        self.digest = None if seed is not None else digest(self.vgg.state_dict(), self.vgg.normalisation)
+        """Of the weights that were read; None for random ones."""
+        if weights is not None and seed is not None:
+            log.warning("objective.vgg_seed=%s: random features take the place of objective.vgg_weights", seed)
         if before_activation:
             self.vgg.features = torch.nn.Sequential(*list(self.vgg.features)[:-1])
         self.scale, self.criterion = scale, CRITERIA[criterion]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sr_runner import weights
 from sr_runner.errors import RequestError, nearest
 from sr_runner.models import Discriminator
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
 from sr_runner.objectives.content import CRITERIA, ContentLoss
 from sr_runner.objectives.learner import Learner, OptimizerFactory, SchedulerFactory
+
+log = logging.getLogger(__name__)
 
 DISCRIMINATOR = "discriminator"
 """The learner of the second network."""
@@ -46,6 +50,7 @@ class GanObjective:
         gradient_penalty: float = 0.0,
         discriminator_filters: int = 64,
         discriminator_initialization: str = "torch",
+        discriminator_weights: str | Path | None = None,
         discriminator_optimizer: OptimizerFactory | None = None,
         discriminator_scheduler: SchedulerFactory | None = None,
     ):
@@ -58,6 +63,7 @@ class GanObjective:
         pixel_criterion: `l1` or `mse` between SR and HR in [0, 1].
         gradient_penalty: gamma of R1 (Mescheder et al. 2018), gamma / 2 x mean over photographs of the squared norm of
             the logit's gradient by the photograph's pixels. It costs a further pass of the discriminator, in fp32.
+        discriminator_weights: file or URL to start the discriminator from, in Keras' or sr-run's layout.
         discriminator_optimizer, discriminator_scheduler: called with the parameters, and with the optimizer; None:
             as the generator's.
 
@@ -96,7 +102,17 @@ class GanObjective:
         self.gradient_penalty = gradient_penalty
         self.discriminator_filters = discriminator_filters
         self.discriminator_initialization = discriminator_initialization
+        self._discriminator_weights = None if discriminator_weights is None else _discriminator(discriminator_weights)
         self._discriminator_trained_by = TrainedBy(discriminator_optimizer, discriminator_scheduler)
+
+    @property
+    def file_contents(self) -> dict[str, str | None]:
+        """For a run's identity: the digests of the files that the arguments name, wherever these lie."""
+        discriminator = self._discriminator_weights
+        return {
+            "vgg_weights": self.content.digest if self.content is not None else None,
+            "discriminator_weights": discriminator.digest if discriminator is not None else None,
+        }
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
         """Raises `RequestError` for patches that the discriminator cannot halve four times."""
@@ -105,6 +121,13 @@ class GanObjective:
             num_filters=self.discriminator_filters,
             initialization=self.discriminator_initialization,
         )
+        if self._discriminator_weights is not None:
+            try:
+                report = weights.apply(discriminator, self._discriminator_weights)
+            except RequestError as error:
+                raise RequestError(f"objective.discriminator_weights: {error}") from error
+            for line in report.lines():
+                log.info("%s", line)
         return {MODEL: model, DISCRIMINATOR: discriminator}
 
     def trained_by(self, name: str) -> TrainedBy:
@@ -146,6 +169,16 @@ class GanObjective:
         weighted["loss_adversarial"] = self.adversarial_weight, self.adversarial.generator(real, fake)
         loss = torch.stack([weight * term for weight, term in weighted.values()]).sum()
         return {"loss": loss} | {name: term for name, (_, term) in weighted.items()}
+
+
+def _discriminator(file: str | Path) -> weights.LoadedWeights:
+    try:
+        loaded = weights.read(file)
+    except RequestError as error:
+        raise RequestError(f"objective.discriminator_weights={error}") from error
+    if loaded.part != "discriminator":
+        raise RequestError(f"objective.discriminator_weights={loaded} is no SRGAN discriminator")
+    return loaded
 
 
 def squared_gradient_norm(discriminator: nn.Module, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +42,15 @@ def folder_for(outputs: Path, overrides: Sequence[str], *, resume: bool) -> Path
 def write_job(folder: Path, job: Job) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB).write_text(json.dumps(asdict(job), indent=1) + "\n")
+
+
+def mask_record(folder: Path, masked: Callable[[str], str]) -> None:
+    """Hydra writes the config of the whole sweep into its folder as it is: `masked` takes the secrets out of it."""
+    record = folder / "multirun.yaml"
+    if record.is_file():
+        text = record.read_text()
+        if (clean := masked(text)) != text:
+            record.write_text(clean)
 
 
 def read_jobs(sweep: Path) -> list[Job]:

@@ -25,6 +25,7 @@ from sr_runner.tracking.journal import (
     read_lines,
     write_json,
 )
+from sr_runner.tracking.lookup import attempt_of
 from sr_runner.tracking.sender_process import SenderProcess, sender_command
 from sr_runner.tracking.tracker import RunRecord, Status
 from sr_runner.tracking.uris import mask_credentials, tracking_uri, ui_hint
@@ -72,6 +73,10 @@ class MlflowTracker:
         """MLflow's id of the run; None until the server has answered for the first time."""
         run_id = self._fact("run_id")
         return None if run_id is None else str(run_id)
+
+    def attempt_of(self, run_id: str) -> str | None:
+        """Asks the server; the one place where this process imports MLflow, before it trains."""
+        return attempt_of(run_id, self._uri)
 
     def start(self, run: RunRecord) -> None:
         """Opens the journal in `run.run_dir`, reads what it holds already, and starts the sender."""

@@ -82,6 +82,9 @@ class Tracker(Protocol):
         """Closes the record and waits up to `wait` seconds until the server has it all; False where it does not."""
         ...
 
+    def attempt_of(self, run_id: str) -> str | None:
+        """`<identity>/<attempt>` of the run with this id at the server; None where it has no such run."""
+
     def ui_hint(self) -> tuple[str, str] | None:
         """The command that opens a viewer (may be empty) and the address of this run in it; None without a viewer."""
         ...
@@ -110,6 +113,9 @@ class NoTracker:
 
     def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
         return True
+
+    def attempt_of(self, run_id: str) -> str | None:
+        return None
 
     def ui_hint(self) -> tuple[str, str] | None:
         return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sr_runner.errors import RequestError, nearest
 from sr_runner.weights import shapes
-from sr_runner.weights.layouts import rescale_range
+from sr_runner.weights.layouts import rescale_range, unwrapped
 from sr_runner.weights.reading import LoadedWeights
 
 Rule = Literal["strict", "matching", "body"]
@@ -56,18 +56,17 @@ def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") 
         RequestError: the weights do not fit; it names the hyperparameters that differ and what to set.
     """
     if rule not in RULES:
-        raise RequestError(f"rule={rule}: expected strict, matching or body.{nearest(rule, RULES)}")
+        raise RequestError(f"checkpoint.init_rule={rule}: expected strict, matching or body.{nearest(rule, RULES)}")
     target = unwrap(network)
     name = name_of(target)
     upsampler = _upsampler_names(target) if rule == "body" else ()
     if rule != "matching":
         _check_hyperparameters(target, name, weights, ignore=("scale",) if rule == "body" else ())
     state, notes = _in_range_of(target, name, weights)
-    prefix = getattr(target, "PREFIX", "")
-    if weights.network is None and prefix and not any(key.startswith(prefix) for key in state):
-        state = {prefix + key: tensor for key, tensor in state.items()}  # the wrapped network's own published weights
     own = target.state_dict()  # references: copying into these changes the network
-    report = Report(weights.source, notes=notes)
+    if weights.network is None:
+        state = _in_names_of(own, getattr(target, "PREFIX", ""), state)
+    report = Report(weights.source, notes=notes + _untold(target, name, weights))
     for key, tensor in state.items():
         reason = _misfit(key, tensor, own, upsampler)
         if reason:
@@ -102,8 +101,9 @@ def _upsampler_names(network: nn.Module) -> tuple[str, ...]:
     names = getattr(network, "UPSAMPLER", None)
     if not isinstance(names, tuple):
         raise RequestError(
-            f"rule=body: {type(network).__name__} does not say which of its tensors belong to one scale"
-            " (a class attribute UPSAMPLER with the beginnings of their names); rule=matching takes all that fit"
+            f"checkpoint.init_rule=body: {type(network).__name__} does not say which of its tensors belong to one scale"
+            " (a class attribute UPSAMPLER with the beginnings of their names);"
+            " checkpoint.init_rule=matching takes all that fit"
         )
     return names
 
@@ -114,8 +114,11 @@ def _check_hyperparameters(
     if name is None or weights.network is None:
         return
     if name != weights.network:
-        advice = "" if "discriminator" in (name, weights.network) else f": set model={weights.network}"
-        raise RequestError(f"{weights} does not fit {name}{advice}")
+        told = [f"{_config_key(weights.network, key)}={value:g}" for key, value in weights.hyperparameters.items()]
+        advice = f"set {' '.join([f'model={weights.network}', *told])}"
+        if weights.network == "discriminator":
+            advice = "objective.discriminator_weights takes it"
+        raise RequestError(f"{weights} does not fit {name}: {advice}")
     mine = _hyperparameters(network)
     differing = {
         key: value
@@ -125,9 +128,10 @@ def _check_hyperparameters(
     if differing:
         theirs = ", ".join(f"{key}={value:g} (not {mine[key]:g})" for key, value in differing.items())
         to_set = " ".join(f"{_config_key(name, key)}={value:g}" for key, value in differing.items())
-        rules = "" if ignore else "; or take what fits with the rule 'matching'"
+        rules = "; or checkpoint.init_rule=matching, which takes what fits"
         if set(differing) == {"scale"}:
-            rules = "; or keep the scale and take all but the upsampler with the rule 'body'"
+            rules = f"; or checkpoint.init_rule=body, which keeps scale={mine['scale']:g} and leaves the upsampler new"
+        rules = "" if name == "discriminator" else rules
         raise RequestError(f"{weights.source} is {name} with {theirs}. Set {to_set}{rules}")
 
 
@@ -141,6 +145,20 @@ def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -
     return rescale_range(weights.state, old, new), [f"biases moved from rgb_range {old:g} to {new:g}"]
 
 
+def _untold(network: nn.Module, name: str | None, weights: LoadedWeights) -> list[str]:
+    mine = _hyperparameters(network) if name is not None and name == weights.network else {}
+    return [f"the file does not tell {key}: {_config_key(name or '', key)}={mine[key]:g} counts"
+            for key in weights.unknown if key in mine]  # fmt: skip
+
+
+def _in_names_of(own: dict[str, Tensor], prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a state that sr-run does not know, the form of its names that the network has most of: as they are, without
+    wrappers', and as those of the network inside a wrapper of sr-run's (`PREFIX`)."""
+    forms = list(unwrapped(state, "model."))
+    forms += [{prefix + key: tensor for key, tensor in form.items()} for form in forms] if prefix else []
+    return max(forms, key=lambda form: len(form.keys() & own.keys()))
+
+
 def _misfit(key: str, tensor: Tensor, own: dict[str, Tensor], upsampler: tuple[str, ...]) -> str:
     if key not in own:
         return "the network has no such tensor"
@@ -148,6 +166,8 @@ def _misfit(key: str, tensor: Tensor, own: dict[str, Tensor], upsampler: tuple[s
         return "belongs to the upsampler"
     if own[key].shape != tensor.shape:
         return f"{_shape(tensor)} in the file, {_shape(own[key])} in the network"
+    if own[key].is_floating_point() != tensor.is_floating_point():
+        return f"{_kind(tensor)} in the file, {_kind(own[key])} in the network"
     return ""
 
 
@@ -165,7 +185,10 @@ def _check_outcome(report: Report, rule: Rule, upsampler: tuple[str, ...], weigh
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise RequestError(f"{weights} does not fit the network: {'; '.join(problems[:3])}{more}")
+        raise RequestError(
+            f"{weights} does not fit the network: {'; '.join(problems[:3])}{more}."
+            " checkpoint.init_rule=matching takes what fits"
+        )
 
 
 def _hyperparameters(network: nn.Module) -> dict[str, int | float]:
@@ -174,8 +197,12 @@ def _hyperparameters(network: nn.Module) -> dict[str, int | float]:
 
 def _config_key(network: str, name: str) -> str:
     if network == "discriminator":
-        return {"patch_size": "data.patch_size"}.get(name, name)
+        return {"patch_size": "data.patch_size", "num_filters": "objective.discriminator_filters"}[name]
     return name if name == "scale" else f"model.{name}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from sr_runner.errors import RequestError, nearest
 from sr_runner.weights import layouts
 from sr_runner.weights.applying import name_of, unwrap
+
+log = logging.getLogger(__name__)
 
 LAYOUTS = ("safetensors", "basicsr", "edsr-pytorch")
 
@@ -35,7 +38,7 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
 
     `safetensors` takes any network. `basicsr` (a `.pth` with `params`) takes EDSR and MSRResNet, `edsr-pytorch` (a
     `.pt`) EDSR; EDSR's weights are moved to rgb_range 255, which is exact. `res_block_scaling` is in neither file:
-    who loads it there has to set `res_scale`.
+    who loads it there has to set `res_scale`, as a warning says where it is not 1.
 
     Raises:
         RequestError: the layout is unknown, has no such network, or the path cannot be written.
@@ -53,6 +56,8 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
         networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
         raise RequestError(f"layout={layout}: it has {networks} alone, not {type(inner).__name__}: use safetensors")
     if name == "edsr":
+        if inner.res_block_scaling != 1:
+            log.warning("%s does not hold res_block_scaling: set res_scale=%g there", path, inner.res_block_scaling)
         state = layouts.rescale_range(state, float(inner.rgb_range), layouts.RGB_RANGE)  # type: ignore[arg-type]
     if layout == "basicsr":
         content: object = {"params": layouts.to_basicsr(name, state)}

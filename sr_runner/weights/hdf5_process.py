@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 REFUSED = 3
+_MOST_COMPRESSED = 4
+"""Trained weights hardly shrink; what claims to be compressed by more wants to fill the memory."""
 
 
 class _RefusedError(Exception):
@@ -41,7 +43,8 @@ def _arrays(file: Any, size: int) -> Iterator[tuple[str, Any]]:
     import h5py
     import numpy as np
 
-    root = file.get("model_weights", file)  # a whole saved model has its weights in there
+    # A whole saved model has its weights in a group of their own, beside the optimizer's.
+    root = _hard_link(file, "model_weights", h5py.Group) if "model_weights" in file else file
     if "layer_names" not in root.attrs and "layer_names0" not in root.attrs:
         if "layers" in root or "_layer_checkpoint_dependencies" in root:
             _refuse("is in Keras 3's layout: save it in the older one, as model.save_weights('x.h5') did")
@@ -54,7 +57,7 @@ def _arrays(file: Any, size: int) -> Iterator[tuple[str, Any]]:
             total += dataset.size * dataset.dtype.itemsize
             if dataset.external or dataset.is_virtual or dataset.dtype.kind not in "fiub":
                 _refuse(f"holds {layer}/{weight} as something else than plain numbers")
-            if total > size:
+            if total > _MOST_COMPRESSED * size:
                 _refuse(f"claims more numbers ({layer}/{weight}: {dataset.shape}) than its size can hold")
             array = np.asarray(dataset[()])
             name = weight if weight.split("/")[0] == layer else f"{layer}/{weight}"

@@ -81,6 +81,8 @@ def convert_vgg19(found: list[tuple[str, Layer]]) -> State | None:
     if not _is_vgg(found):
         return None
     by_name = dict(found)
+    if "block4_conv1" in by_name and "block3_conv4" not in by_name:
+        return None  # VGG16
     state: State = {}
     for torch_name, keras_name, _ in convolutions():
         tensors = by_name.get(keras_name, {}).values()

@@ -7,7 +7,7 @@ BasicSR: EDSR and MSRResNet under names of its own. Every tensor is the same as 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -45,12 +45,25 @@ _BASICSR_MSRRESNET = (
 )
 
 
-def strip_prefixes(state: Mapping[str, Tensor]) -> State:
-    """Without the `module.` of DataParallel and the `_orig_mod.` of torch.compile, where every name has them."""
+def unwrapped(state: Mapping[str, Tensor], *more: str) -> Iterator[State]:
+    """The state as it is; then without the `module.` of DataParallel or the `_orig_mod.` of torch.compile, where every
+    name begins with it; and so on, wrapper by wrapper.
+
+    `more` are further prefixes to take off, such as the `model.` of a class that holds the network.
+    """
     result = dict(state)
-    while result and (prefix := next((p for p in _WRAPPERS if all(k.startswith(p) for k in result)), "")):
+    while True:
+        yield result
+        prefix = next((p for p in (*_WRAPPERS, *more) if result and all(name.startswith(p) for name in result)), None)
+        if prefix is None:
+            return
         result = {name.removeprefix(prefix): tensor for name, tensor in result.items()}
-    return result
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> State:
+    """Without any wrapper's prefix. (Not `model.`: ESRGAN's first code has networks whose names all begin so.)"""
+    *_, innermost = unwrapped(state)
+    return innermost
 
 
 def is_edsr_pytorch(state: Mapping[str, Tensor]) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sr_runner.errors import RequestError
 from sr_runner.models.spandrel_network import SpandrelNetwork
@@ -14,8 +16,7 @@ from sr_runner.models.vgg import LAYERS, VGG19Features, convolutions
 from sr_runner.weights import keras, layouts, shapes
 from sr_runner.weights.applying import apply
 from sr_runner.weights.reading import LoadedWeights, read
-from sr_runner.weights.sources import download, locate
-from sr_runner.weights.tensorfile import read_tensor_file
+from sr_runner.weights.sources import KERAS_VGG19_URL, download, read_source, shown
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 """torchvision's VGG19 (IMAGENET1K_V1); its SHA-256 begins with the hash in the name, which is checked."""
@@ -35,6 +36,8 @@ def load_model(
     Raises:
         RequestError: the file is damaged or unknown, or does not tell something that has to be said.
     """
+    if network is not None and not isinstance(network, nn.Module):
+        raise RequestError(f"network={network!r}: a torch.nn.Module to load into is needed, not its name")
     weights = read(source, **what_the_file_cannot_tell)
     if network is not None:
         apply(network, weights)
@@ -74,20 +77,32 @@ def vgg19_features(
     """
     if seed is not None:
         return VGG19Features.seeded(seed, layer=layer)
-    path = _vgg19_file() if weights is None else locate(weights)
-    file = read_tensor_file(path)
+    source = _vgg19_file() if weights is None else weights
+    file = read_source(source)
     state, normalisation = layouts.strip_prefixes(file.tensors), "torchvision"
     if (converted := keras.convert_vgg19(keras.layers(file.tensors))) is not None:
         state, normalisation = converted, "keras"
     network = VGG19Features(layer=layer, normalisation="keras" if normalisation == "keras" else "torchvision")
+    if (odd := _not_of_vgg19(state)) is not None:
+        raise RequestError(f"{shown(source)}: no VGG19 but another VGG, as it has a {odd}")
     needed = {}
     for name, _, (inputs, outputs) in convolutions(layer if layer in LAYERS else "VGG54"):
         for key, shape in ((f"{name}.weight", (outputs, inputs, 3, 3)), (f"{name}.bias", (outputs,))):
             if key not in state or tuple(state[key].shape) != shape:
-                raise RequestError(f"{path}: no VGG19 in torchvision's or Keras' layout (no {key} of the right shape)")
+                raise RequestError(
+                    f"{shown(source)}: no VGG19 in torchvision's or Keras' layout (no {key} of the right shape)"
+                )
+            if not torch.isfinite(state[key]).all():
+                raise RequestError(f"{shown(source)}: a VGG19 whose {key} has values that are not finite")
             needed[key] = state[key]
     network.load_state_dict(needed)
     return network.eval()
+
+
+def _not_of_vgg19(state: Mapping[str, Tensor]) -> str | None:
+    """A convolution where VGG19 has none; VGG16 begins like it, so that a file of it would do for VGG22."""
+    known = {f"{name}.weight" for name, _, _ in convolutions()}
+    return next((key for key in state if re.fullmatch(r"features\.\d+\.weight", key) and key not in known), None)
 
 
 def _vgg19_file() -> Path:
@@ -97,7 +112,7 @@ def _vgg19_file() -> Path:
     except RequestError as error:
         raise RequestError(
             f"VGG19's weights are needed and could not be downloaded. Get {VGG19_URL} (torchvision) or"
-            " vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 (Keras) and name the file"
+            f" {KERAS_VGG19_URL} (Keras) and name the file"
         ) from error
 
 
@@ -126,18 +141,21 @@ def spandrel_network(
     if arguments:
         raise RequestError("model.arguments: not together with model.weights, whose shapes tell them")
     try:
-        network = _spandrel_from(read(weights))
+        loaded = read(weights)
+        network = _spandrel_from(loaded)
     except RequestError as error:
         raise RequestError(f"model.weights={weights}: {error}") from error
     if architecture is not None and network.architecture != architecture:
         raise RequestError(f"model.architecture={architecture}: but {weights} holds {network.architecture}")
     if network.scale != scale:
         raise RequestError(f"scale={scale}: but {weights} holds a network of scale {network.scale}")
+    network.file_contents = {"weights": loaded.digest}
     return network
 
 
 def _spandrel_from(weights: LoadedWeights) -> SpandrelNetwork:
-    state = {name.removeprefix(SpandrelNetwork.PREFIX): tensor for name, tensor in weights.state.items()}
+    state = layouts.strip_prefixes(weights.state)
+    state = {name.removeprefix(SpandrelNetwork.PREFIX): tensor for name, tensor in state.items()}
     return SpandrelNetwork.from_state(state, expected=weights.hyperparameters)
 
 

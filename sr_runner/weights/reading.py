@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sr_runner.errors import RequestError, nearest
 from sr_runner.weights import keras, layouts, shapes
-from sr_runner.weights.sources import locate
-from sr_runner.weights.tensorfile import TensorFile, parse_json, read_tensor_file
+from sr_runner.weights.digests import digest
+from sr_runner.weights.sources import read_source, shown
+from sr_runner.weights.tensorfile import TensorFile, parse_json
 
 Hyperparameters = dict[str, int | float]
 
@@ -40,6 +41,11 @@ class LoadedWeights:
         return tuple(name for name in names if name not in self.hyperparameters | self.assumed)
 
     @property
+    def digest(self) -> str:
+        """Equal for equal weights of an equal network, wherever the file lies."""
+        return digest(self.state, self.network, sorted((self.assumed | self.hyperparameters).items()))
+
+    @property
     def part(self) -> str:
         """`generator` or `discriminator`: which half of a GAN these weights are. A network alone is a generator."""
         return "discriminator" if self.network == "discriminator" else "generator"
@@ -60,12 +66,11 @@ def read(source: str | Path, **what_the_file_cannot_tell: float) -> LoadedWeight
     Raises:
         RequestError: there is no such file, it is damaged, or it does not fit the network that it looks like.
     """
-    path = locate(source)
-    file = read_tensor_file(path)
+    file = read_source(source)
     try:
-        weights = _recognise(str(source), file)
+        weights = _recognise(shown(source), file)
     except ValueError as error:  # also the RequestError of a network that cannot be built as the file wants it
-        raise RequestError(f"{source}: {error}") from error
+        raise RequestError(f"{shown(source)}: {error}") from error
     return _with(weights, what_the_file_cannot_tell)
 
 
@@ -76,16 +81,16 @@ def _recognise(source: str, file: TensorFile) -> LoadedWeights:
     if network := keras.recognise(found):
         told: Hyperparameters = {"rgb_range": keras.RGB_RANGE} if network == "edsr" else {}
         return _known(source, "krasserm (Keras)", network, keras.convert(network, found), told)
-    state = layouts.strip_prefixes(file.tensors)
-    if layouts.is_edsr_pytorch(state):
-        renamed, rgb_range = layouts.from_edsr_pytorch(state)
-        return _known(source, "EDSR-PyTorch", "edsr", renamed, {"rgb_range": rgb_range})
-    if network := layouts.basicsr_network(state):
-        weights = _known(source, "BasicSR", network, layouts.from_basicsr(network, state), {})
-        return replace(weights, assumed={"rgb_range": layouts.RGB_RANGE} if network == "edsr" else {})
-    if network := shapes.recognise(state):
-        return _known(source, "sr-run", network, state, {})
-    return LoadedWeights(source, "state dict", None, state)
+    for state in layouts.unwrapped(file.tensors, "model."):
+        if layouts.is_edsr_pytorch(state):
+            renamed, rgb_range = layouts.from_edsr_pytorch(state)
+            return _known(source, "EDSR-PyTorch", "edsr", renamed, {"rgb_range": rgb_range})
+        if network := layouts.basicsr_network(state):
+            weights = _known(source, "BasicSR", network, layouts.from_basicsr(network, state), {})
+            return replace(weights, assumed={"rgb_range": layouts.RGB_RANGE} if network == "edsr" else {})
+        if network := shapes.recognise(state):
+            return _known(source, "sr-run", network, state, {})
+    return LoadedWeights(source, "state dict", None, file.tensors)
 
 
 def _known(source: str, layout: str, network: str, state: dict[str, Tensor], told: Hyperparameters) -> LoadedWeights:
@@ -118,17 +123,34 @@ def _own(source: str, file: TensorFile) -> LoadedWeights:
 
 
 def _with(weights: LoadedWeights, given: dict[str, float]) -> LoadedWeights:
-    if not given or weights.network not in shapes.CLASSES:
-        if given:
-            raise RequestError(f"{weights}: {next(iter(given))} is no argument of a network that sr-run does not know")
+    if not given:
         return weights
-    possible = [*weights.hyperparameters, *shapes.SHAPELESS[weights.network]]
+    if weights.network not in shapes.CLASSES:
+        name = next(iter(given))
+        raise RequestError(
+            f"{weights} holds {len(weights.state)} tensors ({', '.join([*weights.state][:3])}, ...) in no layout whose"
+            f" arguments sr-run knows, so {name}={_text(given[name])} means nothing"
+        )
+    possible = tuple(dict.fromkeys([*weights.hyperparameters, *shapes.SHAPELESS[weights.network]]))
     for name, value in given.items():
         if name not in possible:
-            raise RequestError(f"{name}={_text(value)}: {weights} has no such argument.{nearest(name, possible)}")
-        if weights.hyperparameters.get(name, value) != value:
+            hint = nearest(_ELSEWHERE.get(name, name), possible)
+            raise RequestError(f"{name}={_text(value)}: {weights} has no such argument.{hint}")
+        if name in weights.hyperparameters and weights.hyperparameters[name] != value:
             raise RequestError(f"{name}={_text(value)}: but {weights}")
     return replace(weights, hyperparameters=weights.hyperparameters | given)
+
+
+# What EDSR-PyTorch and BasicSR call them.
+_ELSEWHERE = {
+    "res_scale": "res_block_scaling",
+    "img_range": "rgb_range",
+    "n_feats": "num_filters",
+    "num_feat": "num_filters",
+    "n_resblocks": "num_res_blocks",
+    "num_block": "num_res_blocks",
+    "upscale": "scale",
+}
 
 
 def _text(value: object) -> str:

@@ -72,6 +72,8 @@ def check_shapes(network: str, hyperparameters: Mapping[str, int | float], state
     for name, shape in expected.items():
         if name not in state and not OPTIONAL.fullmatch(name):
             raise MisfitError(f"the weights look like those of {network}, but lack {name}")
+        if name in state and not OPTIONAL.fullmatch(name):
+            _check_numbers(network, name, state[name])
         if name in state and tuple(state[name].shape) != shape:
             raise MisfitError(
                 f"the weights look like those of {network}, but {name} is {_shape(state[name].shape)}"
@@ -81,6 +83,14 @@ def check_shapes(network: str, hyperparameters: Mapping[str, int | float], state
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise MisfitError(f"the weights look like those of {network}, but also hold {extra[0]}{more}")
+
+
+def _check_numbers(network: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise MisfitError(f"the weights look like those of {network}, but {name} is {kind}, not floating point")
+    if not torch.isfinite(tensor).all():
+        raise MisfitError(f"the weights look like those of {network}, but {name} has values that are not finite")
 
 
 def build(network: str, hyperparameters: Mapping[str, int | float]) -> nn.Module:

@@ -6,17 +6,30 @@ import hashlib
 import logging
 import os
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 
 from sr_runner.errors import RequestError
-from sr_runner.weights.tensorfile import parse_json
+from sr_runner.weights.tensorfile import TensorFile, parse_json, read_tensor_file
+
+KERAS_VGG19_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/vgg19/"
+    "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+MD5 = {KERAS_VGG19_URL: "253f8cb515780f3b799900260a226db6"}
+"""Hashes of published files whose names tell none. This one is in Keras' own code (applications/vgg19.py)."""
 
 _MODEL, _MANIFEST = "model.safetensors", "manifest.json"
-# PyTorch's own convention: edsr_x4-4f62e9ef.pt has a SHA-256 that begins with 4f62e9ef.
-_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
+# PyTorch's own convention: edsr_x4-4f62e9ef.pt has a SHA-256 that begins with 4f62e9ef. Digits alone may be a date.
+_HASH_IN_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,})\.")
+_SILENCE = 30.0
+"""Seconds after which a server that says nothing counts as gone."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,36 +40,99 @@ def locate(source: str | Path) -> Path:
     Raises:
         RequestError: nothing is there, a checkpoint's weights do not match its manifest, or the download failed.
     """
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return download(source)
+    if is_url(source):
+        return download(str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         return _of_checkpoint(path)
     if not path.exists():
-        raise RequestError(f"{source}: no such file or folder")
+        hint = "; of addresses, http and https can be downloaded" if "://" in str(source) else ""
+        raise RequestError(f"{source}: no such file or folder{hint}")
     return path
 
 
+def read_source(source: str | Path) -> TensorFile:
+    """The tensors of what `source` names.
+
+    Raises:
+        RequestError: as `locate` and `read_tensor_file`. What was downloaded and cannot be read is not kept: the
+            next try downloads it again.
+    """
+    path = locate(source)
+    try:
+        return read_tensor_file(path)
+    except RequestError as error:
+        if not is_url(source):
+            raise
+        path.unlink(missing_ok=True)
+        raise RequestError(f"{shown(source)}: what was downloaded {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def is_url(source: str | Path) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def shown(source: str | Path) -> str:
+    """`source` as logs and messages may hold it: an address without password and query, where secrets stand."""
+    if not is_url(source):
+        return str(source)
+    scheme, _, rest = str(source).partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
 def download(url: str, *, file_name: str | None = None) -> Path:
-    """The file behind `url`, in torch.hub's folder; a hash in its name (`name-1a2b3c4d.pt`) is checked.
+    """The file behind `url`, in torch.hub's folder; a hash in its name (`name-1a2b3c4d.pt`) or in `MD5` is checked.
 
     Raises:
         RequestError: it cannot be had, or its hash is another.
     """
-    name = Path(urlsplit(url).path).name or "weights"
-    match = _HASH_IN_NAME.search(name)
-    digest = hashlib.sha256(url.encode()).hexdigest()[:12]  # two addresses may end in the same name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / (file_name or f"{digest}-{name}")
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _log.info("downloading %s to %s", url, path)
+    part = None
     try:
-        # Writes to a temporary file beside it first, and compares the hash before the rename.
-        torch.hub.download_url_to_file(url, os.fspath(path), match[1] if match else None, progress=False)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RequestError(f"{url}: cannot be downloaded ({error})") from error
+        name = Path(urlsplit(url).path).name or "weights"
+        digest = hashlib.sha256(url.encode()).hexdigest()[:12]  # two addresses may end in the same name
+        path = Path(torch.hub.get_dir()) / "checkpoints" / (file_name or f"{digest}-{name}")
+        if path.exists():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("downloading %s to %s", shown(url), path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        match = _HASH_IN_NAME.search(name)
+        with _impatience():
+            torch.hub.download_url_to_file(url, os.fspath(part), match[1] if match else None, progress=False)
+        _check_md5(url, part)
+        part.replace(path)
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        raise RequestError(f"{shown(url)}: cannot be downloaded ({error or type(error).__name__})") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _impatience() -> Iterator[None]:
+    """torch.hub waits for a silent server without end."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _check_md5(url: str, file: Path) -> None:
+    if url not in MD5:
+        return
+    with file.open("rb") as content:
+        actual = hashlib.file_digest(content, "md5").hexdigest()
+    if actual != MD5[url]:
+        raise ValueError(f"its MD5 hash is {actual}, not the published {MD5[url]}")
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Is it the folder of one checkpoint, whole or not?"""
+    return (folder / _MODEL).is_file()
 
 
 def _of_checkpoint(folder: Path) -> Path:

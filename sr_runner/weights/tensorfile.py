@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import re
+import stat
 import subprocess
 import sys
 import zipfile
@@ -33,8 +34,13 @@ _ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "
 HDF5_SECONDS = 60.0
 """A file of VGG19 (80 MB) takes about one."""
 
-STATE_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+STATE_KEYS = (
+    "params_ema", "params", "state_dict", "model_state_dict", "model", "generator", "net_g", "network", "net",
+)  # fmt: skip
 """Where training codes keep the state dict inside a `.pth`, the better one first (BasicSR: EMA before raw)."""
+
+SHARED_BYTES = 256 * 2**20
+"""What tensors that share their numbers with others may add up to beyond twice the file's size."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class TensorFile:
     kind: Literal["safetensors", "torch", "hdf5"]
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
-    """The header of a safetensors file; of a `.pth`, {"state": which of `STATE_KEYS` was taken}, where one was."""
+    """The header of a safetensors file."""
 
 
 def read_tensor_file(path: Path) -> TensorFile:
@@ -55,9 +61,12 @@ def read_tensor_file(path: Path) -> TensorFile:
         RequestError: it is missing, damaged, hostile, or no such file at all.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            _refuse(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
         with path.open("rb") as file:
             start = file.read(16)
-        size = path.stat().st_size
+        size = status.st_size
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
     if not start:
@@ -89,10 +98,10 @@ def _read_safetensors(path: Path) -> TensorFile:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {str(key): str(value) for key, value in (file.metadata() or {}).items()}
-            tensors = {name: _as_fp32(file.get_tensor(name)) for name in sorted(file.keys(), key=natural)}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys(), key=natural)}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         _refuse(path, f"is damaged or no safetensors file ({_brief(error)})", error)
-    return TensorFile(path, "safetensors", tensors, metadata)
+    return TensorFile(path, "safetensors", {name: _as_fp32(path, name, t) for name, t in tensors.items()}, metadata)
 
 
 def _read_torch(path: Path, size: int, *, zipped: bool) -> TensorFile:
@@ -102,23 +111,33 @@ def _read_torch(path: Path, size: int, *, zipped: bool) -> TensorFile:
         # The old format, which torch 1.5 and older wrote, cannot be memory-mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a malformed pickle can raise anything
-        hint = " It may hold more than tensors, which is not loaded as it could run code." if _unsafe(error) else ""
-        _refuse(path, f"is damaged or no PyTorch weights file ({_brief(error)}).{hint}", error)
-    state, key = _state_dict(loaded)
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        if _FORBIDDEN.search(str(error)):
+            name = match[1] if (match := _GLOBAL.search(str(error))) else "a class or function"
+            _refuse(
+                path,
+                f"holds more than tensors ({name}), which is not loaded as it could run code:"
+                " save the network's state_dict() by itself",
+                error,
+            )
+        _refuse(path, f"is damaged or no PyTorch weights file ({_brief(error)})", error)
+    tensors = {str(name): value for name, value in _state_dict(loaded).items() if isinstance(value, Tensor)}
     _check_sizes(path, size, tensors)
-    return TensorFile(path, "torch", {name: _as_fp32(t) for name, t in tensors.items()}, {"state": key} if key else {})
+    return TensorFile(path, "torch", {name: _as_fp32(path, name, t) for name, t in tensors.items()})
 
 
-def _state_dict(loaded: object) -> tuple[Mapping[Any, Any], str | None]:
+_FORBIDDEN = re.compile(r"weights_only|Unsupported (global|class)|not an allowed global")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def _state_dict(loaded: object, depth: int = 3) -> Mapping[Any, Any]:
+    """The state dict in what a `.pth` holds: by itself, or below one or more of `STATE_KEYS`."""
     if not isinstance(loaded, Mapping):
-        return {}, None
-    if not any(isinstance(value, Tensor) for value in loaded.values()):
-        for key in STATE_KEYS:
-            inner = loaded.get(key)
-            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-                return inner, key
-    return loaded, None
+        return {}
+    for key in STATE_KEYS if depth else ():
+        inner = _state_dict(loaded.get(key), depth - 1)
+        if any(isinstance(value, Tensor) for value in inner.values()):
+            return inner
+    return loaded
 
 
 def _check_zip(path: Path, size: int) -> None:
@@ -128,6 +147,8 @@ def _check_zip(path: Path, size: int) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         _refuse(path, f"is damaged: a PyTorch file that cannot be opened ({_brief(error)})", error)
+    if any(Path(entry.filename).name == "constants.pkl" for entry in entries):
+        _refuse(path, "is a TorchScript program, which is not run: save the network's state_dict() instead")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         _refuse(path, "is a compressed zip archive, which torch.save does not write: unpack it first")
     if sum(entry.file_size for entry in entries) > size:
@@ -141,7 +162,7 @@ def _check_sizes(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             _refuse(path, f"holds {name} as a sparse, quantised or empty-handed tensor; only plain ones are read")
         total += tensor.numel() * tensor.element_size()
-        if total > 2 * size:  # twice: some codes save one tensor under two names
+        if total > 2 * size + SHARED_BYTES:  # one tensor may stand under several names
             _refuse(path, f"claims more numbers ({name}: {'x'.join(map(str, tensor.shape))}) than its size can hold")
 
 
@@ -159,11 +180,14 @@ def _read_hdf5(path: Path) -> TensorFile:
     if done.returncode:
         _refuse(path, f"is damaged: the HDF5 library broke down over it (exit status {done.returncode})")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
-        return TensorFile(path, "hdf5", {name: _as_fp32(torch.tensor(arrays[name])) for name in arrays.files})
+        tensors = {name: _as_fp32(path, name, torch.tensor(arrays[name])) for name in arrays.files}
+    return TensorFile(path, "hdf5", tensors)
 
 
-def _as_fp32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        _refuse(path, f"holds {name} as complex numbers, which no network here has")
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -179,12 +203,8 @@ def parse_json(text: str) -> object:
         return None
 
 
-def _unsafe(error: Exception) -> bool:
-    return "weights_only" in str(error) or "Unsupported" in str(error)
-
-
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()  # torch writes in colours
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 

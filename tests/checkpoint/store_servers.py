@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -99,7 +100,7 @@ class S3Server(StorageServer):
             *(f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer", "s3")),
             *(f"-{name}={port}" for name, port in ports.items() if name.endswith(".port.grpc")),
             f"-s3.port.iceberg={ports['a']}", f"-s3.port.lance={ports['b']}",
-            "-s3.config=s3.json", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s",
+            "-s3.config=s3.json", "-volume.max=20", "-master.volumeSizeLimitMB=1024", "-master.electionTimeout=1s",
         ]  # fmt: skip
 
     @property
@@ -112,11 +113,15 @@ class S3Server(StorageServer):
             "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
         }  # fmt: skip
 
-    def make_bucket(self) -> None:
+    def files(self) -> Any:
+        """The bucket as fsspec sees it, without any cache."""
         import fsspec
 
         options = {"key": KEY, "secret": SECRET, "endpoint_url": self.endpoint, "skip_instance_cache": True}
-        fsspec.filesystem("s3", **options, client_kwargs={"region_name": "us-east-1"}).mkdir("bucket")
+        return fsspec.filesystem("s3", **options, client_kwargs={"region_name": "us-east-1"}, use_listings_cache=False)
+
+    def make_bucket(self) -> None:
+        self.files().mkdir("bucket")
 
 
 class MlflowArtifactServer(StorageServer):

@@ -62,7 +62,7 @@ def test_a_truncated_file_is_refused(cut: int) -> None:
 def test_a_header_that_claims_a_terabyte_is_refused_before_anything_is_allocated() -> None:
     with pytest.raises(tensors.TensorFileError, match="claims"):
         tensors.parse(bytearray(struct.pack("<Q", 1 << 40) + b"{}"))
-    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}}).encode()
     with pytest.raises(tensors.TensorFileError, match="does not fit"):
         tensors.parse(bytearray(struct.pack("<Q", len(header)) + header))
 

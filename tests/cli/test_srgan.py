@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from faults import kill_and_resume
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 from support import TINY, SrRun, command, environment
 
 from sr_runner.composition import composed
 from sr_runner.config import identity_facts
+from sr_runner.models import VGG19Features
+from sr_runner.parts import build_parts, file_contents
 
 GAN = ("objective=srgan", "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=2")
 """SRGAN with random features and a small discriminator."""
@@ -35,11 +40,39 @@ def test_a_generator_is_pre_trained_and_fine_tuned_in_two_commands(sr_run: SrRun
         "objective.pixel_weight=0.1",
     )  # fmt: skip
     assert "tensors loaded, 0 skipped, 0 new" in done.stderr
+    (log,) = (tmp_path / "outputs" / "runs").glob("*/*/run.log")
+    listed = {line.split()[-1] for line in log.read_text().splitlines() if "  loaded: " in line}
+    assert listed == set(load_file(pre_trained / "model.safetensors"))
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     for term in ("loss", "loss_content", "loss_pixel", "loss_adversarial", "loss_discriminator", "grad_norm"):
         assert [p.step for p in client.get_metric_history(run.info.run_id, f"train/{term}")] == [2, 4, 6], term
     assert client.list_artifacts(run.info.run_id, "images")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_with_the_same_vgg19_wherever_the_file_lies(sr_run: SrRun, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        torch.save(VGG19Features.seeded(seed, layer="VGG22").state_dict(), tmp_path / f"{seed}.pth")
+    gan = [argument for argument in GAN if "seed" not in argument]
+    arguments = (*TINY, *gan, "scheduler=constant", "trainer.resume=true")
+    sr_run(*arguments, "objective.vgg_weights=1.pth")
+    (tmp_path / "1.pth").rename(tmp_path / "moved.bin")
+    moved = sr_run(*arguments, "objective.vgg_weights=moved.bin", "trainer.steps=8")
+    assert "resumed at step 6 of 8" in moved.stderr
+    other = sr_run(*arguments, "objective.vgg_weights=2.pth", "trainer.steps=8")
+    assert "near miss: " in other.stderr and "differs in objective.vgg_weights=" in other.stderr
+    assert len(list((tmp_path / "outputs" / "checkpoints").iterdir())) == 2
+
+
+def test_the_identity_holds_what_a_vgg19_file_contains_and_not_its_place(tmp_path: Path) -> None:
+    torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg19.pth")
+    arguments = [*TINY, *GAN, "objective.vgg_seed=null", f"objective.vgg_weights={tmp_path}/vgg19.pth", "tracker=none"]
+    config, _ = composed(arguments)
+    facts = identity_facts(config, "", None, file_contents(build_parts(config, set())))
+    assert re.fullmatch("[0-9a-f]{16}", facts["objective.vgg_weights"])
+    assert str(tmp_path) not in str(facts)
 
 
 def test_a_wdsr_pre_trained_in_the_same_outputs_is_named_by_its_run_id(sr_run: SrRun, tmp_path: Path) -> None:
@@ -121,9 +154,11 @@ def test_missing_vgg_weights_are_said_before_anything_is_written(sr_run: SrRun, 
     assert not (tmp_path / "outputs").exists()
 
 
-def test_parameters_are_frozen_and_slowed_from_the_command_line(sr_run: SrRun) -> None:
+def test_parameters_are_frozen_and_slowed_from_the_command_line(sr_run: SrRun, tmp_path: Path) -> None:
     done = sr_run(*TINY, "trainer.parameters={head|tail: {lr: 1e-5}, body: {freeze: true}}", "tracker=none")
     assert "body.0.conv1.weight: frozen" in done.stderr and "head.weight: lr=1e-05" in done.stderr
+    (log,) = (tmp_path / "outputs" / "runs").glob("*/*/run.log")
+    assert "body.0.conv1.weight: frozen" in log.read_text()  # said before the run has a folder, and kept for its log
 
 
 def test_frozen_parameters_are_part_of_the_identity() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sr_runner.objectives import GanObjective, Learner
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.content import ContentLoss
 from sr_runner.objectives.gan import DISCRIMINATOR, squared_gradient_norm
+from sr_runner.weights import export
 
 torch.set_num_threads(1)
 
@@ -250,6 +252,7 @@ def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None
         ({"gradient_penalty": float("nan")}, "objective.gradient_penalty=nan"),
         ({"vgg_scale": 0.0}, "objective.vgg_scale=0.0"),
         ({"discriminator_filters": 0}, "objective.discriminator_filters=0"),
+        ({"discriminator_weights": "/nope.h5"}, "objective.discriminator_weights=/nope.h5: no such file"),
     ],
 )
 def test_a_wrong_argument_is_named_by_its_key(arguments: dict[str, Any], message: str) -> None:
@@ -261,3 +264,36 @@ def test_without_a_content_loss_no_vgg_weights_are_needed() -> None:
     gan = GanObjective(content_weight=0.0, pixel_weight=1.0, discriminator_filters=2)
     terms = gan.train_step(learners(gan), [batch()], measure=False)
     assert set(terms) == {"loss", "loss_pixel", "loss_adversarial", "loss_discriminator"}
+
+
+def test_the_discriminator_starts_from_a_file_of_one(tmp_path: Path) -> None:
+    trained = Discriminator(patch_size=16, num_filters=2)
+    export(trained, tmp_path / "discriminator.safetensors")
+    gan = objective(discriminator_weights=tmp_path / "discriminator.safetensors")
+    built = gan.networks(GENERATORS["edsr"](), patch_size=16)[DISCRIMINATOR]
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in built.state_dict().items())
+    with pytest.raises(RequestError, match=r"objective\.discriminator_weights: .*Set data\.patch_size=16"):
+        gan.networks(GENERATORS["edsr"](), patch_size=32)
+    with pytest.raises(RequestError, match=r"Set objective\.discriminator_filters=2$"):
+        objective(discriminator_weights=tmp_path / "discriminator.safetensors", discriminator_filters=3).networks(
+            GENERATORS["edsr"](), patch_size=16
+        )
+    export(GENERATORS["edsr"](), tmp_path / "edsr.safetensors")
+    with pytest.raises(RequestError, match=r"edsr\.safetensors .* is no SRGAN discriminator"):
+        objective(discriminator_weights=tmp_path / "edsr.safetensors")
+
+
+def test_files_stand_in_the_identity_by_their_content(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        torch.save(VGG19Features.seeded(seed, layer="VGG22").state_dict(), tmp_path / f"{seed}.pth")
+    (tmp_path / "moved").write_bytes((tmp_path / "1.pth").read_bytes())
+    export(Discriminator(patch_size=16, num_filters=2), tmp_path / "d.safetensors")
+
+    def contents(**arguments: Any) -> dict[str, str | None]:
+        return objective(**{"vgg_seed": None} | arguments).file_contents
+
+    one, moved, other = (contents(vgg_weights=tmp_path / name) for name in ("1.pth", "moved", "2.pth"))
+    assert one == moved and one["vgg_weights"] != other["vgg_weights"]
+    assert contents(vgg_seed=0, vgg_weights=tmp_path / "1.pth")["vgg_weights"] is None  # not read
+    assert contents(content_weight=0.0) == {"vgg_weights": None, "discriminator_weights": None}
+    assert contents(vgg_seed=0, discriminator_weights=tmp_path / "d.safetensors")["discriminator_weights"] is not None

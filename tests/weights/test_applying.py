@@ -47,11 +47,12 @@ def test_strict_loading_names_the_hyperparameters_that_differ_and_what_to_set(tm
         weights.apply(network, saved(EDSR(scale=2, num_filters=8, num_res_blocks=3), tmp_path))
     assert "edsr with scale=2 (not 4), num_filters=8 (not 16), num_res_blocks=3 (not 2)" in str(error.value)
     assert "Set scale=2 model.num_filters=8 model.num_res_blocks=3" in str(error.value)
+    assert str(error.value).endswith("; or checkpoint.init_rule=matching, which takes what fits")
     assert_unchanged(network, before)
 
 
 def test_a_scale_alone_that_differs_points_to_the_transfer_of_the_body(tmp_path):
-    with pytest.raises(RequestError, match=r"Set scale=2; or keep the scale and take all but .* rule 'body'"):
+    with pytest.raises(RequestError, match=r"Set scale=2; or checkpoint\.init_rule=body, which keeps scale=4"):
         weights.apply(EDSR(scale=4, **SMALL), saved(EDSR(scale=2, **SMALL), tmp_path))
 
 
@@ -61,9 +62,10 @@ def test_a_different_residual_scaling_is_noticed_though_the_shapes_agree(tmp_pat
 
 
 def test_another_network_is_refused_by_name(tmp_path):
-    with pytest.raises(RequestError, match="does not fit edsr: set model=wdsr_b"):
+    to_set = r"set model=wdsr_b scale=2 model\.num_filters=8 model\.num_res_blocks=2 model\.res_block_expansion=6"
+    with pytest.raises(RequestError, match=f"does not fit edsr: {to_set}"):
         weights.apply(EDSR(scale=2, **SMALL), saved(WDSRB(scale=2, **SMALL), tmp_path))
-    with pytest.raises(RequestError, match=r"does not fit edsr$"):
+    with pytest.raises(RequestError, match=r"edsr: objective\.discriminator_weights takes it"):
         weights.apply(EDSR(scale=2, **SMALL), saved(Discriminator(patch_size=16, num_filters=2), tmp_path))
 
 
@@ -152,6 +154,53 @@ def test_someone_elses_network_loads_its_own_state_and_reports_misfits_by_name(t
     assert torch.equal(network[0].weight, loaded.state["0.weight"])
     with pytest.raises(RequestError, match=r"0\.weight \(4x3x3x3 in the file, 5x3x3x3 in the network\)"):
         weights.apply(build(5), loaded)
+
+
+class Wrapper(nn.Module):
+    """Its own names begin as if a wrapper had added them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Conv2d(3, 3, 3)
+
+
+@pytest.mark.parametrize("saved_as", ["", "module.", "_orig_mod.", "model."])
+def test_someone_elses_names_are_taken_as_they_are_or_without_those_of_wrappers(tmp_path, saved_as):
+    trained, network = Wrapper(), Wrapper()
+    torch.save({saved_as + k: v for k, v in trained.state_dict().items()}, tmp_path / "w.pth")
+    report = weights.apply(network, weights.read(tmp_path / "w.pth"))
+    assert report.loaded == ["module.weight", "module.bias"]
+    assert torch.equal(network.module.weight, trained.module.weight)
+
+
+def test_numbers_of_another_kind_do_not_fit(tmp_path):
+    torch.save({"weight": torch.ones(3, 3, dtype=torch.int8), "bias": torch.ones(3)}, tmp_path / "quantised.pth")
+    loaded = weights.read(tmp_path / "quantised.pth")
+    with pytest.raises(RequestError, match=r"weight \(int8 in the file, float32 in the network\).*init_rule=matching"):
+        weights.apply(nn.Linear(3, 3), loaded)
+    assert weights.apply(nn.Linear(3, 3), loaded, rule="matching").loaded == ["bias"]
+
+
+def test_what_the_file_does_not_tell_and_the_network_decides_is_noted(tmp_path):
+    network = EDSR(scale=2, res_block_scaling=0.1, **SMALL)
+    loaded = weights.read(weights.export(network, tmp_path / "edsr.pt", "edsr-pytorch"))
+    note = "the file does not tell res_block_scaling: model.res_block_scaling=0.1 counts"
+    assert weights.apply(network, loaded).notes == [note]
+    assert f"  note: {note}" in weights.apply(network, loaded).lines()
+
+
+def test_the_digest_of_weights_is_that_of_their_content(tmp_path):
+    torch.manual_seed(0)
+    first, second = EDSR(scale=2, **SMALL), EDSR(scale=2, **SMALL)
+    weights.export(first, tmp_path / "a.safetensors")
+    weights.export(first, tmp_path / "b.pt", "basicsr")
+    weights.export(second, tmp_path / "c.safetensors")
+    a, b, c = (weights.read(path) for path in sorted(tmp_path.iterdir()))
+    (tmp_path / "a.safetensors").rename(tmp_path / "moved")
+    assert weights.read(tmp_path / "moved").digest == a.digest != c.digest
+    assert weights.read(tmp_path / "b.pt", res_block_scaling=1.0).digest == a.digest  # another layout
+    assert weights.read(tmp_path / "b.pt", res_block_scaling=0.1).digest != a.digest
+    assert weights.read(tmp_path / "b.pt", rgb_range=2.0).digest != b.digest
 
 
 def test_parameters_stay_the_same_objects_in_their_memory_format_and_type(tmp_path):

@@ -66,9 +66,10 @@ def test_someone_elses_network_comes_back_into_an_instance_of_it(tmp_path):
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("rgb_range", [255.0, 2.0])
-def test_edsr_exported_to_edsr_pytorch_gives_the_same_pixels_there(tmp_path, scale, rgb_range):
+def test_edsr_exported_to_edsr_pytorch_gives_the_same_pixels_there(tmp_path, caplog, scale, rgb_range):
     network = EDSR(scale=scale, num_filters=6, num_res_blocks=2, res_block_scaling=0.1, rgb_range=rgb_range)
     path = weights.export(network, tmp_path / "edsr.pt", "edsr-pytorch")
+    assert "set res_scale=0.1 there" in caplog.text
     original = originals.EdsrPytorch(scale, 6, 2, 0.1)
     original.load_state_dict(torch.load(path, weights_only=True), strict=True)
     torch.testing.assert_close(original(image() * 255), network(image()) * 255, atol=0.03, rtol=0)

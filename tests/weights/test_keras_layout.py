@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,15 @@ def test_a_discriminator_file_gives_the_originals_verdicts(tmp_path, patch):
 def test_the_forms_that_keras_gives_a_file_make_no_difference(tmp_path, form):
     expected, layers = originals.keras_wdsr(LR, "b", 2, 5, 2, 2, 1.0)
     path = originals.write_h5(tmp_path / "w.h5", layers, **form)
+    assert_same_pixels(weights.load_model(path, res_block_scaling=1), expected)
+
+
+def test_a_whole_saved_model_is_read_beside_its_optimizers_state(tmp_path):
+    expected, layers = originals.keras_edsr(LR, 2, 8, 2, 1.0)
+    path = originals.write_h5(tmp_path / "w.h5", layers, group="model_weights")
+    with h5py.File(path, "a") as file:
+        file.create_group("optimizer_weights").attrs["weight_names"] = [b"Adam/conv2d/kernel/m:0"]
+        file["optimizer_weights/Adam/conv2d/kernel/m:0"] = np.ones((3, 3, 3, 8))
     assert_same_pixels(weights.load_model(path, res_block_scaling=1), expected)
 
 

@@ -78,7 +78,9 @@ def test_basicsrs_averaged_weights_are_taken_before_the_raw_ones(tmp_path):
     torch.testing.assert_close(network(image()), averaged(image()), atol=CLOSE, rtol=0)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "module.model."]
+)
 @pytest.mark.parametrize(
     "original", [originals.EdsrPytorch(2, 4, 1, 1.0), originals.BasicSrEdsr(2, 4, 1, 1.0), EDSR(scale=2, num_filters=4)]
 )
@@ -89,6 +91,35 @@ def test_the_prefixes_of_wrappers_make_no_difference(tmp_path, prefix, original)
     assert wrapped.layout == plain.layout and wrapped.network == "edsr"
     assert wrapped.state.keys() == plain.state.keys()
     assert all(torch.equal(wrapped.state[k], plain.state[k]) for k in plain.state)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {"epoch": torch.tensor(3), "state_dict": state, "optimizer": {"state": {0: torch.ones(3)}}},
+        lambda state: {"model": {"state_dict": state}, "step": 7},
+        lambda state: {"params": {k: -v for k, v in state.items()}, "params_ema": state},
+        lambda state: {k: nn.Parameter(v) for k, v in state.items()},
+        lambda state: {k: v.double() for k, v in state.items()},
+        lambda state: {k: v.mT.contiguous().mT if v.dim() == 4 else v for k, v in state.items()},
+    ],
+    ids=["checkpoint", "nested", "averaged", "parameters", "float64", "non-contiguous"],
+)
+def test_the_forms_that_training_codes_give_a_state_make_no_difference(tmp_path, wrapped):
+    original = originals.scrambled(originals.EdsrPytorch(2, 4, 2, 1.0))
+    network = weights.load_model(save(tmp_path / "w.pth", wrapped(original.state_dict())), res_block_scaling=1.0)
+    torch.testing.assert_close(network(image()) * 255, original(image() * 255), atol=0.03, rtol=0)
+    assert not any(v.requires_grad for v in weights.read(tmp_path / "w.pth").state.values())
+
+
+def test_blocks_that_share_one_tensor_are_read_as_if_each_had_its_own(tmp_path):
+    original = originals.scrambled(originals.EdsrPytorch(2, 8, 6, 1.0))
+    for block in original.body[1:6]:
+        block.body[0].weight = original.body[0].body[0].weight
+        block.body[2].weight = original.body[0].body[0].weight
+    path = save(tmp_path / "tied.pt", original.state_dict())
+    network = weights.load_model(path, res_block_scaling=1.0)
+    torch.testing.assert_close(network(image()) * 255, original(image() * 255), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -127,6 +158,10 @@ def test_what_the_file_cannot_tell_is_asked_for_by_name(tmp_path):
         ({"num_filters": 64}, "num_filters=64: but .* num_filters=4"),
         ({"res_block_scalling": 1}, "res_block_scalling=1: .* Did you mean 'res_block_scaling'"),
         ({"rgb_range": 1.0}, "rgb_range=1: but .* rgb_range=255"),
+        ({"res_scale": 0.1}, "res_scale=0.1: .* Did you mean 'res_block_scaling'"),
+        ({"res_block_scaling": "abc"}, "res_block_scaling='abc': EDSR needs a number"),
+        ({"res_block_scaling": float("nan")}, "res_block_scaling=nan: EDSR needs a number"),
+        ({"network": "edsr"}, "network='edsr': a torch.nn.Module to load into is needed"),
     ],
 )
 def test_saying_otherwise_than_the_file_is_an_error(tmp_path, told, message):

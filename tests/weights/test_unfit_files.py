@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -19,6 +20,7 @@ import torch
 import weight_originals as originals
 from safetensors.torch import save_file
 
+import sr_runner
 import sr_runner.weights as weights
 from sr_runner.errors import RequestError
 from sr_runner.models import EDSR
@@ -98,6 +100,44 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_does_not(tmp_path, zippe
     assert not marker.exists()
 
 
+def test_a_whole_pickled_network_is_refused_with_what_to_save_instead(tmp_path):
+    torch.save({"model": originals.EdsrPytorch(2, 4, 1, 1.0)}, tmp_path / "module.pth")
+    message = refusal(tmp_path / "module.pth")
+    assert "more than tensors (weight_originals.EdsrPytorch)" in message and "state_dict() by itself" in message
+    script = torch.jit.trace(torch.nn.Linear(3, 3), torch.ones(1, 3))
+    script.save(str(tmp_path / "script.pt"))
+    assert "is a TorchScript program" in refusal(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v: v.to(torch.int8), "head.weight is int8, not floating point"),
+        (lambda v: v.to(torch.complex64), "head.0.weight as complex numbers"),
+        (lambda v: v * float("nan"), "head.weight has values that are not finite"),
+        (lambda v: v / 0, "head.weight has values that are not finite"),
+    ],
+)
+def test_numbers_that_no_network_computes_with_are_refused(tmp_path, spoil, message):
+    state = edsr_state()
+    torch.save(state | {"head.0.weight": spoil(state["head.0.weight"])}, tmp_path / "odd.pt")
+    assert message in refusal(tmp_path / "odd.pt")
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(RequestError, match=r"pipe\.pt: is no regular file"):
+        weights.read(tmp_path / "pipe.pt")
+
+
+@pytest.mark.parametrize("source", ["/nope.pt", "/nope/edsr.pt", "nope", "", "*", "http://[::bad/x.pt", "ftp://a/b.pt"])
+def test_a_name_behind_which_nothing_is_gives_one_sentence(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as error:
+        sr_runner.load_model(source)
+    assert source in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_tensor_that_claims_more_numbers_than_the_file_holds_is_refused(tmp_path):
     path = tmp_path / "vast.pth"
     torch.save(edsr_state() | {"head.0.weight": torch.zeros(1).expand(1 << 20, 3, 1 << 10, 1 << 10)}, path)
@@ -167,6 +207,9 @@ def test_hdf5_that_reaches_out_of_the_file_or_claims_too_much_is_refused(tmp_pat
     def words(file: h5py.File) -> None:
         file["conv2d/conv2d/kernel:0"] = ["a", "b"]
 
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file["model_weights"] = h5py.ExternalLink(str(good_file("h5", tmp_path)), "/")
+    assert "does not hold it" in refusal(tmp_path / "group.h5")
     assert "does not hold it" in refusal(damaged("link.h5", link))
     assert "does not hold it" in refusal(damaged("soft.h5", soft))
     assert "more numbers" in refusal(damaged("vast.h5", vast))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def test_torchvisions_file_gives_the_originals_features(tmp_path, layer, blocks,
 KERAS_NAMES = ["block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2"]
 
 
-def write_keras_vgg22(path: Path, suffixes: tuple[str, str]) -> list[tuple[np.ndarray, np.ndarray]]:
+def write_keras_vgg22(
+    path: Path, suffixes: tuple[str, str], more: Sequence[originals.Layer] = ()
+) -> list[tuple[np.ndarray, np.ndarray]]:
     random, channels, kernels, layers = np.random.default_rng(0), 3, [], [("input_1", {})]
     for name, width in zip(KERAS_NAMES, (64, 64, 128, 128), strict=True):
         size = (2 / (9 * channels)) ** 0.5 / (100 if channels == 3 else 1)
@@ -74,7 +77,7 @@ def write_keras_vgg22(path: Path, suffixes: tuple[str, str]) -> list[tuple[np.nd
         kernels.append((kernel, np.full(width, 0.05, np.float32)))
         layers += [(name, {name + suffixes[0]: kernel, name + suffixes[1]: kernels[-1][1]})]
         channels = width
-    originals.write_h5(path, layers)
+    originals.write_h5(path, [*layers, *more])
     return kernels
 
 
@@ -120,6 +123,26 @@ def test_a_file_without_vgg19_is_refused(tmp_path):
         weights.vgg19_features(layer="VGG54", weights=tmp_path / "short.pth")
 
 
+def test_a_vgg16_is_refused_though_it_begins_like_vgg19(tmp_path):
+    state = torchvision_state(2) | {"features.17.weight": torch.zeros(512, 256, 3, 3)}
+    torch.save(state, tmp_path / "vgg16.pth")
+    with pytest.raises(RequestError, match=r"vgg16\.pth: no VGG19 but another VGG, as it has a features\.17\.weight"):
+        weights.vgg19_features(layer="VGG22", weights=tmp_path / "vgg16.pth")
+    write_keras_vgg22(
+        tmp_path / "vgg16.h5", ("/kernel", "/bias"), [("block4_conv1", {"kernel": np.zeros((3, 3, 256, 512))})]
+    )
+    with pytest.raises(RequestError, match=r"vgg16\.h5: no VGG19 in torchvision's or Keras' layout"):
+        weights.vgg19_features(layer="VGG22", weights=tmp_path / "vgg16.h5")
+
+
+def test_a_vgg19_with_values_that_are_not_finite_is_refused(tmp_path):
+    state = torchvision_state(2)
+    state["features.5.bias"][0] = torch.inf
+    torch.save(state, tmp_path / "vgg19.pth")
+    with pytest.raises(RequestError, match=r"a VGG19 whose features\.5\.bias has values that are not finite"):
+        weights.vgg19_features(layer="VGG22", weights=tmp_path / "vgg19.pth")
+
+
 def test_an_unknown_layer_is_refused():
     with pytest.raises(RequestError, match=r"layer=VGG45: expected VGG22 or VGG54\. Did you mean 'VGG54'"):
         weights.vgg19_features(layer="VGG45", seed=0)
@@ -128,7 +151,7 @@ def test_an_unknown_layer_is_refused():
 def test_without_a_file_or_a_network_the_error_says_where_to_get_one(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("sr_runner.weights.loading.VGG19_URL", "http://127.0.0.1:9/vgg19-dcbb9e9d.pth")
-    with pytest.raises(RequestError, match=r"vgg19-dcbb9e9d\.pth \(torchvision\) or vgg19_weights_tf.*\(Keras\)"):
+    with pytest.raises(RequestError, match=r"vgg19-dcbb9e9d\.pth \(torchvision\) or https:.*notop\.h5 \(Keras\)"):
         weights.vgg19_features()
 
 

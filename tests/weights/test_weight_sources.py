@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import sr_runner.weights as weights
+from sr_runner.composition import composed
 from sr_runner.errors import RequestError
 from sr_runner.models import EDSR
+from sr_runner.weights import sources
 
 
 @pytest.fixture
@@ -87,6 +90,18 @@ def test_a_url_is_downloaded_once_into_torch_hubs_folder(server, model_file, tmp
     assert kept.read_bytes() == model_file.read_bytes()
 
 
+def test_secrets_in_a_url_reach_no_log_and_no_message(server, model_file, caplog):
+    url, www, _ = server
+    (www / "edsr.safetensors").write_bytes(model_file.read_bytes())
+    caplog.set_level("INFO")
+    loaded = weights.read(f"{url}/edsr.safetensors?X-Amz-Signature=hush")
+    assert loaded.source == f"{url}/edsr.safetensors"
+    with pytest.raises(RequestError) as error:
+        weights.read(f"{url.replace('://', '://me:hush@')}/missing.pt?token=hush")
+    assert "missing.pt: cannot be downloaded" in str(error.value)
+    assert "downloading" in caplog.text and "hush" not in caplog.text + str(error.value)
+
+
 def test_the_hash_in_a_urls_name_is_checked(server, model_file, tmp_path):
     url, www, _ = server
     digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
@@ -96,6 +111,64 @@ def test_the_hash_in_a_urls_name_is_checked(server, model_file, tmp_path):
     with pytest.raises(RequestError, match=r"cannot be downloaded .*hash"):
         weights.read(f"{url}/bad-0badc0de.safetensors")
     assert len(list((tmp_path / "hub" / "hub" / "checkpoints").iterdir())) == 1
+
+
+def test_a_date_in_a_urls_name_is_no_hash(server, model_file):
+    url, www, _ = server
+    (www / "edsr-20260131.safetensors").write_bytes(model_file.read_bytes())
+    assert weights.read(f"{url}/edsr-20260131.safetensors").network == "edsr"
+
+
+def test_a_published_file_is_checked_against_its_published_hash(server, model_file, monkeypatch):
+    url, www, _ = server
+    (www / "vgg.h5").write_bytes(model_file.read_bytes())
+    monkeypatch.setitem(sources.MD5, f"{url}/vgg.h5", "0" * 32)
+    with pytest.raises(RequestError, match=r"cannot be downloaded \(its MD5 hash is [0-9a-f]{32}, not the published 0"):
+        weights.read(f"{url}/vgg.h5")
+    monkeypatch.setitem(sources.MD5, f"{url}/vgg.h5", hashlib.md5(model_file.read_bytes()).hexdigest())
+    assert weights.read(f"{url}/vgg.h5").network == "edsr"
+
+
+def test_the_keras_vgg19_that_a_recipe_names_has_a_published_hash():
+    recipe = composed(["+experiment=srgan_krasserm"])[0].objective.vgg_weights
+    assert recipe == sources.KERAS_VGG19_URL
+    assert sources.MD5[recipe] == "253f8cb515780f3b799900260a226db6"
+
+
+def test_a_download_that_broke_off_is_not_kept(server, model_file, tmp_path):
+    url, www, _ = server
+    (www / "edsr.safetensors").write_bytes(model_file.read_bytes()[:-100])
+    with pytest.raises(RequestError, match=r"edsr\.safetensors: what was downloaded is damaged"):
+        weights.read(f"{url}/edsr.safetensors")
+    (www / "edsr.safetensors").write_bytes(model_file.read_bytes())
+    assert weights.read(f"{url}/edsr.safetensors").network == "edsr"
+
+
+def test_a_server_that_speaks_no_http_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"good morning\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RequestError, match=r"x\.pt: cannot be downloaded \("):
+            weights.read(f"http://127.0.0.1:{listening.getsockname()[1]}/x.pt")
+        thread.join()
+
+
+def test_a_server_that_falls_silent_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(sources, "_SILENCE", 0.1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        pytest.raises(RequestError, match=r"cannot be downloaded \(.*timed out"),
+    ):
+        weights.read(f"http://127.0.0.1:{listening.getsockname()[1]}/x.pt")
 
 
 def test_a_url_that_does_not_answer_is_refused(server):

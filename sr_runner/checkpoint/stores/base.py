@@ -43,3 +43,12 @@ class Store(Protocol):
 
     def clean(self, prefix: str) -> Sequence[str]:
         """Remove what killed writes left below `<identity>/<attempt>/`; returns what was removed."""
+
+    def read_lease(self, attempt: str) -> bytes | None:
+        """The small record that says who writes to `<identity>/<attempt>` (see `lease`), None where nobody does."""
+
+    def write_lease(self, attempt: str, record: bytes) -> None:
+        """Put the record there, in the place of the one before."""
+
+    def drop_lease(self, attempt: str) -> None:
+        """Remove the record, if there is one."""

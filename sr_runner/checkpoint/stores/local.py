@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sr_runner.checkpoint.format import MANIFEST, Blob, Name
@@ -23,6 +24,7 @@ from sr_runner.errors import RequestError
 _WRITING = ".writing-"
 _REPLACED = ".replaced-"
 _DELETED = ".deleted-"
+_LEASE = "lease.json"
 _ASIDE = re.compile(rf"{re.escape(_REPLACED)}(?P<step>step-\d{{8,12}})-[0-9a-f]+")
 
 
@@ -91,7 +93,37 @@ class LocalStore:
                 for left in attempt.glob(f"{pattern}*"):
                     shutil.rmtree(left, ignore_errors=True)
                     removed.append(str(left))
+            for draft in attempt.glob(f".{_LEASE}-*"):
+                draft.unlink(missing_ok=True)
+                removed.append(str(draft))
         return removed
+
+    def read_lease(self, attempt: str) -> bytes | None:
+        try:
+            return (self._folder(attempt) / _LEASE).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_lease(self, attempt: str, record: bytes) -> None:
+        folder = self._folder(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{_LEASE}-{uuid.uuid4().hex[:12]}"
+        try:
+            draft.write_bytes(record)
+            draft.rename(folder / _LEASE)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def drop_lease(self, attempt: str) -> None:
+        folder = self._folder(attempt)
+        (folder / _LEASE).unlink(missing_ok=True)
+        for empty in (folder, folder.parent):  # of a run that never saved anything
+            with suppress(OSError):
+                empty.rmdir()
+
+    def _folder(self, attempt: str) -> Path:
+        return self._path(f"{attempt}/step-00000000").parent
 
     def _path(self, name: str) -> Path:
         if Name.parse(name) is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
@@ -60,10 +60,17 @@ class MlflowStore(ObjectStore):
         address = tracking_uri(uri, place)
         url = f"mlflow:{mask(address)}#{name}"
         server = MlflowServer(address, name, place / "artifacts")
-        super().__init__(Artifacts(url, server, place / _SPOOL, Requests(retry_seconds), wait_for_run), url)
+        self._artifacts = Artifacts(url, server, place / _SPOOL, Requests(retry_seconds), wait_for_run)
+        super().__init__(self._artifacts, url)
 
     def check(self) -> None:
         """Nothing to ask yet: the run that the checkpoints will belong to is the tracker's to make."""
+
+    def write_lease(self, attempt: str, record: bytes) -> None:
+        """Nor is the run made for a lease: until the tracker has made it, nobody else can know of the attempt."""
+        if not self._artifacts.has_run(attempt):
+            raise FileNotFoundError(f"there is no run of {attempt} in {self.url} yet")
+        super().write_lease(attempt, record)
 
 
 class Artifacts:
@@ -75,6 +82,9 @@ class Artifacts:
         self._spool = spool
         self._requests = requests
         self._wait_for_run = wait_for_run
+
+    def has_run(self, attempt: str) -> bool:
+        return bool(self._runs(attempt))
 
     def keys(self, folder: str) -> Mapping[str, int]:
         what, parts = f"listing {self.url}", folder.split("/") if folder else []
@@ -107,6 +117,22 @@ class Artifacts:
                 raise OSError(f"{path.stat().st_size} bytes came instead of {size}")
 
         self._send(f"downloading {key} from {self.url}", download)
+
+    def peek(self, key: str) -> bytes | None:
+        attempt, folder, name = _split(key)
+        for run in self._runs(attempt):
+            if any(path == f"{folder}/{name}" for path, _, _ in self._list(run, folder)):
+                with self._spooled(attempt) as spool:
+                    file = spool / name
+
+                    def download(run: Any = run, file: Path = file) -> bytes:
+                        file.unlink(missing_ok=True)
+                        self._server.artifacts(run)._download_file(f"{folder}/{name}", str(file))
+                        return file.read_bytes()
+
+                    with suppress(FileNotFoundError):
+                        return self._send(f"reading {key} in {self.url}", download)
+        return None
 
     def copy(self, source: str, target: str) -> None:
         attempt, folder, name = _split(target)
@@ -194,8 +220,13 @@ class Artifacts:
     def _spooled(self, attempt: str) -> Iterator[Path]:
         """A folder on this machine's disk for one file: MLflow uploads files, not streams."""
         parent = self._spool / attempt
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(mkdtemp(dir=parent))
+        while True:
+            parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder = Path(mkdtemp(dir=parent))
+                break
+            except FileNotFoundError:  # another thread has just removed the empty folder
+                continue
         try:
             yield folder
         finally:

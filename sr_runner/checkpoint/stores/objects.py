@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _REPLACING = ".replacing-"
 _DAMAGED = "damaged-"
 _WHY = "why.json"
+_LEASE = "lease.json"
 _BESIDE = re.compile(rf"{re.escape(_REPLACING)}(?P<step>step-\d{{8,12}})-[0-9a-f]+")
 _QUARANTINED = re.compile(rf"{re.escape(_DAMAGED)}(?P<step>step-\d{{8,12}})-.+")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -53,6 +54,9 @@ class Objects(Protocol):
 
     def read(self, key: str, path: Path, size: int) -> None:
         """Download an object of `size` bytes into the new file `path`, in bounded memory."""
+
+    def peek(self, key: str) -> bytes | None:
+        """A small object whole, None where there is none."""
 
     def copy(self, source: str, target: str) -> None: ...
 
@@ -167,6 +171,15 @@ class ObjectStore:
             removed.append(f"{self._objects.url}/{place.folder}")
         return [*removed, *self._objects.abandon_uploads(attempt)]
 
+    def read_lease(self, attempt: str) -> bytes | None:
+        return self._objects.peek(_lease_key(attempt))
+
+    def write_lease(self, attempt: str, record: bytes) -> None:
+        self._objects.write(_lease_key(attempt), Blob.of(_LEASE, record))
+
+    def drop_lease(self, attempt: str) -> None:
+        self._objects.delete([_lease_key(attempt)])
+
     # -- the two places of a checkpoint ----------------------------------------------------------------------------
 
     def _places(self, name: str, folders: Mapping[str, _Place] | None = None) -> tuple[_Place, Sequence[_Place]]:
@@ -239,6 +252,12 @@ class ObjectStore:
         draft.unlink(missing_ok=True)
         self._objects.read(f"{place.folder}/{file}", draft, place.files[file])
         draft.replace(folder / file)
+
+
+def _lease_key(attempt: str) -> str:
+    if Name.parse(f"{attempt}/step-00000000") is None:
+        raise ValueError(f"{attempt!r} is not the name of an attempt")
+    return f"{attempt}/{_LEASE}"
 
 
 def _aside(name: str, mark: str) -> str:

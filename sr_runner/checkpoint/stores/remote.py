@@ -108,6 +108,13 @@ class FsspecObjects:
 
                 file.write(self._send(what, piece))
 
+    def peek(self, key: str) -> bytes | None:
+        try:
+            found: bytes = self._send(f"reading {self.url}/{key}", lambda: self._fs.cat_file(self._path(key)))
+        except FileNotFoundError:
+            return None
+        return found
+
     def copy(self, source: str, target: str) -> None:
         self._send(f"copying {self.url}/{source}", lambda: self._fs.cp_file(self._path(source), self._path(target)))
 
@@ -144,6 +151,7 @@ class FsspecObjects:
             )
             if self._is_s3:
                 filesystem.retries = 1  # `Requests` repeats
+                logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # where credentials were found is no news
             self._made = (os.getpid(), filesystem)
         return self._made[1]
 

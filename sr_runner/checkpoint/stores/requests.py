@@ -27,6 +27,8 @@ _CODES = {
     "RESOURCE_DOES_NOT_EXIST": 404, "PERMISSION_DENIED": 403, "UNAUTHENTICATED": 401, "INVALID_PARAMETER_VALUE": 400,
     "BAD_REQUEST": 400, "NOT_FOUND": 404,
 }  # fmt: skip
+_JITTER = random.Random()
+"""Its own: the global generator belongs to the run, and is part of its checkpoints."""
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 _SECRET = re.compile(r"(?i)((?:password|passwd|secret|token|signature|credential|sig)[^=&\s:]*[=:]\s*)[^&\s'\"]+")
 _CAUSE = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
@@ -52,7 +54,7 @@ class Requests:
                 if fault is None:
                     raise
                 # The jitter keeps the jobs of a sweep from coming back all at once.
-                wait = pause * random.uniform(0.75, 1.25)
+                wait = pause * _JITTER.uniform(0.75, 1.25)
                 if once or hopeless or time.monotonic() + wait > give_up:
                     raise fault from error
                 log.debug("%s; trying again in %.1f s", fault, wait)
