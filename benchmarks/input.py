@@ -1,7 +1,7 @@
 """Pairs per second and core, against the field's loader of PNG sub-images; and the memory that a data set takes.
 
     python benchmarks/input.py                         HR patch 192, x4, images of DIV2K's size
-    python benchmarks/input.py --memory 2000           peak memory while drawing from 2,000 images
+    python benchmarks/input.py --memory 2000           peak memory of sr-run on 100 and on 2,000 images
     python benchmarks/input.py --degradation           the second-order degradation as well
 
 The images are mosaics of the photographs that ship with scikit-image and scikit-learn. Both loaders run in this
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import torch
 from PIL import Image
 
 from sr_runner.data import FolderData, SampleData, to_batch
+from sr_runner.evaluation import score
 from sr_runner.imresize import imresize_uint8
 
 SUB_IMAGE, STEP = 480, 240
@@ -140,18 +142,19 @@ def speed(arguments: argparse.Namespace, work: Path) -> None:
         median = statistics.median(measured)
         print(f"  {name:34} {median:8,.0f} pairs/s and core   {median / field:6.1f} x")
     ready(data)
-    shrink()
+    one_image("imresize of 2040 x 1350 to x4", lambda image: imresize_uint8(image, 1 / 4))
+    one_image("PSNR and SSIM, RGB and Y, of 2040 x 1350", lambda image: score("", image, image[::-1], crop=4))
 
 
-def shrink() -> None:
-    """MATLAB's bicubic of one image of DIV2K's size."""
+def one_image(what: str, work: Callable[[np.ndarray], object]) -> None:
+    """Milliseconds that `work` takes for an image of DIV2K's size."""
     image = np.random.default_rng(0).integers(0, 256, (1350, 2040, 3), dtype=np.uint8)
     seconds = []
     for _ in range(7):
         began = time.perf_counter()
-        imresize_uint8(image, 1 / 4)
+        work(image)
         seconds.append(time.perf_counter() - began)
-    print(f"  imresize of 2040 x 1350 to x4 on one core: {statistics.median(seconds) * 1e3:.0f} ms")
+    print(f"  {what} on one core: {statistics.median(seconds) * 1e3:.0f} ms (best {min(seconds) * 1e3:.0f})")
 
 
 def ready(data: FolderData) -> None:
@@ -190,28 +193,51 @@ def degradation(arguments: argparse.Namespace) -> None:
 
 
 def memory(arguments: argparse.Namespace, work: Path) -> None:
-    """Peak memory of drawing samples from many images, without that of making them."""
+    """Peak memory of training on few and on many images, decoding and validation included."""
     make_images(work / "hr", arguments.memory, 512, 768)
-    options = {"train": work / "hr", "valid_fraction": 0, "scale": arguments.scale, "patch_size": arguments.patch}
-    data = FolderData(**options, batch_size=arguments.batch, seed=0, cache_dir=work / "cache", workers=1)
-    before = resident("VmRSS")
+    print(f"sr-run on images of 768 x 512 ({arguments.memory * 768 * 512 * 3 / 2**20:,.0f} MiB decoded), MiB")
+    print("  images   exit  seconds     peak  anonymous  file-backed  helpers, anonymous")
+    for count in (min(100, arguments.memory), arguments.memory):
+        train(arguments, work, count)
+
+
+def train(arguments: argparse.Namespace, work: Path, count: int) -> None:
+    """Two epochs of the first `count` images, a tenth of them held out and all of those evaluated."""
+    steps = 2 * count // arguments.batch
+    command = [sys.executable, "-m", "sr_runner.cli", "data=folder"]
+    command += [f"data.train=[{{path: '{work / 'hr'}', subset: 1-{count}}}]", "data.valid_images=null"]
+    command += [f"data.batch_size={arguments.batch}", f"scale={arguments.scale}"]  # HR patch 96, the default
+    command += ["model.num_res_blocks=1", "model.num_filters=8", "trainer.device=cpu"]
+    command += [f"trainer.steps={steps}", f"trainer.eval_every={steps}", f"outputs={work / 'outputs'}"]
+    peak = dict.fromkeys(("VmHWM", "RssAnon", "RssFile", "helpers"), 0.0)
     began = time.perf_counter()
-    data.prepare(progress=True)
-    print(f"{arguments.memory} images of 768 x 512: decoded in {time.perf_counter() - began:.0f} s, ", end="")
-    decoded = sum(path.stat().st_size for path in (work / "cache").rglob("*") if path.is_file())
-    with data.stream(0) as loader:
-        for _ in range(4 * arguments.memory // arguments.batch):
-            next(loader)
-    print(f"{decoded / 2**20:,.0f} MiB in the cache, 4 epochs drawn")
-    print(f"  memory of the process: {before:,.0f} MiB before, {resident('VmHWM'):,.0f} MiB at its peak")
+    with (work / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        while process.poll() is None:
+            now = {field: resident(field, process.pid) for field in ("VmHWM", "RssAnon", "RssFile")}
+            now["helpers"] = sum(resident("RssAnon", child) for child in children(process.pid))
+            peak = {field: max(peak[field], now[field]) for field in peak}
+            time.sleep(0.1)
+    figures = "  ".join(f"{value:9,.0f}" for value in peak.values())
+    print(f"  {count:6}  {process.returncode:5}  {time.perf_counter() - began:7.0f}  {figures}")
+    if process.returncode:
+        print((work / "log").read_text()[-2000:])
 
 
-def resident(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(field: str, process: int) -> float:
+    """VmHWM (the peak), RssAnon or RssFile (now) of a process in MiB; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0)
+
+
+def children(process: int) -> list[int]:
+    try:
+        found = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+    return [each for child in found for each in (child, *children(child))]
 
 
 def main() -> None:

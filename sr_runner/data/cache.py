@@ -71,7 +71,7 @@ class ImageCache:
             with path.open("rb") as file:
                 header = json.loads(file.read(_HEADER))
                 size = os.fstat(file.fileno()).st_size
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, PermissionError, ValueError):  # without permission, `building` says so
             return None
         if header.get("format") != _FORMAT or header["facts"] != dict(facts):
             return None

@@ -28,7 +28,7 @@ from sr_runner.data.sampling import Sampler
 from sr_runner.data.sources import PairSource
 from sr_runner.errors import RequestError
 
-_MAPPED_HR, _MAPPED_LR = 384 * 2**20, 64 * 2**20
+_MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
 
 
@@ -132,11 +132,11 @@ class PairData:
         cached = partial(cache_pairs, scale=self.scale, cache=self._cache, progress=progress)
         bicubic = MatlabBicubic(self.scale)
         if self._degradation is None:
-            train, valid = cached(self._sources.train, maker=bicubic), cached(self._chosen_valid, maker=bicubic)
+            train, valid = cached(self._sources.train, maker=bicubic), cached(self._wanted_valid, maker=bicubic)
         else:
             self._check_no_lr_images()
             train = cached(self._sources.train, maker=None)
-            valid = cached(self._chosen_valid, maker=Degraded(self._degradation, self.scale))
+            valid = cached(self._wanted_valid, maker=Degraded(self._degradation, self.scale))
         for pair in train:
             self._check_covers_patch(pair)
         sampler = Sampler(
@@ -174,7 +174,12 @@ class PairData:
 
     @property
     def valid(self) -> Sequence[Pair]:
-        """The first `valid_images` validation pairs."""
+        """The first `valid_images` validation pairs: those of the evaluations during training."""
+        return self._ready.valid[: self._valid_images]
+
+    @property
+    def valid_all(self) -> Sequence[Pair]:
+        """All validation pairs, for the end of training; none where `valid_images` is 0."""
         return self._ready.valid
 
     def samples(self, first: int, count: int) -> tuple[Pixels, Pixels]:
@@ -235,6 +240,10 @@ class PairData:
         return DegradedSamples(samples, self._degradation, self.scale, self._seed) if self._degradation else samples
 
     @property
+    def _wanted_valid(self) -> Sequence[PairSource]:
+        return () if self._valid_images == 0 else self._sources.valid
+
+    @property
     def _chosen_valid(self) -> Sequence[PairSource]:
         return self._sources.valid[: self._valid_images]
 
@@ -245,7 +254,7 @@ class PairData:
         return self._prepared
 
     def _check_no_lr_images(self) -> None:
-        given = [source.lr for source in (*self._sources.train, *self._chosen_valid) if source.lr is not None]
+        given = [source.lr for source in (*self._sources.train, *self._wanted_valid) if source.lr is not None]
         if given:
             raise RequestError(
                 f"data.degradation makes the LR images, but there are some already, such as {given[0]}; leave out "

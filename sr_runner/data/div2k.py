@@ -71,9 +71,12 @@ class Div2kPhotographs:
 
     def fetch(self, *, progress: bool) -> None:
         """Download and unpack what is missing below `root`; nothing is asked of the network where all is there."""
-        if any(self._missing(part) for part in self._parts()):
-            self._fetch_missing(progress)
-        self.train, self.valid = self._pairs(self._train_ids), self._pairs(self._valid_ids)
+        try:
+            if any(self._missing(part) for part in self._parts()):
+                self._fetch_missing(progress)
+            self.train, self.valid = self._pairs(self._train_ids), self._pairs(self._valid_ids)
+        except PermissionError as error:
+            raise RequestError(f"data.root={str(self._root)!r}: cannot be read ({error}).") from error
 
     def summary(self) -> dict[str, str | int]:
         return {"name": f"DIV2K {self._track or 'HR'} x{self._scale}", "source": str(self._root.absolute())}
@@ -88,9 +91,9 @@ class Div2kPhotographs:
                         raise RequestError(f"data=div2k: {self._archive(part)} does not hold {missing[0].name}.")
         except DownloadError as error:
             raise RequestError(f"{error}\n{self._by_hand()}") from error
-        except PermissionError as error:
+        except OSError as error:
             raise RequestError(
-                f"data.root={str(self._root)!r}: cannot be written to; choose another folder."
+                f"data.root={str(self._root)!r}: cannot be written to ({error.strerror}); choose another folder."
             ) from error
 
     def _get(self, part: _Part, progress: bool) -> None:
@@ -214,7 +217,7 @@ class Div2kData(PairData):
         photographs = Div2kPhotographs(
             root=Path(root).expanduser(),
             scale=checks.whole_number("scale", options["scale"], at_least=1),
-            track=None if isinstance(degradation, Degradation) else degradation,
+            track=None if isinstance(degradation, Degradation) else str(degradation),
             train=train,
             valid=valid,
             download=bool(download),
@@ -237,7 +240,7 @@ def _check_track(track: str, scale: int) -> None:
     if scale in _SCALES.get(track, ()):
         return
     possible = "; ".join(f"{name} at scale {', '.join(map(str, scales))}" for name, scales in _SCALES.items())
-    guess = "" if track in _SCALES else nearest(str(track), _SCALES)
+    guess = "" if track in _SCALES else nearest(track, _SCALES)
     raise RequestError(
         f"data.degradation={track} scale={scale}: DIV2K has no such LR images.{guess} It has {possible}."
     )

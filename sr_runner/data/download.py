@@ -115,7 +115,9 @@ def _attempt(remote: Remote, path: Path, have: int, report: Callable[[float], ob
         if not have and isinstance(error.reason, socket.gaierror):
             raise DownloadError(f"{remote.url}: {error.reason.strerror} (is there a network?)") from error
         return error.reason
-    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+    except PermissionError:  # of the file
+        raise
+    except (http.client.HTTPException, OSError) as error:  # OSError: no route to the host, a broken TLS record, ...
         return error
     return "the connection ended early"
 

@@ -21,8 +21,8 @@ from sr_runner.errors import RequestError, nearest
 
 logger = logging.getLogger(__name__)
 
-Where = str | Path | Mapping[str, object]
-"""A place of images, or a mapping with the fields of `Root`."""
+Where = str | Path | int | Mapping[str, object]
+"""A place of images (an int where a folder is called `2024`), or a mapping with the fields of `Root`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class FolderData(PairData):
 
 
 def _roots(key: str, where: Where | Sequence[Where] | None, lr: str | Path | Sequence[str | Path] | None) -> list[Root]:
-    places = [where] if isinstance(where, str | Path | Mapping) else list(where or ())
+    places = [where] if isinstance(where, str | Path | int | Mapping) else list(where or ())
     lr_places: list[str | Path | None] = [lr] if isinstance(lr, str | Path) else list(lr or ())
     if lr_places and len(lr_places) != len(places):
         raise RequestError(
@@ -134,7 +134,7 @@ def _roots(key: str, where: Where | Sequence[Where] | None, lr: str | Path | Seq
 
 def _root(key: str, where: Where, lr: str | Path | None) -> Root:
     if not isinstance(where, Mapping):
-        return Root(where, lr)
+        return Root(str(where), lr)
     known = [field.name for field in fields(Root)]
     for name in where:
         if name not in known:
@@ -180,6 +180,11 @@ def _pairs_of(key: str, root: Root, split: _Split) -> list[PairSource]:
     lr_images = images if root.lr is None else find_images(f"{key}_lr", root.lr)
     found = names.match_lr(wanted, lr_images, split.lr_patterns or names.LR_PATTERNS, split.scale)
     _check_all_found(key, root, split, images, hr, found)
+    if root.lr is not None and root.subset is None and (unused := sorted(set(lr_images) - set(found.values()))):
+        logger.info(
+            "%s_lr=%s: %d of %d images belong to no HR image and are left out, %s for one.",
+            *(key, root.lr, len(unused), len(lr_images), unused[0]),
+        )
     return [PairSource(name, images[hr[name]], lr_images[lr]) for name, lr in found.items() if lr is not None]
 
 

@@ -67,8 +67,8 @@ def lmdb_images(key: str, path: Path) -> dict[str, ImageSource]:
 def _listed(path: Path) -> list[str]:
     """Names in `meta_info.txt`, whose lines are like `0001_s001.png (480,480,3) 1`; keys have no extension."""
     try:
-        lines = (path / "meta_info.txt").read_text().splitlines()
-    except OSError:
+        lines = (path / "meta_info.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
         return []
     return [re.sub(r"\.\w+$", "", line.split(" (")[0].strip()) for line in lines if line.strip()]
 

@@ -37,7 +37,7 @@ def match_lr(hr: Iterable[str], lr: Iterable[str], lr_patterns: Sequence[str], s
 
 def numbers(key: str, ranges: Ranges, last: int) -> list[int]:
     """`"1-3,7"`, `[1, "2-3", 7]` or `7` as whole numbers from 1 to `last`, in order, each once."""
-    parts = [ranges] if isinstance(ranges, int | str) else list(ranges)
+    parts = list(ranges) if isinstance(ranges, Sequence) and not isinstance(ranges, str) else [ranges]
     chosen: set[int] = set()
     for part in ",".join(str(part) for part in parts).split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -56,9 +56,9 @@ def listed(key: str, given: str | Path | Sequence[str], names: Mapping[str, obje
     """The names in a list, or in a text file with one a line, with or without extension; all must be in `names`."""
     if isinstance(given, str | Path):
         try:
-            lines = Path(given).expanduser().read_text().splitlines()
-        except OSError as error:
-            raise RequestError(f"{key}={str(given)!r}: cannot be read ({error.strerror}).") from error
+            lines = Path(given).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{key}={str(given)!r}: cannot be read as a text file of names ({error}).") from error
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     else:
         wanted = [str(name) for name in given]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from sr_runner.data.images import EXTENSIONS
 from sr_runner.data.lmdb import is_lmdb, lmdb_images
 from sr_runner.data.sources import ImageFile, ImageSource
 from sr_runner.errors import RequestError, nearest
+
+logger = logging.getLogger(__name__)
 
 
 def find_images(key: str, where: str | Path) -> dict[str, ImageSource]:
@@ -22,6 +26,13 @@ def find_images(key: str, where: str | Path) -> dict[str, ImageSource]:
     name for it. Raises `RequestError` where there is nothing, no image, or two images that differ in their extension
     alone.
     """
+    try:
+        return _found(key, where)
+    except PermissionError as error:
+        raise RequestError(f"{key}={str(where)!r}: cannot be read ({error}).") from error
+
+
+def _found(key: str, where: str | Path) -> dict[str, ImageSource]:
     path = Path(where).expanduser()
     if is_lmdb(path):
         return lmdb_images(key, path)
@@ -67,7 +78,7 @@ def _is_hidden(path: Path) -> bool:
 def _files_below(folder: Path) -> list[Path]:
     found: list[Path] = []
     seen: set[str] = set()  # a link to a folder above it would go round for ever
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=partial(_unreadable, folder), followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -76,6 +87,13 @@ def _files_below(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found.extend(Path(parent, name) for name in files if not name.startswith("."))
     return found
+
+
+def _unreadable(folder: Path, error: OSError) -> None:
+    """Folders such as `lost+found` do not keep the others from being read; without `folder` itself there is nothing."""
+    if Path(error.filename) == folder:
+        raise error
+    logger.warning("%s: left out, it cannot be read (%s).", error.filename, error.strerror)
 
 
 def _nearest_beside(path: Path) -> str:

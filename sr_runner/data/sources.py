@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,10 +45,12 @@ class ImageFile:
 
     def facts(self) -> Facts:
         try:
-            stat = self.path.stat()
+            found = self.path.stat()
         except OSError as error:
             raise RequestError(f"{self.path}: cannot be read ({error.strerror}).") from error
-        return {"file": self.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "decoder": DECODER}
+        if not stat.S_ISREG(found.st_mode):
+            raise RequestError(f"{self.path}: not a file.")
+        return {"file": self.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns, "decoder": DECODER}
 
     def area(self) -> int:
         return image_area(self.path)

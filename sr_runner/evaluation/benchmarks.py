@@ -2,14 +2,15 @@
 
 Recognised below a folder such as `Set5`, in lower or upper case: HR images in the folder itself, in `HR`, `GTmod12`,
 `GT` or `original`; LR images in `LR_bicubic/X4`, `LRbicx4`, `LR/X4` or `LR`; both in `image_SRF_4`; DIV2K's
-`DIV2K_valid_HR` and `DIV2K_valid_LR_bicubic/X4`. Without LR images they are made from the HR images.
+`DIV2K_valid_HR` and `DIV2K_valid_LR_bicubic/X4` or `DIV2K_valid_LR_x8`. Without LR images they are made from the HR
+images.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ _LR_FOLDERS = (
     "LR",
     "image_SRF_{scale}",
     "DIV2K_valid_LR_bicubic/X{scale}",
+    "DIV2K_valid_LR_x{scale}",
 )
 
 
@@ -82,6 +84,8 @@ class Benchmark(Sequence[ImagePair]):
     name: str
     scale: int
     readers: tuple[PairReader, ...]
+    bicubic: bool = True
+    """Whether the LR images are, as far as can be told, made by bicubic, as those of published results are."""
 
     @property
     def degradation(self) -> str:
@@ -98,7 +102,7 @@ class Benchmark(Sequence[ImagePair]):
     def __getitem__(self, index: slice) -> Sequence[ImagePair]: ...
     def __getitem__(self, index: int | slice) -> ImagePair | Sequence[ImagePair]:
         if isinstance(index, slice):
-            return Benchmark(self.name, self.scale, self.readers[index])
+            return replace(self, readers=self.readers[index])
         return self.readers[index].read(self.scale)
 
     def __iter__(self) -> Iterator[ImagePair]:
@@ -147,7 +151,7 @@ class Finder:
                 lr = partial(self.read_image, _lr_for(path, lr_images, lr_folder, self.scale))
             readers.append(PairReader(name, partial(self.read_image, path), lr))
         name = folder.parent.name if folder.name.upper() == "HR" else folder.resolve().name
-        return Benchmark(name, self.scale, tuple(readers))
+        return Benchmark(name, self.scale, tuple(readers), bicubic=self.lr is None or "bic" in self.lr.lower())
 
     def _hr_folders(self, folder: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
         for pattern in (*_HR_FOLDERS, "."):
@@ -177,8 +181,13 @@ class Finder:
         return any(folder != hr_folder or _LR_NAME.search(name) for name in self._images(folder))
 
     def _images(self, folder: Path) -> dict[str, Path]:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in self.extensions)
-        return {path.stem: path for path in paths if not path.name.startswith(".")}
+        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in self.extensions]
+        images: dict[str, Path] = {}
+        for path in (path for path in paths if not path.name.startswith(".") and path.is_file()):
+            if path.stem in images:
+                raise RequestError(f"{folder}: {images[path.stem].name} and {path.name} have the same name.")
+            images[path.stem] = path
+        return images
 
     def _missing(self, folder: Path) -> str:
         if folder.exists():

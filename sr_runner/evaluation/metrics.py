@@ -81,13 +81,23 @@ def score(name: str, sr: UInt8Image, hr: UInt8Image, *, crop: int) -> Score:
 
 def rgb_psnr(sr: UInt8Image, hr: UInt8Image) -> float:
     """PSNR in dB over all pixels and channels of two uint8 images of one size, no border cropped."""
-    difference = sr.astype(np.int32) - hr.astype(np.int32)
-    return _decibels(float(np.mean(difference * difference)))
+    squared_error = 0
+    for rows in bands(hr):
+        difference = sr[rows].astype(np.int32) - hr[rows].astype(np.int32)
+        squared_error += int(np.einsum("hwc,hwc->", difference, difference, dtype=np.int64))
+    return _decibels(squared_error / hr.size)
 
 
 def luma(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Y of YCbCr, BT.601 studio range (16..235), not rounded, of an H x W x 3 RGB image in 0..255."""
     return np.asarray(rgb.astype(np.float64) @ _Y_WEIGHTS + _Y_OFFSET)
+
+
+def bands(image: npt.NDArray[Any], multiple: int = 1) -> Iterator[slice]:
+    """The rows of `image` (H x W ...) in bands of some hundred thousand pixels, each a multiple of `multiple` rows."""
+    height, width = image.shape[:2]
+    step = max(1, _BAND_PIXELS // (multiple * max(width, 1))) * multiple
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
 def cropped(name: str, sr: UInt8Image, hr: UInt8Image, crop: int) -> tuple[UInt8Image, UInt8Image]:

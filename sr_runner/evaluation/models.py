@@ -29,7 +29,7 @@ class Model:
     scale: int | None = None
     parameters: int | None = None
     published_as: str | None = None
-    """The name under which results of this network were published, if any."""
+    """The name under which results of this network, without self-ensemble, were published, if any."""
     source: Source | None = None
 
 
@@ -41,7 +41,7 @@ class Setting:
     precision: str
     self_ensemble: bool
     outputs: Path
-    checkpoints: Path
+    checkpoints: str
     network: str
     """A class of the user's for networks that sr-run does not know, or empty; see `load_network`."""
     arguments: Mapping[str, Any]
@@ -83,6 +83,6 @@ def _network(name: str, setting: Setting, load: Load) -> Model:
         upscale=upscale,
         scale=scale_of(upscale, setting.device),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        published_as=known_network(type(network).__name__, hyperparameters),
+        published_as=None if setting.self_ensemble else known_network(type(network).__name__, hyperparameters),
         source=source,
     )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sr_runner.evaluation.bicubic import bicubic_upscale
-from sr_runner.evaluation.metrics import Score, luma
+from sr_runner.evaluation.metrics import Score, bands, luma
 from sr_runner.evaluation.protocol import Pair
 from sr_runner.evaluation.strip import Crop, decibels, detailed_crop, picture_strip, shown_size, side_by_side
 
@@ -78,7 +78,10 @@ def file_name(*parts: str) -> str:
 
 def _error(image: UInt8Image, hr: UInt8Image) -> npt.NDArray[np.float32]:
     """|difference| in Y, H x W x 1."""
-    return np.abs(luma(image) - luma(hr)).astype(np.float32)[..., None]
+    error = np.empty((*hr.shape[:2], 1), np.float32)
+    for rows in bands(hr):
+        error[rows, :, 0] = np.abs(luma(image[rows]) - luma(hr[rows]))
+    return error
 
 
 def _heat(error: npt.NDArray[np.float32]) -> UInt8Image:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.metrics import METRICS, Score, score
-from sr_runner.inference.tiling import Interrupted, Upscale, never, to_bytes, to_unit_range
+from sr_runner.inference.tiling import OVERLAP, Interrupted, Upscale, iterate_tiles, never, to_bytes, to_unit_range
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +97,17 @@ def evaluate(
     *,
     crop: int,
     device: torch.device | str,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
     on_image: OnImage | None = None,
     should_stop: Callable[[], bool] = never,
 ) -> Evaluation:
     """Score `upscale` on `pairs`: PSNR and SSIM of its rounded output, `crop` pixels left out on each side.
 
-    `upscale` gets one LR image at a time, 1 x 3 x h x w in [0, 1] on `device`, and gives 1 x 3 x H x W. Modes
-    (`eval()`, autocast, EMA weights) are the caller's; gradients are off. Images are scored on other threads while the
-    network works on the next.
+    `upscale` gets one LR image at a time, 1 x 3 x h x w in [0, 1] on `device`, and gives 1 x 3 x H x W; where `tile` is
+    given, one tile of it as in `upscale_tiled`, and no float of more than a tile is held. Modes (`eval()`, autocast,
+    EMA weights) are the caller's; gradients are off. Images are scored on other threads while the network works on the
+    next.
 
     Raises `Interrupted` between images once `should_stop()` is true (tiles inside `upscale` may raise it as well),
     `RequestError` where the network's output is not of the size of the HR image.
@@ -126,10 +129,8 @@ def evaluate(
             if should_stop():
                 raise Interrupted
             start = time.perf_counter()
-            sr = upscale(to_unit_range(pair.lr, device))
-            _check_size(pair, sr)
-            not_numbers += bool(sr.isnan().any())
-            sr_image = to_bytes(sr)
+            sr_image, has_nan = _upscaled(upscale, pair, device, tile, overlap, should_stop)
+            not_numbers += has_nan
             seconds += time.perf_counter() - start
             pixels += sr_image.shape[0] * sr_image.shape[1]
             waiting.append((pair, sr_image, pool.submit(score, pair.name, sr_image, pair.hr, crop=crop)))
@@ -164,6 +165,30 @@ def evaluate_images(
 def finite_or_text(row: dict[str, str | float] | dict[str, float]) -> dict[str, str | float]:
     """The row with infinities and NaN as text, for JSON."""
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _upscaled(
+    upscale: Upscale,
+    pair: Pair,
+    device: torch.device | str,
+    tile: int | None,
+    overlap: int,
+    should_stop: Callable[[], bool],
+) -> tuple[UInt8Image, bool]:
+    """The SR image of `pair`, and whether the network gave NaN anywhere."""
+    lr = to_unit_range(pair.lr, device)
+    if tile is None:
+        sr = upscale(lr)
+        _check_size(pair, sr)
+        return to_bytes(sr), bool(sr.isnan().any())
+    image, has_nan = np.empty(pair.hr.shape, np.uint8), False
+    scale = pair.hr.shape[0] // pair.lr.shape[0]
+    for rows, columns, part in iterate_tiles(
+        upscale, lr, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop
+    ):
+        has_nan |= bool(part.isnan().any())
+        image[rows, columns] = to_bytes(part)
+    return image, has_nan
 
 
 def _check_size(pair: Pair, sr: Tensor) -> None:

@@ -39,6 +39,8 @@ _BENCHMARKS = {
     "div2kvalidhr": "DIV2K",
 }
 
+_IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "DIV2K": 100}
+
 _COLUMNS = ("Set5", "Set14", "B100", "Urban100")
 _Y: dict[tuple[str, int], tuple[tuple[float, float | None] | None, ...]] = {
     ("bicubic", 2): ((33.66, 0.9299), (30.24, 0.8688), (29.56, 0.8431), (26.88, 0.8403)),
@@ -56,7 +58,7 @@ _RGB_DIV2K = {("edsr-baseline", 2): 34.63, ("edsr-baseline", 3): 30.94, ("edsr-b
 
 def published(network: str | None, scale: int, benchmark: str) -> Published | None:
     """The published result of `network` ("bicubic", or a name from `known_network`) on the folder `benchmark`."""
-    name = _BENCHMARKS.get(re.sub(r"[^a-z0-9]", "", benchmark.lower()))
+    name = _benchmark(benchmark)
     if network is None or name is None:
         return None
     if name == "DIV2K":
@@ -65,6 +67,15 @@ def published(network: str | None, scale: int, benchmark: str) -> Published | No
     row = dict(zip(_COLUMNS, _Y.get((network, scale), ()), strict=False))
     figures = row.get(name)
     return None if figures is None else Published(*figures)
+
+
+def images_of(benchmark: str) -> int | None:
+    """How many images the published results on the folder `benchmark` are the means of; None where there are none."""
+    return _IMAGES.get(_benchmark(benchmark) or "")
+
+
+def _benchmark(folder: str) -> str | None:
+    return _BENCHMARKS.get(re.sub(r"[^a-z0-9]", "", folder.lower()))
 
 
 def known_network(class_name: str, hyperparameters: Mapping[str, object]) -> str | None:

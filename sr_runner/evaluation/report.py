@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.protocol import Evaluation, finite_or_text
-from sr_runner.evaluation.published import Published
+from sr_runner.evaluation.published import Published, images_of
 
 Row = dict[str, str | float]
 
@@ -129,11 +129,19 @@ def _tables(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[s
         first = here[0]
         count = len(first.evaluation.scores)
         title = (
-            f"{name}, scale {first.scale}: {count} image{'s' * (count != 1)}, {first.degradation}, "
+            f"{name}, scale {first.scale}: {count} image{'s' * (count != 1)}{_other_count(here)}, {first.degradation}, "
             f"{first.scale} border pixels cropped"
         )
         tables.append((title, *_columns(here)))
     return tables
+
+
+def _other_count(results: Sequence[Result]) -> str:
+    """A warning where published means are of another number of images than those of `results`."""
+    images = images_of(results[0].benchmark)
+    if images == len(results[0].evaluation.scores) or not any(result.published for result in results):
+        return ""
+    return f" (published: of {images})"
 
 
 def _columns(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sr_runner.evaluation.bicubic import bicubic_upscale
-from sr_runner.evaluation.metrics import rgb_psnr
+from sr_runner.evaluation.metrics import bands, rgb_psnr
 
 UInt8Image = npt.NDArray[np.uint8]
 Level = TypeVar("Level", bound=np.generic)
@@ -62,15 +62,22 @@ def detailed_crop(hr: UInt8Image, *, scale: int, size: int) -> Crop:
     """
     height, width = hr.shape[0] // scale, hr.shape[1] // scale
     side = max(1, min(size // scale, height, width))
-    grey = hr[: height * scale, : width * scale].astype(np.int64).sum(axis=2)
-    blocks = grey.reshape(height, scale, width, scale)
-    detail = (blocks * scale**2 - blocks.sum(axis=(1, 3), keepdims=True)) ** 2
-    sums = np.pad(detail.sum(axis=(1, 3)), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    whole = hr[: height * scale, : width * scale]
+    detail = np.concatenate([_detail(whole[rows], scale) for rows in bands(whole, multiple=scale)])
+    sums = np.pad(detail, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     windows = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
     rows, columns = (1 if n > 2 else 0 for n in windows.shape)
     inner = windows[rows : windows.shape[0] - rows, columns : windows.shape[1] - columns]
     top, left = divmod(int(inner.argmax()), inner.shape[1])
     return Crop(top=(top + rows) * scale, left=(left + columns) * scale, size=side * scale)
+
+
+def _detail(band: UInt8Image, scale: int) -> npt.NDArray[np.int64]:
+    """Detail of each scale x scale block of `band`."""
+    grey = band.sum(axis=2, dtype=np.int64)
+    blocks = grey.reshape(len(band) // scale, scale, band.shape[1] // scale, scale)
+    detail: npt.NDArray[np.int64] = (blocks * scale**2 - blocks.sum(axis=(1, 3), keepdims=True)) ** 2
+    return np.asarray(detail.sum(axis=(1, 3)))
 
 
 def side_by_side(panels: list[UInt8Image], captions: list[tuple[str, str]]) -> Image.Image:

@@ -20,7 +20,6 @@ from sr_runner.evaluation.pictures import Extremes, file_name, sheets
 from sr_runner.evaluation.protocol import Evaluation, Pair, evaluate, evaluate_images
 from sr_runner.evaluation.published import published
 from sr_runner.evaluation.report import Result
-from sr_runner.inference.tiling import upscale_tiled
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Suite:
             degradation=benchmark.degradation,
             evaluation=evaluation,
             parameters=model.parameters,
-            published=published(name, benchmark.scale, benchmark.name),
+            published=published(name, benchmark.scale, benchmark.name) if benchmark.bicubic else None,
             extra=watcher.extra,
             asked_for=asked_for,
         )
@@ -67,8 +66,15 @@ class Suite:
         scale = benchmark.scale
         if model.upscale is None:
             return evaluate_images(benchmark, partial(bicubic_upscale, scale=scale), crop=scale, on_image=on_image)
-        tiled = partial(upscale_tiled, model.upscale, scale=scale, tile=self.tile, overlap=self.overlap)
-        return evaluate(tiled, benchmark, crop=scale, device=self.device, on_image=on_image)
+        return evaluate(
+            model.upscale,
+            benchmark,
+            crop=scale,
+            device=self.device,
+            tile=self.tile,
+            overlap=self.overlap,
+            on_image=on_image,
+        )
 
     def _draw(self, result: Result, extremes: Extremes | None) -> list[Path]:
         if self.pictures is None or extremes is None:

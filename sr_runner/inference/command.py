@@ -1,51 +1,17 @@
-"""What the small tools share: how a command ends, and where and how precisely its network computes."""
+"""What the small tools share: where and how precisely their networks compute."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from sr_runner.errors import RequestError, RunError
+from sr_runner.errors import RequestError
 from sr_runner.inference.ensemble import self_ensemble
 from sr_runner.inference.tiling import Upscale
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-def run_command(name: str, page: str, words: Sequence[str], work: Callable[[], None]) -> int:
-    """The exit status of `work`: 0, 2 (wrong request), 1 (failed), 130 (Ctrl-C); messages go to standard error.
-
-    `--help` among the `words` shows the `page` instead, and so do no words at all.
-    """
-    if not words or any(word in ("-h", "--help", "help") for word in words):
-        sys.stdout.write(page)
-        return 0 if words else 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        work()
-        sys.stdout.flush()
-    except RequestError as error:
-        return _tell(name, error, 2)
-    except (RunError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # `sr-eval ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-            return 0
-        return _tell(name, error, 1)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
-
-
-def _tell(name: str, error: Exception, status: int) -> int:
-    sys.stderr.write(f"{name}: {error}\n")
-    return status
 
 
 def device_named(wanted: str) -> torch.device:

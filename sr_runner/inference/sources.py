@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_runner.checkpoint import LocalStore
+from sr_runner.checkpoint import DamagedError
 from sr_runner.checkpoint.catalogue import Catalogue
 from sr_runner.checkpoint.format import MANIFEST, STATE, Name
-from sr_runner.errors import RequestError
+from sr_runner.checkpoint.stores import Store, checkpoint_at, store_at
+from sr_runner.errors import RequestError, RunError
 
 _TRACKER = "tracker.json"
 """In a run's folder: the ids that MLflow gave it."""
@@ -51,12 +54,15 @@ class Source:
         return next((each for each in known if isinstance(each, dict) and each.get("run_id")), {})
 
 
-def find_source(wanted: str, *, outputs: Path, checkpoints: Path) -> Source:
+def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path) -> Source:
     """`wanted` is a URL, a weights file, a checkpoint's folder, or what names a run: `identity`, `identity/attempt`,
     either with `/step-N`, or its MLflow id. The newest checkpoint of the newest attempt counts where none is named.
 
-    `outputs` is the folder of runs, `checkpoints` that of their checkpoints. Raises `RequestError`.
+    `outputs` is the folder of runs, `checkpoints` the folder or URL of the store of their checkpoints. A checkpoint in
+    any store is also named by its own URL (`s3://bucket/prefix/identity/attempt/step-N`). Raises `RequestError`.
     """
+    if (elsewhere := checkpoint_at(wanted)) is not None:
+        return _checkpoint_of(elsewhere[1], outputs, elsewhere[0])
     if "://" in wanted:
         return Source(wanted, Path(wanted.partition("?")[0]).stem)
     path = Path(wanted).expanduser()
@@ -64,25 +70,29 @@ def find_source(wanted: str, *, outputs: Path, checkpoints: Path) -> Source:
         return Source(str(path), path.stem)
     if (path / MANIFEST).is_file():
         return Source(str(path), _label(path.absolute()), outputs)
-    return _checkpoint_of(wanted, outputs, checkpoints)
+    return _checkpoint_of(wanted, outputs, store_at(str(checkpoints)))
 
 
-def _checkpoint_of(wanted: str, outputs: Path, root: Path) -> Source:
-    store = LocalStore(root)
-    with tempfile.TemporaryDirectory(prefix="sr-run-") as temporary:
-        scratch = Path(temporary)
-        catalogue = Catalogue(outputs / "runs", store, scratch)
+def _checkpoint_of(wanted: str, outputs: Path, store: Store) -> Source:
+    scratch = Path(tempfile.mkdtemp(prefix="sr-run-"))  # what is fetched from afar is read later
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    catalogue = Catalogue(outputs / "runs", store, scratch)
+    try:
         try:
             attempt = catalogue.find(wanted)
         except RequestError as error:
             raise RequestError(_nothing(wanted, catalogue.identities(), outputs)) from error
         steps = sorted(name.step for text in store.list(f"{attempt}/") if (name := Name.parse(text)) is not None)
-    if not steps:
-        raise RequestError(f"{wanted}: the run {attempt} has no checkpoint in {root}.")
-    step = attempt.step if attempt.step is not None else steps[-1]
-    if step not in steps:
-        raise RequestError(f"{wanted}: {attempt} has checkpoints at {', '.join(map(str, steps))} alone.")
-    folder = store.get(f"{attempt}/step-{step:08d}", scratch)
+        if not steps:
+            raise RequestError(f"{wanted}: the run {attempt} has no checkpoint in {store.url}.")
+        step = attempt.step if attempt.step is not None else steps[-1]
+        if step not in steps:
+            raise RequestError(f"{wanted}: {attempt} has checkpoints at {', '.join(map(str, steps))} alone.")
+        folder = store.get(f"{attempt}/step-{step:08d}", scratch)
+    except OSError as error:
+        raise RunError(f"{store.url} cannot be read: {error}") from error
+    except DamagedError as error:
+        raise RunError(f"{wanted} is damaged: {error}") from error
     return Source(str(folder), _label(folder), outputs)
 
 

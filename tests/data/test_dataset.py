@@ -153,6 +153,20 @@ def test_validation_pairs_are_whole_images_cropped_to_a_multiple_of_the_scale(ma
         assert np.array_equal(pair.lr, imresize_uint8(image[:height, :width], Fraction(1, 3)))
 
 
+def test_validation_pairs_are_in_memory_only_while_they_are_looked_at(make: Make, tmp_path: Path) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(str(tmp_path / "cache"))
+
+    data = make(valid=tmp_path / "photographs")
+    before = mapped()
+    for pair in data.valid:
+        assert pair.hr.any() and mapped() > before
+    pairs = data.valid[1:3]
+    assert [each.name for each in pairs] == ["1", "2"]
+    del pair
+    assert mapped() == before
+
+
 def test_without_a_validation_folder_a_share_is_held_out_and_never_trained_on(make: Make, tmp_path: Path) -> None:
     for index in range(40):
         save(tmp_path / "many", f"{index}.png", 16, 16, index)
@@ -269,7 +283,7 @@ def test_a_single_image_cannot_be_split(make: Make, photographs: Path) -> None:
         (photographs / f"{index}.png").unlink()
     with refused(r"all of its images \(1\) would be held out.*give data\.valid"):
         make(valid_fraction=0.1)
-    assert make(valid_fraction=0).valid == []
+    assert len(make(valid_fraction=0).valid) == 0
 
 
 def test_a_damaged_image_is_named(make: Make, photographs: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import io
 import re
 import resource
@@ -11,6 +13,7 @@ import stat
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -78,6 +81,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {f"{name}.zip": official(name) for name in ARCHIVES}
         self.faults: list[tuple[str, int]] = []
+        self.moved = False
         self.ranges = True
         self.requests: list[tuple[str, str | None]] = []
 
@@ -96,7 +100,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        name, wanted = self.path.lstrip("/"), self.headers.get("Range")
+        name, wanted = self.path.rpartition("/")[2], self.headers.get("Range")
+        if self.server.moved and not self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", f"/moved/{name}")
+            return self.end_headers()
         self.server.requests.append((name, wanted))
         kind, value = self.server.faults.pop(0) if self.server.faults else ("none", 0)
         content = self.server.files.get(name)
@@ -214,6 +222,12 @@ def test_a_degradation_of_ones_own_needs_the_hr_images_alone(server: Server, roo
     assert data.valid[0].lr.shape == (12, 18, 3)
 
 
+@pytest.mark.parametrize(("key", "value"), [("degradation", None), ("train", None), ("valid", "801-901")])
+def test_options_that_mean_nothing_are_refused_by_name(key: str, value: Any, server: Server, root: Path) -> None:
+    with pytest.raises(RequestError, match=rf"data\.{key}={value!r}" if key != "degradation" else "=None scale=4"):
+        div2k(server, root, **{key: value})
+
+
 def test_ranges_choose_images_and_only_their_archives_are_fetched(server: Server, root: Path) -> None:
     data = prepared(server, root, train="1,3", valid=2)
     assert {name for name, _ in server.requests} == {"DIV2K_train_HR.zip", "DIV2K_train_LR_bicubic_X4.zip"}
@@ -285,6 +299,41 @@ def test_a_run_that_was_killed_before_unpacking_downloads_nothing_again(server: 
     prepared(server, root)
     assert "DIV2K_train_HR.zip" not in {name for name, _ in server.requests}
     assert not list(root.glob(".unpacking*"))
+
+
+def test_an_archive_that_was_moved_is_followed_and_taken_up_there(server: Server, root: Path) -> None:
+    server.moved, server.faults = True, [("hang up after", 1000)]
+    prepared(server, root)
+    assert server.requests[1] == ("DIV2K_train_HR.zip", "bytes=1000-")
+
+
+def test_two_processes_that_start_together_download_everything_once(server: Server, root: Path) -> None:
+    # Threads stand for processes: the kernel's lock is held by whoever has opened the file.
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: prepared(server, root), range(2)))
+    assert made[0].fingerprint == made[1].fingerprint
+    assert len(server.requests) == 4
+
+
+def test_a_network_that_fails_below_http_is_asked_again(
+    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    read, failures = http.client.HTTPResponse.read, [OSError(errno.EHOSTUNREACH, "No route to host")]
+
+    def fails_once(response: http.client.HTTPResponse, count: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(response, count)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", fails_once)
+    prepared(server, root)
+    assert pauses == [1]
+
+
+def test_a_file_in_place_of_the_folder_is_one_clear_message(server: Server, root: Path) -> None:
+    root.write_text("a file")
+    with pytest.raises(RequestError, match=r"data\.root=.* cannot be written to .*; choose another folder"):
+        prepared(server, root)
 
 
 def test_a_server_without_ranges_sends_everything_again(server: Server, root: Path) -> None:
@@ -399,6 +448,23 @@ def test_a_disk_that_fills_up_is_one_clear_message_and_what_was_fetched_is_kept(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (root / "DIV2K_train_HR.zip.part").stat().st_size == 5000
+    prepared(server, root)
+
+
+def test_a_disk_that_fills_up_while_unpacking_is_one_clear_message_and_leaves_nothing(
+    server: Server, root: Path
+) -> None:
+    root.mkdir()
+    for name in ("DIV2K_train_HR", "DIV2K_valid_HR", "DIV2K_train_LR_bicubic_X4", "DIV2K_valid_LR_bicubic_X4"):
+        (root / f"{name}.zip").write_bytes(official(name))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(RequestError, match=r"no room to unpack DIV2K_train_HR\.zip .*; make room"):
+            prepared(server, root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == []
     prepared(server, root)
 
 

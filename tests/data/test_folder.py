@@ -83,6 +83,34 @@ def test_repeats_show_images_more_often_in_every_epoch(make: Make, roots: list[P
     assert data.fingerprint != make(train=roots).fingerprint
 
 
+def test_a_folder_may_be_called_a_number(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "2024" / "0.png", 0)
+    monkeypatch.chdir(tmp_path)
+    assert make(train=2024).summary()["source"] == str(tmp_path / "2024")
+
+
+def test_lr_images_without_an_hr_image_are_told(
+    make: Make, roots: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("0", "1", "2", "3x2"):
+        save(tmp_path / "LR" / f"{name}.png", 0, size=8)
+    with caplog.at_level("INFO"):
+        make(train=roots[0], train_lr=tmp_path / "LR")
+    assert "1 of 4 images belong to no HR image and are left out, 3x2 for one" in caplog.text
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(make: Make, roots: list[Path]) -> None:
+    os.mkfifo(roots[0] / "pipe.png")
+    with pytest.raises(RequestError, match=r"pipe\.png: not a file"):
+        make(train=roots[0])
+
+
+def test_a_list_of_names_that_is_no_text_is_refused(make: Make, roots: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe0")
+    with pytest.raises(RequestError, match=r"data\.valid_list=.*cannot be read as a text file of names"):
+        make(train=roots[0], valid_list=tmp_path / "names.txt")
+
+
 def test_a_subset_counts_images_in_alphabetical_order(make: Make, roots: list[Path]) -> None:
     data = make(train=[{"path": str(roots[0]), "subset": "2-3"}])
     expected = {np.asarray(Image.open(roots[0] / f"{index}.png")).tobytes() for index in (1, 2)}

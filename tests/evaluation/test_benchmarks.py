@@ -97,6 +97,20 @@ def test_lr_images_can_lie_in_a_folder_that_is_named(tmp_path: Path) -> None:
         find(tmp_path / "photos", lr=str(tmp_path / "nowhere"))
 
 
+def test_images_that_differ_in_their_ending_alone_are_refused(tmp_path: Path) -> None:
+    for name in ("baby.png", "baby.bmp"):
+        save(tmp_path / "Set1" / name, HR)
+    with pytest.raises(RequestError, match=r"baby\.bmp and baby\.png have the same name"):
+        find(tmp_path / "Set1")
+
+
+def test_div2k_x8_is_found_in_its_own_layout(tmp_path: Path) -> None:
+    save(tmp_path / "DIV2K_valid_HR" / "0801.png", HR)
+    save(tmp_path / "DIV2K_valid_LR_x8" / "0801x8.png", LR[:6, :7])
+    [pair] = find(tmp_path, scale=8)[0]
+    assert np.array_equal(pair.lr, LR[:6, :7])
+
+
 def test_a_folder_of_benchmarks_gives_all_of_them_in_order(tmp_path: Path) -> None:
     for name in ("Urban100", "B100", "Set5"):
         save(tmp_path / name / "HR" / "a.png", HR)

@@ -80,7 +80,7 @@ def test_several_models_and_benchmarks_stand_side_by_side(folder: Path, capsys: 
     words = ["edsr.safetensors", "other.safetensors", "data=Set5,B100", "root=benchmark"]
     assert main([*words, "output=t.csv,t.json,t.md,t.txt"]) == 0
     shown = capsys.readouterr().out
-    assert "Set5, scale 4: 2 images" in shown and "B100, scale 4: 1 image," in shown
+    assert "Set5, scale 4: 2 images" in shown and "B100, scale 4: 1 image (published: of 100)," in shown
     assert "28.42 / 0.8104" in shown and "25.96 / 0.6675" in shown  # published for bicubic
     assert "parameters" in shown and "s/Mpx" in shown
     table = rows(folder / "t.csv")
@@ -92,6 +92,30 @@ def test_several_models_and_benchmarks_stand_side_by_side(folder: Path, capsys: 
     assert models == [(name, model) for name in ("Set5", "B100") for model in ("bicubic", "edsr", "other")]
     assert shown in (folder / "t.txt").read_text()
     assert "| edsr |" in (folder / "t.md").read_text()
+
+
+def test_published_numbers_stand_beside_what_was_measured_alike_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    export(EDSR(scale=4), folder / "baseline.safetensors")
+    (folder / "blurred").mkdir()
+    Image.new("RGB", (20, 22)).save(folder / "blurred" / "cup.png")
+    words = ["baseline.safetensors", "data=benchmark/B100"]
+    for more, measured_alike in [
+        ([], {"25.96 / 0.6675": True, "27.56 / 0.7354": True}),
+        (["self_ensemble=true"], {"25.96 / 0.6675": True, "27.56 / 0.7354": False}),
+        (["lr=blurred"], {"25.96 / 0.6675": False, "27.56 / 0.7354": False}),
+    ]:
+        assert main([*words, *more]) == 0
+        shown = capsys.readouterr().out
+        assert {number: number in shown for number in measured_alike} == measured_alike
+
+
+def test_a_folder_may_have_a_comma_in_its_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "benchmark" / "B100").rename(folder / "cups, and more")
+    assert main(["bicubic", "data=cups, and more", "scale=4"]) == 0
+    assert "cups, and more, scale 4: 1 image" in capsys.readouterr().out
 
 
 def test_a_folder_of_benchmarks_is_evaluated_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +244,17 @@ def test_help_is_a_page_and_nothing_at_all_is_a_wrong_request(capsys: pytest.Cap
     page = capsys.readouterr().out
     assert "Usage" in page and "self_ensemble=true" in page and max(map(len, page.splitlines())) <= 120
     assert main([]) == 2
+
+
+@pytest.mark.parametrize("tool", ["evaluation", "inference"])
+def test_help_comes_at_once_as_nothing_heavy_is_imported(tool: str) -> None:
+    program = f"from sr_runner.{tool}.cli import main; import sys; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
 
 
 def test_the_command_line_works_from_another_folder_in_a_process_of_its_own(folder: Path) -> None:

@@ -65,6 +65,20 @@ def test_the_network_sees_one_image_at_a_time_in_unit_range_without_gradients() 
         assert np.array_equal((lr[0].permute(1, 2, 0) * 255).round().numpy(), pair.lr)
 
 
+def test_tile_by_tile_the_scores_are_the_same_and_no_more_than_a_tile_is_seen() -> None:
+    seen: list[int] = []
+
+    def network(lr: Tensor) -> Tensor:
+        seen.append(max(lr.shape[-2:]))
+        return nearest(lr)
+
+    images = pairs(2)
+    whole = evaluate(nearest, images, crop=2, device="cpu")
+    tiled = evaluate(network, images, crop=2, device="cpu", tile=16, overlap=4)
+    assert tiled.scores == whole.scores
+    assert max(seen) == 24 and len(seen) == 2 * 9
+
+
 def test_images_in_read_only_memory_are_evaluated() -> None:
     [pair] = pairs(1)
     pair.lr.flags.writeable = pair.hr.flags.writeable = False
@@ -122,6 +136,18 @@ def test_a_network_that_gives_nan_scores_black_pixels_and_says_so(caplog: pytest
         evaluation = evaluate(network, [pair], crop=2, device="cpu")
     assert evaluation.scores[0] == score("cat0", np.zeros_like(pair.hr), pair.hr, crop=2)
     assert "NaN on 1 of 1 images" in caplog.text
+
+
+def test_nan_in_one_tile_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def network(lr: Tensor) -> Tensor:
+        calls.append(0)
+        return nearest(lr) if len(calls) > 1 else nearest(lr).fill_(math.nan)
+
+    with caplog.at_level(logging.WARNING):
+        evaluate(network, pairs(2), crop=2, device="cpu", tile=16, overlap=4)
+    assert "NaN on 1 of 2 images" in caplog.text
 
 
 def test_something_that_is_no_network_is_scored_alike() -> None:

@@ -51,7 +51,7 @@ def test_further_metrics_have_columns_of_their_own_everywhere() -> None:
 
 def test_the_summary_sets_models_beside_bicubic_and_published_numbers() -> None:
     title, _, header, *rows = summary([BICUBIC, EDSR]).splitlines()
-    assert title == "Set5, scale 4: 2 images, LR by MATLAB bicubic from HR, 4 border pixels cropped"
+    assert title == ("Set5, scale 4: 2 images (published: of 5), LR by MATLAB bicubic from HR, 4 border pixels cropped")
     assert header.split() == ["model", "PSNR-Y", "SSIM-Y", "PSNR", "SSIM", "published", "parameters", "s/Mpx"]
     assert rows[0].split() == ["bicubic", "32.500", "0.9250", "30.500", "0.8500", "28.42", "/", "0.8104", "4.000"]
     assert rows[1].split()[-5:] == ["32.09", "/", "0.8936", "1,517,571", "4.000"]

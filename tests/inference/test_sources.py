@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from sr_runner.checkpoint import CheckpointManager, LastN, LocalStore, TrainingState
@@ -75,3 +76,14 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "a0001-aaaa")
     with pytest.raises(RequestError, match=r"the run .*/a0001-aaaa has no checkpoint"):
         find(IDENTITY, tmp_path)
+
+
+def test_a_checkpoint_in_any_store_is_found_by_the_stores_url_and_by_its_own(tmp_path: Path) -> None:
+    save(tmp_path, "a0001-aaaa", 10, 20)
+    url = f"file://{tmp_path}/checkpoints"
+    newest = find_source(IDENTITY, outputs=tmp_path / "elsewhere", checkpoints=url)
+    assert (newest.step, newest.label) == (20, f"{IDENTITY} step 20")
+    exact = find(f"{url}/{IDENTITY}/a0001-aaaa/step-00000010", tmp_path / "elsewhere")
+    assert exact.step == 10
+    weights = [load_file(Path(source.location) / "model.safetensors") for source in (newest, exact)]
+    assert weights[0].keys() == weights[1].keys()
