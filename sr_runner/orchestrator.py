@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,18 +18,19 @@ import torch
 
 from sr_runner import device as devices
 from sr_runner.checkpoint import CheckpointManager, SaveReport, TrainingState
-from sr_runner.data import PairData
+from sr_runner.data import Pair, PairData
 from sr_runner.distributed import Alone, World
 from sr_runner.ema import Ema
 from sr_runner.errors import RunError
-from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
-from sr_runner.inference.tiling import Interrupted, upscale_tiled
+from sr_runner.evaluation import Evaluation, Score, picture_strip
+from sr_runner.evaluation.protocol import OnImage
 from sr_runner.objectives import Learner, MicroBatches, Objective
 from sr_runner.objectives.base import MODEL
 from sr_runner.progress import Progress
 from sr_runner.settings import TrainerSettings
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord, Tracker
+from sr_runner.validation import Final, rows, score_bicubic, score_network, scores_of
 from sr_runner.weights import describe
 from sr_runner.window import Window
 
@@ -51,9 +52,9 @@ class Result:
 
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The last evaluation's means, `valid/psnr` and so on."""
+    """The last evaluation's means, `valid/psnr` and so on; `final/psnr` where there are more images than in that."""
     scores: tuple[Score, ...] = ()
-    """The last evaluation, image by image."""
+    """The last evaluation, image by image: at the end of training on all validation images."""
     bicubic: tuple[Score, ...] = ()
     """The same images enlarged by MATLAB bicubic."""
 
@@ -99,10 +100,11 @@ class Orchestrator:
         self.best: dict[str, float] = {}
         self.scores: tuple[Score, ...] = ()
         self.bicubic: tuple[Score, ...] = ()
+        self.final = Final()
         self._window = Window()
         self._met = -1  # the step at which the processes brought together what a checkpoint holds
         self._random: list[dict[str, Any]] = []
-        self._saved = (0, 0)  # step, and the step of the evaluation that came with it
+        self._saved = (0, 0, 0)  # step, and those of the evaluations that came with it
         self._mark = time.perf_counter(), 0.0
         self._progress: Progress | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")
@@ -132,7 +134,7 @@ class Orchestrator:
                 self._meet()
                 if self.checkpoints is not None:
                     self.checkpoints.prepare(self._state())
-                if self.step and self._due(settings.eval_every) and self.evaluated_at != self.step:
+                if self.step and self._due(settings.eval_every) and self._lacks_evaluation:
                     self.evaluate()  # a signal had cut it short
                     if self._due(self.save_every):
                         self.save()
@@ -187,10 +189,10 @@ class Orchestrator:
         self.evaluated_at = self.step if fork else training["evaluated_at"]
         if not fork:
             self.best = dict(training["best"])
-            self.scores = tuple(Score(**row) for row in training["scores"])
-            self.bicubic = tuple(Score(**row) for row in training["bicubic"])
+            self.scores, self.bicubic = scores_of(training["scores"]), scores_of(training["bicubic"])
+            self.final = Final.of(training.get("final", {}))
             self._window = Window.of(training["window"])
-            self._saved = (self.step, self.evaluated_at)
+            self._saved = self._version
         devices.warn_of_change(training.get("environment", {}), self._environment())
 
     def save(self, *, wait: bool = False) -> None:
@@ -198,10 +200,10 @@ class Orchestrator:
         self._meet()
         if self.checkpoints is None:
             return
-        if self._saved != (self.step, self.evaluated_at):
+        if self._saved != self._version:
             self._raise_if_not_finite()
             if self.checkpoints.save(self._state()):
-                self._saved = (self.step, self.evaluated_at)
+                self._saved = self._version
         if wait:
             self.checkpoints.wait()
 
@@ -212,12 +214,23 @@ class Orchestrator:
 
         Of several processes the first does it, and the others wait.
         """
-        evaluation = self._evaluate() if self.world.leads else None
+        evaluation = None
+        if self.world.leads:
+            evaluation = self._evaluate() if self.evaluated_at != self.step else None
+            if self._lacks_evaluation and self.evaluated_at == self.step:
+                self._evaluate_all()
         if self.world.size > 1:
-            rows = [dataclasses.asdict(score) for score in self.scores]
-            told = self.world.tell({"evaluated_at": self.evaluated_at, "scores": rows})
-            self.evaluated_at, self.scores = told["evaluated_at"], tuple(Score(**row) for row in told["scores"])
+            known = {"evaluated_at": self.evaluated_at, "scores": rows(self.scores), "final": self.final.state()}
+            told = self.world.tell(known)
+            self.evaluated_at, self.scores = told["evaluated_at"], scores_of(told["scores"])
+            self.final = Final.of(told["final"])
         return evaluation
+
+    @property
+    def _lacks_evaluation(self) -> bool:
+        """Whether the images of the evaluations, or at the end of training all of them, are still to be scored."""
+        at_end = self.step == self.settings.steps and len(self.data.valid_all) > len(self.data.valid)
+        return self.evaluated_at != self.step or (at_end and self.final.step != self.step)
 
     def _evaluate(self) -> Evaluation | None:
         pairs = self.data.valid
@@ -225,30 +238,18 @@ class Orchestrator:
             self.evaluated_at = self.step
             return None
         began = time.perf_counter()
-        network = self.ema.network if self.ema is not None else self.model
-        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images differ in size
-        network.eval()
-        try:
-            stopping = self.world.asked_to_stop
-            upscale = partial(upscale_tiled, network, scale=self.data.scale, should_stop=stopping)
-            drawn = {pair.name for pair in pairs[: self.settings.pictures]}
-            strips: list[Callable[[], None]] = []
+        drawn = {pair.name for pair in pairs[: self.settings.pictures]}
+        strips: list[Callable[[], None]] = []
 
-            def keep(pair: Any, sr: np.ndarray, score: Score) -> None:
-                if pair.name in drawn:
-                    strips.append(partial(self._draw, self.step, pair, sr))
+        def keep(pair: Any, sr: np.ndarray, score: Score) -> None:
+            if pair.name in drawn:
+                strips.append(partial(self._draw, self.step, pair, sr))
 
-            evaluation = evaluate(
-                upscale, pairs, crop=self.data.scale, device=self.device, on_image=keep, should_stop=stopping
-            )
-        except Interrupted:
+        evaluation = self._score(pairs, keep)
+        if evaluation is None:
             return None
-        finally:
-            network.train(self.ema is None)
-            torch.backends.cudnn.benchmark = benchmark
         if len(self.bicubic) != len(pairs):
-            enlarge = partial(bicubic_upscale, scale=self.data.scale)
-            self.bicubic = tuple(evaluate_images(pairs, enlarge, crop=self.data.scale).scores)
+            self.bicubic = score_bicubic(pairs, self.data.scale)
         self.scores, self.evaluated_at = tuple(evaluation.scores), self.step
         metrics = self._evaluation_metrics()
         self.tracker.log(self.step, metrics)
@@ -257,16 +258,40 @@ class Orchestrator:
             self.best = metrics | {"step": float(self.step)}
         if self._progress is not None:
             self._progress.note(PSNR=f"{metrics['valid/psnr']:.2f}")
-            self._progress.pause(time.perf_counter() - began)
-        log.info(
-            "step %d: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s",
-            self.step, *metrics.values(), len(pairs), time.perf_counter() - began,
-        )  # fmt: skip
-        self._mark = self._mark[0] + time.perf_counter() - began, self._mark[1]
+        self._tell("step %d", metrics, len(pairs), began)
         return evaluation
+
+    def _evaluate_all(self) -> None:
+        """At the end of training: score every validation image, which the evaluations on the way may not."""
+        began, pairs = time.perf_counter(), self.data.valid_all
+        evaluation = self._score(pairs)
+        if evaluation is None:
+            return
+        self.final = Final(self.step, tuple(evaluation.scores), score_bicubic(pairs, self.data.scale))
+        self.tracker.log(self.step, self.final.metrics)
+        self._tell("at the end, step %d", self.final.metrics, len(pairs), began)
+
+    def _score(self, pairs: Sequence[Pair], on_image: OnImage | None = None) -> Evaluation | None:
+        """Score `pairs` with the weights that are exported; None where a signal cut it short."""
+        network = self.ema.network if self.ema is not None else self.model
+        return score_network(
+            network, pairs, scale=self.data.scale, device=self.device, should_stop=self.world.asked_to_stop,
+            on_image=on_image,
+        )  # fmt: skip
+
+    def _tell(self, when: str, metrics: Mapping[str, float], count: int, began: float) -> None:
+        """Log an evaluation, and leave its time out of the training's rates."""
+        seconds = time.perf_counter() - began
+        text = f"{when}: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s"
+        log.info(text, self.step, *metrics.values(), count, seconds)
+        if self._progress is not None:
+            self._progress.pause(seconds)
+        self._mark = self._mark[0] + seconds, self._mark[1]
 
     def result(self) -> Result:
         metrics = self._evaluation_metrics() if self.scores else {}
+        if self.final.step and self.final.step == self.evaluated_at:
+            return Result(self.step, metrics | self.final.metrics, self.final.scores, self.final.bicubic)
         return Result(self.step, metrics, self.scores, self.bicubic)
 
     def save_failed(self, step: int, in_a_row: int) -> None:
@@ -370,9 +395,14 @@ class Orchestrator:
         if self.checkpoints is None:
             return
         self._raise_if_not_finite()
-        again = self._saved != (self.step, self.evaluated_at)
+        again = self._saved != self._version
         self.checkpoints.save_by(self._state(), self.stop.deadline, again=again)
-        self._saved = (self.step, self.evaluated_at)
+        self._saved = self._version
+
+    @property
+    def _version(self) -> tuple[int, int, int]:
+        """What a checkpoint would differ in from the one before."""
+        return self.step, self.evaluated_at, self.final.step
 
     @property
     def _lr(self) -> float:
@@ -396,8 +426,9 @@ class Orchestrator:
             "window": self._window.state(),
             "evaluated_at": self.evaluated_at,
             "best": self.best,
-            "scores": [dataclasses.asdict(score) for score in self.scores],
-            "bicubic": [dataclasses.asdict(score) for score in self.bicubic],
+            "scores": rows(self.scores),
+            "bicubic": rows(self.bicubic),
+            "final": self.final.state(),
             "tracker": self.tracker.state(),
             "environment": self._environment(),
         }

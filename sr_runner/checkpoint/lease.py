@@ -137,7 +137,10 @@ class Lease:
             return
         if found is not None:
             self._wait_until_free(found, holder)
-        self._write()
+        try:
+            self._write()
+        except FileNotFoundError:
+            return  # nothing of the attempt is in the store yet, so nobody else can know of it; `_renew` tries again
         time.sleep(_SETTLE)
         self._look()
         if self._lost is not None:

@@ -574,6 +574,7 @@ class TestS3:
         with pytest.raises(RequestError, match=r"checkpoint.root=s3://nowhere/checkpoints cannot be used"):
             store.check()
 
+    @pytest.mark.slow
     def test_more_checkpoints_than_one_page_of_a_listing_holds(self, medium_of: Callable[[str], Medium]) -> None:
         medium = medium_of("s3")
         objects = objects_of(medium.store())

@@ -68,7 +68,7 @@ def test_a_complete_run_is_reported_again_and_nothing_is_trained(sr_run: SrRun, 
 def test_a_finished_run_is_extended_to_the_same_bytes_as_one_that_was_long_from_the_start(
     sr_run: SrRun, tmp_path: Path
 ) -> None:
-    constant = (*TINY, "scheduler=multistep", "scheduler.milestones=[4]")
+    constant = (*TINY, "scheduler=multistep", "scheduler.milestones=[4]", "tracker=none")
     sr_run(*constant, "outputs=extended")
     sr_run(*constant, "outputs=extended", "trainer.resume=true", "trainer.steps=9")
     sr_run(*constant, "outputs=long", "trainer.steps=9")
@@ -76,12 +76,12 @@ def test_a_finished_run_is_extended_to_the_same_bytes_as_one_that_was_long_from_
 
 
 def test_resume_false_starts_a_fresh_attempt_and_leaves_the_older_one_alone(sr_run: SrRun, tmp_path: Path) -> None:
-    sr_run(*TINY)
+    sr_run(*TINY, "tracker=none")
     (first,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")
     before = {path: path.read_bytes() for path in first.rglob("*.safetensors")}
     sr_run(*TINY)
     attempts = sorted((tmp_path / "outputs" / "checkpoints").glob("*/*"))
-    assert len(attempts) == 2 and len(runs(tmp_path)) == 2
+    assert len(attempts) == 2 and len(runs(tmp_path)) == 1
     assert all(path.read_bytes() == content for path, content in before.items())
     newest = {path.name: path.read_bytes() for path in max(attempts).rglob("step-00000006/*.safetensors")}
     assert newest == {path.name: content for path, content in before.items() if "step-00000006" in str(path)}
@@ -117,11 +117,23 @@ def test_without_a_tracker_mlflow_is_never_imported(tmp_path: Path, image_cache:
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment(), check=True, timeout=240)
 
 
+LONG = (*TINY, "trainer.steps=1500", "trainer.eval_every=1500", "checkpoint.every=400", "tracker=none")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, image_cache: Path) -> Path:
+    """Outputs of the run of `LONG` that nobody touched."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    arguments = command(*LONG, f"data.cache_dir={image_cache}")
+    subprocess.run(arguments, cwd=folder, env=environment(), check=True, timeout=240, capture_output=True)
+    return folder / "outputs"
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_same(
-    signum: signal.Signals, sr_run: SrRun, tmp_path: Path, image_cache: Path
+    signum: signal.Signals, sr_run: SrRun, unbroken: Path, tmp_path: Path, image_cache: Path
 ) -> None:
-    arguments = (*TINY, "trainer.steps=1500", "trainer.eval_every=1500", "checkpoint.every=400", "tracker=none")
+    arguments = LONG
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
         command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(), stderr=log
@@ -134,8 +146,7 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
     stopped_at = int(max(attempt.glob("step-*")).name.removeprefix("step-"))
     assert stopped_at < 1500
     sr_run(*arguments, "trainer.resume=true")
-    sr_run(*arguments, "outputs=unbroken")
-    assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
+    assert final_bytes(tmp_path / "outputs") == final_bytes(unbroken)
 
 
 def wait_for_step(outputs: Path, process: subprocess.Popen, timeout: float = 120) -> None:
@@ -180,7 +191,7 @@ def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_ma
     (state,) = (tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000003/state.json")
     assert json.loads(state.read_text())["evaluated_at"] == 0
     sr_run(*arguments, "trainer.resume=true")
-    sr_run(*arguments, "outputs=unbroken")
+    sr_run(*arguments, "outputs=unbroken", "tracker=none")
     assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
     run = runs(tmp_path)[0]
     assert [p.step for p in client(tmp_path).get_metric_history(run.info.run_id, "valid/psnr")] == [3, 6]
@@ -312,3 +323,16 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_samples(sr
 def test_a_loss_that_is_not_a_number_is_skipped_where_asked_for(sr_run: SrRun, tmp_path: Path) -> None:
     done = sr_run(*nan_net(tmp_path, at_call=5), "trainer.on_nan=skip")
     assert "not finite at steps [5]" in done.stderr and "Step 6 of 6" in done.stdout
+
+
+def test_evaluations_on_the_way_see_some_images_and_the_last_one_all(sr_run: SrRun, tmp_path: Path) -> None:
+    done = sr_run(*TINY)
+    (folder,) = (tmp_path / "outputs" / "runs").glob("*/*")
+    names = [row.partition(",")[0] for row in (folder / "images.csv").read_text().splitlines()]
+    assert names == ["image", "chelsea", "flower"]
+    assert "mean of 2" in done.stdout and "on 1 images" in done.stderr and "on 2 images" in done.stderr
+    run = runs(tmp_path)[0]
+    history = client(tmp_path).get_metric_history
+    assert [p.step for p in history(run.info.run_id, "valid/psnr")] == [3, 6]
+    assert [p.step for p in history(run.info.run_id, "final/psnr")] == [6]
+    assert "images.csv" in [file.path for file in client(tmp_path).list_artifacts(run.info.run_id)]
