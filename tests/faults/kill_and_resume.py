@@ -79,12 +79,14 @@ def final_files(outputs: Path) -> dict[str, bytes]:
     return {f"{newest.name}/{name}": (newest / name).read_bytes() for name in names}
 
 
-def points(outputs: Path) -> tuple[int, dict[str, list[tuple[int, float]]]]:
-    """How many MLflow runs there are, and all metric points of the first."""
+def points(
+    outputs: Path, uri: str | None = None, name: str | None = None
+) -> tuple[int, dict[str, list[tuple[int, float]]]]:
+    """How many MLflow runs there are (in the experiment `name`, or in any), and all metric points of the first."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    client = MlflowClient(uri or f"sqlite:///{outputs / 'mlflow.db'}")
+    experiments = [each.experiment_id for each in client.search_experiments() if name in (None, each.name)]
     runs = client.search_runs(experiments)
     run = runs[0]
     keys = [key for key in run.data.metrics if not key.startswith("system/")]
