@@ -88,7 +88,8 @@ _PHASES = {
 def scouts(
     train: Counter[str], scout: Callable[[str, list[Stage]], Counter[str]], kind: str, fault: str, wanted: int
 ) -> list[Cell]:
-    """All kinds of operation, found by running each scenario once; with fewer than 10 trials those of `train` alone."""
+    """All kinds of operation, found by running each scenario once: those of `train`, an unbroken run, and what others
+    add to them. With fewer than 10 trials those of `train` alone."""
     found = {"train": train}
     for scenario in _PHASES if wanted >= 10 else ():
         if (fault == "outage" and scenario == "quarantine") or (kind == "local" and scenario == "abandoned"):
@@ -99,7 +100,7 @@ def scouts(
     for scenario, counts in found.items():
         phases = _PHASES.get(scenario)
         for label, count in sorted(counts.items()):
-            if phases is None or label.partition(":")[0] in phases:
+            if phases is None or label.partition(":")[0] in phases or label not in train:
                 cells += [Cell(scenario, label, count, instant) for instant in _instants(kind, label)]
     return cells
 
@@ -119,6 +120,8 @@ def plan(
     expression for labels."""
     networks = tuple(counts)
     cells = [cell for cell in cells if re.search(only, cell.label)]
+    if not cells:
+        raise SystemExit(f"no operation matches {only!r}")
     order = _spread(cells, chance)
     for number in range(trials):
         network, real = networks[number % len(networks)], chance.random() < 0.1
