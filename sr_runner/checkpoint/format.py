@@ -35,7 +35,7 @@ FILES = (MODEL, TRAINING, STATE, CONFIG)
 # Names from a store become paths, so they are matched whole and never "cleaned".
 _PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 NAME = re.compile(rf"(?P<identity>{_PART})/(?P<attempt>{_PART})/step-(?P<step>\d{{8,12}})")
-_MANIFEST_LIMIT = 1 << 20
+_MANIFEST_LIMIT = 1 << 16
 
 
 class DamagedError(Exception):

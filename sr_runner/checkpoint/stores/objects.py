@@ -35,7 +35,7 @@ _LEASE = "lease.json"
 _BESIDE = re.compile(rf"{re.escape(_REPLACING)}(?P<step>step-\d{{8,12}})-[0-9a-f]+")
 _QUARANTINED = re.compile(rf"{re.escape(_DAMAGED)}(?P<step>step-\d{{8,12}})-.+")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_MANIFEST_LIMIT = 1 << 20
+_MANIFEST_LIMIT = 1 << 16
 
 
 class Objects(Protocol):
