@@ -94,19 +94,26 @@ def orchestrate(
             on_saved=lambda report: orchestrator.saved(report),
             on_failure=lambda step, in_a_row: orchestrator.save_failed(step, in_a_row),
         )
-    orchestrator = Orchestrator(
+    kept = {"facts": facts, "attempt": str(chosen.attempt), "parent": chosen.parent}
+    orchestrator = orchestrator_of(parts, stop, manager, kept | ({"job": job.key} if job is not None else {}))
+    return orchestrator, Start(chosen.state, fork=chosen.parent is not None)
+
+
+def orchestrator_of(
+    parts: Parts, stop: StopSignal, checkpoints: CheckpointManager | None, facts: dict[str, Any] | None = None
+) -> Orchestrator:
+    """The Orchestrator of these parts; of several processes the first alone has `checkpoints`."""
+    return Orchestrator(
         objective=parts.objective,
         learners=parts.learners,
         data=parts.data,
         tracker=parts.tracker,
-        checkpoints=manager,
+        checkpoints=checkpoints,
         settings=parts.trainer,
         save_every=parts.checkpoint.every,
         device=parts.device,
         stop=stop,
         world=parts.world,
         config=configs.as_yaml(parts.config),
-        facts={"facts": facts, "attempt": str(chosen.attempt), "parent": chosen.parent}
-        | ({"job": job.key} if job is not None else {}),
+        facts=facts,
     )
-    return orchestrator, Start(chosen.state, fork=chosen.parent is not None)

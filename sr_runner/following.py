@@ -6,12 +6,12 @@ import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from sr_runner import config as configs
 from sr_runner import device as devices
+from sr_runner.assembly import orchestrator_of
 from sr_runner.attempts import Chosen
 from sr_runner.checkpoint import TrainingState
 from sr_runner.errors import RequestError
-from sr_runner.orchestrator import Orchestrator, Result, Start
+from sr_runner.orchestrator import Result, Start
 from sr_runner.parts import Parts
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord
@@ -61,19 +61,7 @@ def follow(parts: Parts, stop: StopSignal) -> Followed:
     devices.seed_everything(parts.config.seed + _FAR * world.rank)
     for name, learner in parts.learners.items():
         learner.network.load_state_dict(told["networks"][name])
-    orchestrator = Orchestrator(
-        objective=parts.objective,
-        learners=parts.learners,
-        data=parts.data,
-        tracker=parts.tracker,
-        checkpoints=None,
-        settings=parts.trainer,
-        save_every=parts.checkpoint.every,
-        device=parts.device,
-        stop=stop,
-        world=world,
-        config=configs.as_yaml(parts.config),
-    )
+    orchestrator = orchestrator_of(parts, stop, checkpoints=None)
     state = TrainingState(**told["state"]) if told["state"] is not None else None
     folder, attempt = Path(told["folder"]), told["attempt"]
     run = RunRecord(run_dir=folder, attempt=attempt, run_name=attempt, params={})

@@ -214,11 +214,9 @@ class Orchestrator:
 
         Of several processes the first does it, and the others wait.
         """
-        evaluation = None
-        if self.world.leads:
-            evaluation = self._evaluate() if self.evaluated_at != self.step else None
-            if self._lacks_evaluation and self.evaluated_at == self.step:
-                self._evaluate_all()
+        evaluation = self._evaluate() if self.world.leads else None
+        if evaluation is not None and self._lacks_evaluation:
+            self._evaluate_all()
         if self.world.size > 1:
             known = {"evaluated_at": self.evaluated_at, "scores": rows(self.scores), "final": self.final.state()}
             told = self.world.tell(known)
