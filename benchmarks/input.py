@@ -204,7 +204,7 @@ def memory(arguments: argparse.Namespace, work: Path) -> None:
 def train(arguments: argparse.Namespace, work: Path, count: int) -> None:
     """Two epochs of the first `count` images, a tenth of them held out and all of those evaluated."""
     steps = 2 * count // arguments.batch
-    command = [sys.executable, "-m", "sr_runner.cli", "data=folder"]
+    command = [sys.executable, "-m", "sr_runner.commands.run", "data=folder"]
     command += [f"data.train=[{{path: '{work / 'hr'}', subset: 1-{count}}}]", "data.valid_images=null"]
     command += [f"data.batch_size={arguments.batch}", f"scale={arguments.scale}"]  # HR patch 96, the default
     command += ["model.num_res_blocks=1", "model.num_filters=8", "trainer.device=cpu"]

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sr_runner.config.settings import TrainerSettings
 from sr_runner.data import SampleData
-from sr_runner.device import resolve_device, resolve_precision
 from sr_runner.models import EDSR
 from sr_runner.objectives import Learner, PixelObjective
-from sr_runner.orchestrator import Orchestrator
-from sr_runner.settings import TrainerSettings
 from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord
+from sr_runner.training.device import resolve_device, resolve_precision
+from sr_runner.training.orchestrator import Orchestrator
 
 
 class OneConvolution(nn.Module):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from sr_runner.execution import Outcome
+    from sr_runner.attempt.execute import Outcome
 
 __all__ = ["load_model", "train"]
 
@@ -24,8 +24,8 @@ def train(overrides: Sequence[str] = ()) -> Outcome:
     Raises `sr_runner.errors.RequestError` where the command line would exit with status 2, and
     `sr_runner.signals.Stopped` (a `SystemExit`) after a signal.
     """
-    from sr_runner.composition import composed
-    from sr_runner.execution import execute
+    from sr_runner.attempt.execute import execute
+    from sr_runner.config.compose import composed
     from sr_runner.signals import StopSignal
 
     config, choices = composed(overrides)
@@ -41,7 +41,7 @@ def load_model(source: str | Path, **what_the_file_cannot_tell: Any) -> nn.Modul
     """
     from pathlib import Path
 
-    from sr_runner.inference.sources import find_source
+    from sr_runner.runs.resolve import find_source
     from sr_runner.weights import load_model as load
 
     outputs = Path("outputs")

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from sr_runner.data.images import Pixels
-from sr_runner.data.locks import locked
 from sr_runner.errors import RequestError, RunError
+from sr_runner.locks import locked
 
 Facts = Mapping[str, str | int]
 """What determines an image's pixels, in JSON's types: a path with its size and time, a scale, a version."""

@@ -20,7 +20,7 @@ def divisible(key: str, value: int, parts: int) -> None:
     if value % parts:
         below, above = value // parts * parts, (value // parts + 1) * parts
         fitting = f"{below} or {above}" if below else f"{above}"
-        raise RequestError(f"{key}={value} cannot be shared by {parts} processes; {fitting} would do.")
+        raise RequestError(f"{key}={value} cannot be shared by {parts} processes; expected {fitting}.")
 
 
 def fraction(key: str, value: object) -> float:
@@ -36,7 +36,7 @@ def patch_size(value: object, *, scale: int) -> int:
     if patch % scale:
         below, above = patch // scale * scale, (patch // scale + 1) * scale
         fitting = f"{below} or {above}" if below else f"{above}"
-        raise RequestError(f"data.patch_size={patch} is not a multiple of scale={scale}; {fitting} would do.")
+        raise RequestError(f"data.patch_size={patch} is not a multiple of scale={scale}; expected {fitting}.")
     return patch
 
 

@@ -264,7 +264,7 @@ class PairData:
     def _check_covers_patch(self, pair: CachedPair) -> None:
         smallest = min(pair.height, pair.width) * self.scale
         if smallest < self.patch_size:
-            fitting = f"data.patch_size={smallest} or less would do" if smallest else "it is smaller than one LR pixel"
+            fitting = f"expected data.patch_size={smallest} or less" if smallest else "it is smaller than one LR pixel"
             raise RequestError(
                 f"{pair.source.hr}: {pair.hr.width} x {pair.hr.height} pixels are less than "
                 f"data.patch_size={self.patch_size}; {fitting}, or take the image out."

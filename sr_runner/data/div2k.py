@@ -16,10 +16,10 @@ from sr_runner.data.dataset import PairData, PairOptions, shows_options
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.div2k_archives import ARCHIVES, BASE_URL
 from sr_runner.data.download import DownloadError, Remote, download, sha256_of
-from sr_runner.data.locks import locked
 from sr_runner.data.names import Ranges, numbers
 from sr_runner.data.sources import ImageFile, PairSource
 from sr_runner.errors import RequestError, nearest
+from sr_runner.locks import locked
 
 logger = logging.getLogger(__name__)
 

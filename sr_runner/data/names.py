@@ -46,7 +46,7 @@ def numbers(key: str, ranges: Ranges, last: int) -> list[int]:
             example = f"1-{last}" if last > 1 else "1"
             raise RequestError(
                 f"{key}={ranges!r}: {part!r} is no range of images, which are numbered from 1 to {last}; "
-                f"{example} would do."
+                f"expected {example}."
             )
         chosen.update(range(first, final + 1))
     return sorted(chosen)

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sr_runner.evaluation.bicubic import bicubic_upscale
     from sr_runner.evaluation.metrics import METRICS, Score, luma, rgb_psnr, score
     from sr_runner.evaluation.protocol import Evaluation, Pair, evaluate, evaluate_images
     from sr_runner.evaluation.strip import picture_strip
+    from sr_runner.imresize import bicubic_upscale
     from sr_runner.inference.tiling import Interrupted
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "sr_runner.evaluation.bicubic": ("bicubic_upscale",),
+    "sr_runner.imresize": ("bicubic_upscale",),
     "sr_runner.evaluation.metrics": ("METRICS", "Score", "luma", "rgb_psnr", "score"),
     "sr_runner.evaluation.protocol": ("Evaluation", "Pair", "evaluate", "evaluate_images"),
     "sr_runner.evaluation.strip": ("picture_strip",),

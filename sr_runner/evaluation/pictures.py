@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from sr_runner.evaluation.bicubic import bicubic_upscale
 from sr_runner.evaluation.metrics import Score, bands, luma
 from sr_runner.evaluation.protocol import Pair
 from sr_runner.evaluation.strip import Crop, decibels, detailed_crop, picture_strip, shown_size, side_by_side
+from sr_runner.imresize import bicubic_upscale
 
 UInt8Image = npt.NDArray[np.uint8]
 

@@ -43,12 +43,12 @@ class ContentLoss:
         """
         if criterion not in CRITERIA:
             raise RequestError(
-                f"objective.vgg_criterion={criterion}: {' or '.join(CRITERIA)} would do.{nearest(criterion, CRITERIA)}"
+                f"objective.vgg_criterion={criterion}: expected {' or '.join(CRITERIA)}.{nearest(criterion, CRITERIA)}"
             )
         if not scale > 0:
-            raise RequestError(f"objective.vgg_scale={scale}: a number above 0 would do, such as 1/12.75 = 0.0784314")
+            raise RequestError(f"objective.vgg_scale={scale}: expected a number above 0, such as 1/12.75 = 0.0784314")
         if layer not in LAYERS:
-            raise RequestError(f"objective.vgg_layer={layer}: {' or '.join(LAYERS)} would do.{nearest(layer, LAYERS)}")
+            raise RequestError(f"objective.vgg_layer={layer}: expected {' or '.join(LAYERS)}.{nearest(layer, LAYERS)}")
         try:
             self.vgg = vgg19_features(layer=layer, weights=weights, seed=seed)
         except RequestError as error:
@@ -74,4 +74,4 @@ class ContentLoss:
         memory_format = (
             torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         )
-        self.vgg = self.vgg.to(images.device).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.vgg = self.vgg.to(images.device).to(memory_format=memory_format)

@@ -75,7 +75,7 @@ class GanObjective:
         ):
             if value not in known:
                 raise RequestError(
-                    f"objective.{name}={value}: one of {', '.join(known)} would do.{nearest(value, known)}"
+                    f"objective.{name}={value}: expected one of {', '.join(known)}.{nearest(value, known)}"
                 )
         for name, weight in (
             ("adversarial_weight", adversarial_weight),
@@ -84,7 +84,7 @@ class GanObjective:
             ("gradient_penalty", gradient_penalty),
         ):
             if not weight >= 0:
-                raise RequestError(f"objective.{name}={weight}: 0 or a number above would do")
+                raise RequestError(f"objective.{name}={weight}: expected 0 or a number above")
         if discriminator_filters < 1:
             raise RequestError(f"objective.discriminator_filters={discriminator_filters}: at least 1 is needed")
         self.adversarial, self.adversarial_weight = ADVERSARIAL_LOSSES[adversarial](), adversarial_weight

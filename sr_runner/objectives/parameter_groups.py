@@ -32,7 +32,7 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
     """
     if not isinstance(rules, Mapping):
         raise RequestError(
-            f"trainer.parameters={rules}: patterns with settings would do, such as {{body: {{freeze: true}}}}"
+            f"trainer.parameters={rules}: expected patterns with settings, such as {{body: {{freeze: true}}}}"
         )
     patterns = {pattern: _compiled(pattern, settings) for pattern, settings in rules.items()}
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -104,7 +104,7 @@ def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
         raise RequestError(f"trainer.parameters={{{pattern}: {dict(settings)}}}: freeze: true stands alone")
     rate = settings.get("lr", 1.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-        raise RequestError(f"trainer.parameters={{{pattern}: {{lr: {rate}}}}}: a number above 0 would do, such as 1e-5")
+        raise RequestError(f"trainer.parameters={{{pattern}: {{lr: {rate}}}}}: expected a number above 0, such as 1e-5")
     try:
         return re.compile(pattern)
     except re.error as error:

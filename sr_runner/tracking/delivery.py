@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sr_runner.mlflow_server import mask_credentials
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, SYSTEM, Line, read_json, read_lines, write_json
 from sr_runner.tracking.parent_run import parent_run_id
 from sr_runner.tracking.run_writer import Report, RunWriter
 from sr_runner.tracking.server import Refused, Server, Unreachable
-from sr_runner.tracking.uris import mask_credentials
 
 ATTEMPT_TAG = "sr_run.attempt"
 """On the MLflow run from its first moment: so a sender that was killed before it wrote down the id finds it again."""

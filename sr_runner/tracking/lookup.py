@@ -6,7 +6,7 @@ import logging
 import os
 import re
 
-from sr_runner.tracking.uris import mask_credentials, sqlite_file
+from sr_runner.mlflow_server import mask_credentials, sqlite_file
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.errors import RequestError
+from sr_runner.mlflow_server import mask_credentials, tracking_uri, ui_hint
 from sr_runner.tracking.journal import (
     IDS,
     JOURNAL,
@@ -28,7 +29,6 @@ from sr_runner.tracking.journal import (
 from sr_runner.tracking.lookup import attempt_of
 from sr_runner.tracking.sender_process import SenderProcess, sender_command
 from sr_runner.tracking.tracker import RunRecord, Status
-from sr_runner.tracking.uris import mask_credentials, tracking_uri, ui_hint
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from sr_runner.locks import file_lock
 from sr_runner.tracking.journal import read_json, write_json
-from sr_runner.tracking.locks import file_lock
 from sr_runner.tracking.server import Server
 
 SWEEP_TAG = "sr_run.sweep"

@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
+from sr_runner.locks import Busy, file_lock
+from sr_runner.mlflow_server import mask_credentials
 from sr_runner.tracking.journal import JOURNAL, LOCK, SYSTEM, read_lines
-from sr_runner.tracking.locks import Busy, file_lock
-from sr_runner.tracking.uris import mask_credentials
 
 if TYPE_CHECKING:
     from sr_runner.tracking.delivery import Delivery

@@ -23,8 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from sr_runner.tracking.locks import file_lock
-from sr_runner.tracking.uris import file_uri, is_database, mask_credentials, sqlite_file
+from sr_runner.locks import file_lock
+from sr_runner.mlflow_server import file_uri, is_database, mask_credentials, sqlite_file
 
 Answer = TypeVar("Answer")
 

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from sr_runner.mlflow_server import mask_credentials, tracking_uri
 from sr_runner.tracking.sender_process import sender_command, sender_environment
 from sr_runner.tracking.tracker import Status
-from sr_runner.tracking.uris import mask_credentials, tracking_uri
 
 logger = logging.getLogger(__name__)
 

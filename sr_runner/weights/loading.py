@@ -100,7 +100,7 @@ def vgg19_features(
 
 
 def _not_of_vgg19(state: Mapping[str, Tensor]) -> str | None:
-    """A convolution where VGG19 has none; VGG16 begins like it, so that a file of it would do for VGG22."""
+    """A convolution where VGG19 has none; VGG16 begins like it, so that a file of it is enough for VGG22."""
     known = {f"{name}.weight" for name, _, _ in convolutions()}
     return next((key for key in state if re.fullmatch(r"features\.\d+\.weight", key) and key not in known), None)
 

@@ -241,9 +241,9 @@ def refused(match: str) -> Any:
 
 
 def test_wrong_arguments_are_refused_in_the_words_of_the_config(make: Make) -> None:
-    with refused(r"data\.patch_size=97 is not a multiple of scale=4; 96 or 100 would do"):
+    with refused(r"data\.patch_size=97 is not a multiple of scale=4; expected 96 or 100"):
         make(patch_size=97, scale=4)
-    with refused(r"data\.patch_size=3 is not a multiple of scale=4; 4 would do"):
+    with refused(r"data\.patch_size=3 is not a multiple of scale=4; expected 4"):
         make(patch_size=3, scale=4)
     for key, value in [
         ("batch_size", 0),
@@ -294,7 +294,7 @@ def test_a_damaged_image_is_named(make: Make, photographs: Path) -> None:
 
 
 def test_an_image_smaller_than_the_patch_is_named_with_what_would_do(make: Make) -> None:
-    with refused(r"0\.png: 47 x 33 pixels are less than data\.patch_size=36; data\.patch_size=32 or less would do"):
+    with refused(r"0\.png: 47 x 33 pixels are less than data\.patch_size=36; expected data\.patch_size=32 or less"):
         make(patch_size=36)
 
 

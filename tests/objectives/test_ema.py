@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from sr_runner.ema import Ema
 from sr_runner.models import WDSRB
+from sr_runner.objectives.ema import Ema
 
 
 def test_weights_and_buffers_are_averaged_and_counters_copied() -> None:

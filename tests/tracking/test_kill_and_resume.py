@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import assert_one_point_a_step, launch, the_run, wait_for
+from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.tracking.journal import JOURNAL, SENT, read_json
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_one_point_a_step, launch, the_run, wait_for
+from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.tracking import close_parent, ui_hint
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TrackingServer, assert_one_point_a_step, launch, the_run, wait_for
+from tracking_servers import TrackingServer, assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.tracking.journal import SENT, read_json
 from sr_runner.tracking.sender_process import sender_environment

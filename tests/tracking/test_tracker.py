@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import wait_for
+from tracking_servers import wait_for
 
 import sr_runner.tracking as tracking
 from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord, Tracker

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sr_runner.weights as weights
-from sr_runner.composition import composed
+from sr_runner.config.compose import composed
 from sr_runner.errors import RequestError
 from sr_runner.models import EDSR
 from sr_runner.weights import sources

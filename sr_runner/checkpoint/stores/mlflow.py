@@ -55,7 +55,7 @@ class MlflowStore(ObjectStore):
                 "leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
             )
         if retry_seconds < 0:
-            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: 0 (no second try) or more would do")
+            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
         place, name = Path(outputs).absolute(), experiment or "sr-run"
         address = tracking_uri(uri, place)
         url = f"mlflow:{mask(address)}#{name}"

@@ -44,7 +44,7 @@ class RemoteStore(ObjectStore):
     ):
         url, protocol = _checked_url(root)
         if retry_seconds < 0:
-            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: 0 (no second try) or more would do")
+            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
         self._files = FsspecObjects(url, protocol, Requests(retry_seconds), dict(options or {}))
         super().__init__(self._files, url)
 
@@ -236,12 +236,12 @@ def _checked_url(root: str | None) -> tuple[str, str]:
     url = f"{protocol}{separator}{rest.rstrip('/')}"
     if not separator:
         raise RequestError(
-            f"checkpoint.root={url} is no URL: s3://bucket/prefix would do, or checkpoint=local for a folder"
+            f"checkpoint.root={url} is no URL: expected s3://bucket/prefix, or checkpoint=local for a folder"
         )
     if protocol not in _PACKAGES:
         raise RequestError(
             f"checkpoint.root={mask(url)}: {protocol}:// is no storage that checkpoints can live in."
-            f"{nearest(protocol, _PACKAGES)} One of {', '.join(_PACKAGES)} would do"
+            f"{nearest(protocol, _PACKAGES)} Expected one of {', '.join(_PACKAGES)}"
         )
     if urlsplit(url).password is not None:
         raise RequestError(
@@ -249,7 +249,7 @@ def _checked_url(root: str | None) -> tuple[str, str]:
             "They come from the service's own environment variables and files (AWS_ACCESS_KEY_ID, ~/.aws/credentials)"
         )
     if not rest.strip("/") and protocol != "memory":
-        raise RequestError(f"checkpoint.root={url} names no bucket: {protocol}://bucket/prefix would do")
+        raise RequestError(f"checkpoint.root={url} names no bucket: expected {protocol}://bucket/prefix")
     if re.search(r"[?#*\[\]]|(^|/)\.\.?(/|$)", rest):
         raise RequestError(f"checkpoint.root={url}: ?, #, *, brackets and .. cannot be in it")
     return url, protocol

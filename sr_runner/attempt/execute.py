@@ -1,0 +1,226 @@
+"""One run, from a composed config to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sr_runner.attempt import logs
+from sr_runner.attempt.assembly import orchestrate, record
+from sr_runner.attempt.build import Parts, build_parts, file_contents
+from sr_runner.attempt.lock import Holding
+from sr_runner.attempt.pretrained import initialise
+from sr_runner.attempt.ranks import broadcast_start, train_as_peer
+from sr_runner.attempt.resume import Chosen, choose
+from sr_runner.config.identity import identity as identity_of
+from sr_runner.config.identity import identity_facts
+from sr_runner.distributed.world import join
+from sr_runner.errors import RequestError, RunError
+from sr_runner.evaluation import Evaluation, Score
+from sr_runner.runs.catalogue import Catalogue
+from sr_runner.signals import Stopped, StopSignal
+from sr_runner.tracking import RunRecord, SweepParent
+from sr_runner.training.orchestrator import Orchestrator, Result
+
+log = logging.getLogger(__name__)
+
+# Seconds that the tracker gets to bring the last points home. A stopped run is expected to be gone soon.
+_FINISHED_WAIT, _STOPPED_WAIT = 30.0, 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What `sr_runner.train` returns."""
+
+    identity: str
+    attempt: str
+    folder: Path
+    """`outputs/runs/<identity>/<attempt>`: log, config, journal, pictures."""
+    checkpoint: str | None
+    """The last checkpoint, in the words of its store. Of several processes only the first knows it, and `run_id`."""
+    step: int
+    metrics: dict[str, float]
+    """`valid/psnr` and so on, of the last evaluation."""
+    run_id: str | None
+    """MLflow's id of the run."""
+
+    @property
+    def psnr(self) -> float:
+        return self.metrics.get("valid/psnr", float("nan"))
+
+
+def execute(
+    config: DictConfig,
+    choices: dict[str, str],
+    overrides: Sequence[str],
+    stop: StopSignal,
+    sweep: SweepParent | None = None,
+) -> Outcome:
+    """Train (or go on with, or report) the run that `config` describes.
+
+    Raises `RequestError` before anything was written where the request is wrong, `RunError` and whatever else where
+    the run fails, `Stopped` after a signal.
+    """
+    began = time.perf_counter()
+    logs.remember()
+    asked = {override.lstrip("+").partition("=")[0] for override in overrides}
+    world = join(stop)
+    parts = build_parts(config, asked, world)
+    stop.grace_seconds = parts.trainer.grace_seconds
+    if not world.is_main:
+        seen = train_as_peer(parts, stop)
+        return Outcome(
+            seen.identity, seen.attempt, seen.folder, None, seen.result.step, dict(seen.result.metrics), None
+        )
+    _check_writable(Path(config.outputs))
+    parts.data.prepare(progress=sys.stderr.isatty())
+    world.broadcast()
+    with tempfile.TemporaryDirectory(prefix="sr-run-") as temporary:
+        scratch = Path(temporary)
+        catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch, parts.tracker.attempt_of)
+        _check_store(parts)
+        pretrained = initialise(parts.model, parts.checkpoint, catalogue)
+        facts = identity_facts(config, parts.data.fingerprint, pretrained, file_contents(parts))
+        identity = identity_of(choices.get("model", "model"), config.scale, facts)
+        holding = Holding(parts, catalogue, stop)
+        with holding:
+            chosen = choose(parts, catalogue, identity, facts, scratch, holding.hold)
+            folder = catalogue.folder(chosen.attempt)
+            holding.enter_context(logs.to_file(folder / "run.log"))
+            run = record(parts, chosen, folder, facts, list(overrides), sweep)
+            orchestrator, start = orchestrate(parts, chosen, facts, scratch, stop, holding.confirm)
+            broadcast_start(parts, chosen, folder)
+            _announce(parts, chosen, orchestrator)
+            result = _train(orchestrator, parts, run, start, folder)
+            outcome = Outcome(
+                identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
+                dict(result.metrics), parts.tracker.run_id,
+            )  # fmt: skip
+            _report(outcome, result, parts, choices, time.perf_counter() - began)
+    return outcome
+
+
+def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
+    """Write a sheet of `data.preview` training samples, LR beside HR, instead of training; where it is."""
+    parts = build_parts(config, {override.lstrip("+").partition("=")[0] for override in overrides})
+    outputs = Path(config.outputs)
+    _check_writable(outputs)
+    parts.data.prepare(progress=sys.stderr.isatty())
+    path = outputs / "preview.png"
+    parts.data.preview_sheet(config.data.preview).save(path)
+    return path
+
+
+def _check_store(parts: Parts) -> None:
+    if parts.store is not None:
+        try:
+            parts.store.check()
+        except OSError as error:
+            raise RunError(f"checkpoint.root={parts.store.url} cannot be reached: {error}") from error
+
+
+def _check_writable(outputs: Path) -> None:
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=outputs).close()
+    except OSError as error:
+        raise RequestError(f"outputs={outputs}: nothing can be written there ({error.strerror})") from error
+
+
+def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: object, folder: Path) -> Result:
+    tracker, status = parts.tracker, "failed"
+    try:
+        result = orchestrator.train(run, start)  # type: ignore[arg-type]
+        status = "finished"
+        (folder / "result.json").write_text(_as_json(result))
+        (folder / "images.csv").write_text(Evaluation(list(result.scores)).as_csv())
+        tracker.artifact(folder / "images.csv")
+        return result
+    except Stopped:
+        status = "stopped"
+        raise
+    except (RequestError, RunError) as error:
+        log.error("%s", error)
+        raise
+    except BaseException:
+        # The console says it once, in the words of the caller; the run's own log keeps the traceback.
+        log.critical("the run failed", exc_info=True)
+        raise
+    finally:
+        ended = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]
+        if orchestrator.recording:
+            for name in ("config.yaml", "overrides.txt", "run.log"):
+                tracker.artifact(folder / name)
+            wait = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else _FINISHED_WAIT
+            tracker.finish(ended, {"sr_run.status": status}, wait=wait)
+
+
+def _announce(parts: Parts, chosen: Chosen, orchestrator: Orchestrator) -> None:
+    summary = parts.data.summary()
+    size = sum(parameter.numel() for parameter in parts.model.parameters())
+    log.info("run %s: %.2f M parameters, on %s", chosen.attempt, size / 1e6, parts.device)
+    log.info("data %s", ", ".join(f"{key} {value}" for key, value in summary.items()))
+    if chosen.state is not None:
+        steps, state = parts.trainer.steps, chosen.state
+        if chosen.parent:
+            log.info("forked from %s", chosen.parent)
+        elif state.step >= steps:
+            log.info("complete already: step %d of %d", state.step, steps)
+        else:
+            log.info("resumed at step %d of %d", state.step, steps)
+
+
+def _checkpoint(parts: Parts, chosen: Chosen, result: Result) -> str | None:
+    if parts.store is None:
+        return None
+    return f"{parts.store.url.rstrip('/')}/{chosen.attempt}/step-{result.step:08d}"
+
+
+def _as_json(result: Result) -> str:
+    rows = [dataclasses.asdict(score) for score in result.scores]
+    bicubic = [dataclasses.asdict(score) for score in result.bicubic]
+    return json.dumps(
+        {"step": result.step, "metrics": dict(result.metrics), "images": rows, "bicubic": bicubic}, indent=1
+    )
+
+
+def _report(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> None:
+    """The last lines of a run, on standard output."""
+    lines = [f"\nStep {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
+    if result.scores:
+        lines += _table(result.scores, result.bicubic, choices.get("model", "model"), parts.config.scale)
+    if outcome.checkpoint:
+        lines.append(f"Checkpoint  {outcome.checkpoint}")
+    hint = parts.tracker.ui_hint()
+    if hint is not None:
+        command, address = hint
+        lines.append(f"MLflow UI   {command}" if command else f"MLflow UI   {address}")
+        if command:
+            lines.append(f"            then open {address}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _table(scores: Sequence[Score], bicubic: Sequence[Score], model: str, scale: int) -> list[str]:
+    """PSNR (RGB) against bicubic, per image (the first ten) and on the mean."""
+    shown, name = list(scores[:10]), f"{model} x{scale}"
+    width = max(len("validation"), *(len(score.image) for score in shown))
+    lines = [f"{'PSNR (RGB)':<{width}}   {'bicubic':>8}  {name:>10}      gain"]
+    base = {score.image: score.psnr for score in bicubic}
+
+    def row(label: str, here: float, there: float) -> str:
+        return f"{label:<{width}}  {there:8.2f}   {here:9.2f}  {here - there:+7.2f} dB"
+
+    lines += [row(score.image, score.psnr, base.get(score.image, float("nan"))) for score in shown]
+    if len(scores) > 1:
+        mean_of = [Evaluation(list(rows)).mean["psnr"] if rows else float("nan") for rows in (scores, bicubic)]
+        lines.append(row(f"mean of {len(scores)}", *mean_of))
+    return lines

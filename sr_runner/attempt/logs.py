@@ -1,0 +1,83 @@
+"""Where log lines go: the terminal, and a file per run."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sr_runner.training.progress import BarSafeHandler
+
+_SHORT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+_WARNING = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S")
+_FULL = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+
+class _ByLevel(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return (_WARNING if record.levelno >= logging.WARNING else _SHORT).format(record)
+
+
+def to_console() -> None:
+    """Log to standard error, above a running progress bar. Calling it again changes nothing."""
+    root = logging.getLogger()
+    logging.getLogger("sr_runner").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    if not any(isinstance(handler, BarSafeHandler) for handler in root.handlers):
+        handler = BarSafeHandler()
+        handler.setFormatter(_ByLevel())
+        handler.addFilter(lambda record: record.name != "py.warnings")  # those are for the file
+        root.addHandler(handler)
+
+
+class _Memory(logging.Handler):
+    """Log lines of a run that has no file yet, the last few thousand of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=20_000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def remember() -> None:
+    """Keep all log lines from now on for the next `to_file`: a run's parts say things before it has a folder."""
+    _forget()
+    logging.getLogger("sr_runner").setLevel(logging.INFO)
+    logging.getLogger().addHandler(_Memory())
+
+
+def _forget() -> list[logging.LogRecord]:
+    """Stop remembering; what was remembered."""
+    root = logging.getLogger()
+    records: list[logging.LogRecord] = []
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Memory)]:
+        root.removeHandler(handler)
+        records += handler.records
+    return records
+
+
+def to_nowhere() -> None:
+    """Nothing on standard error, for a process whose leader speaks for it."""
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+@contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Append all log lines to `path` as well, those since `remember` first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(_FULL)
+    root = logging.getLogger()
+    for record in _forget():
+        handler.handle(record)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,1 @@
+"""The command lines: sr-run, sr-eval, sr-upscale, sr-ckpt."""

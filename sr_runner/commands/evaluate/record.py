@@ -1,0 +1,90 @@
+"""Results of `sr-eval` in MLflow: in the run that a checkpoint belongs to, or in a run of their own."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sr_runner.commands.evaluate.models import Model
+from sr_runner.commands.evaluate.report import Result, as_csv
+from sr_runner.errors import RequestError, RunError
+from sr_runner.mlflow_server import mask_credentials, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from sr_runner.tracking.server import Server
+
+_NOT_IN_KEYS = re.compile(r"[^\w.\- ]+")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where results go. `uri` None: that of the run, else `$MLFLOW_TRACKING_URI`, else `outputs/mlflow.db`."""
+
+    uri: str | None
+    experiment: str
+    outputs: Path
+
+    def add(self, model: Model, results: Sequence[Result], pictures: Sequence[Path]) -> str:
+        """Log the means as metrics (`eval/Set5/psnr_y`), the tables and pictures as artifacts; returns where.
+
+        Raises `RequestError` for a URI that MLflow has no store for, `RunError` where the server does not answer.
+        """
+        try:
+            from sr_runner.tracking.server import Refused, Server, Unreachable
+        except ImportError as error:
+            raise RequestError(f"tracker=mlflow needs MLflow ({error}): pip install mlflow") from error
+        known = model.source.tracker if model.source is not None else {}
+        remembered = known.get("tracking_uri")
+        if remembered and "***" in remembered:  # its password is not in the checkpoint
+            remembered = None
+        uri = tracking_uri(self.uri or remembered, self.outputs)
+        server = Server(uri, self.outputs.absolute() / "artifacts")
+        try:
+            run_id = self._run(server, model, known.get("run_id"))
+            server.ask(partial(_log, run_id=run_id, model=model, results=results, pictures=pictures))
+        except (Unreachable, Refused) as error:
+            raise RunError(f"tracker.uri={mask_credentials(uri)}: {error}. The results are not in MLflow.") from error
+        return f"run {run_id} at {mask_credentials(uri)}"
+
+    def _run(self, server: Server, model: Model, known: str | None) -> str:
+        if known is not None:
+            run = server.run(known)
+            if run is not None and run.info.lifecycle_stage == "active":
+                return known
+        experiment = server.experiment_id(self.experiment)
+        location = "bicubic" if model.source is None else model.source.location
+        tags = {"sr_run.kind": "evaluation", "sr_run.model": location}
+        run = server.ask(lambda client: client.create_run(experiment, tags=tags, run_name=model.label))
+        run_id = str(run.info.run_id)
+        server.ask(lambda client: client.set_terminated(run_id, "FINISHED"))
+        return run_id
+
+
+def _log(
+    client: MlflowClient, *, run_id: str, model: Model, results: Sequence[Result], pictures: Sequence[Path]
+) -> None:
+    from mlflow.entities import Metric
+
+    now, step = int(time.time() * 1000), model.source.step if model.source is not None else 0
+    metrics = [
+        Metric(f"eval/{_key(result.benchmark)}/{name}", value, now, step)
+        for result in results
+        for name, value in result.mean.items()
+    ]
+    client.log_batch(run_id, metrics=metrics)
+    for result in results:
+        client.log_text(run_id, as_csv([result]), f"eval/{_key(result.benchmark)}.csv")
+    for picture in pictures:
+        client.log_artifact(run_id, str(picture), "eval")
+
+
+def _key(name: str) -> str:
+    """`name` in the characters that MLflow allows in the name of a metric."""
+    return _NOT_IN_KEYS.sub("_", name)

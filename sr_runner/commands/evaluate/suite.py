@@ -1,0 +1,103 @@
+"""Models on benchmarks: every model on every image, with a progress bar, pictures and further metrics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sr_runner.commands.evaluate.models import BICUBIC, Model
+from sr_runner.commands.evaluate.published import published
+from sr_runner.commands.evaluate.report import Result
+from sr_runner.data.benchmarks import Benchmark
+from sr_runner.evaluation.metrics import Score, UInt8Image
+from sr_runner.evaluation.perceptual import Distance
+from sr_runner.evaluation.pictures import Extremes, file_name, sheets
+from sr_runner.evaluation.protocol import Evaluation, Pair, evaluate, evaluate_images
+from sr_runner.imresize import bicubic_upscale
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How models are evaluated."""
+
+    device: torch.device
+    tile: int
+    overlap: int
+    distances: Mapping[str, Distance] = field(default_factory=dict)
+    """Further metrics by name."""
+    pictures: Path | None = None
+    """Folder for sheets of the best and the worst images."""
+
+    def run(self, models: Sequence[Model], benchmark: Benchmark) -> Iterator[tuple[Result, list[Path]]]:
+        """The result of bicubic, asked for or not, and of each model; and the pictures that were made of it."""
+        networks = [model for model in models if model.upscale is not None]
+        yield self._one(Model(BICUBIC), benchmark, asked_for=len(networks) < len(models))
+        for model in networks:
+            yield self._one(model, benchmark, asked_for=True)
+
+    def _one(self, model: Model, benchmark: Benchmark, *, asked_for: bool) -> tuple[Result, list[Path]]:
+        watcher = _Watcher(self.distances, keep_pictures=self.pictures is not None and asked_for)
+        title = f"{benchmark.name}, {model.label}"
+        with tqdm(total=len(benchmark), desc=title, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+            evaluation = self._evaluate(model, benchmark, partial(watcher.see, bar.update))
+        name = BICUBIC if model.upscale is None else model.published_as
+        result = Result(
+            model=model.label,
+            benchmark=benchmark.name,
+            scale=benchmark.scale,
+            degradation=benchmark.degradation,
+            evaluation=evaluation,
+            parameters=model.parameters,
+            published=published(name, benchmark.scale, benchmark.name) if benchmark.bicubic else None,
+            extra=watcher.extra,
+            asked_for=asked_for,
+        )
+        return result, self._draw(result, watcher.extremes)
+
+    def _evaluate(
+        self, model: Model, benchmark: Benchmark, on_image: Callable[[Pair, UInt8Image, Score], None]
+    ) -> Evaluation:
+        scale = benchmark.scale
+        if model.upscale is None:
+            return evaluate_images(benchmark, partial(bicubic_upscale, scale=scale), crop=scale, on_image=on_image)
+        return evaluate(
+            model.upscale,
+            benchmark,
+            crop=scale,
+            device=self.device,
+            tile=self.tile,
+            overlap=self.overlap,
+            on_image=on_image,
+        )
+
+    def _draw(self, result: Result, extremes: Extremes | None) -> list[Path]:
+        if self.pictures is None or extremes is None:
+            return []
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for name, sheet in sheets(extremes, scale=result.scale).items():
+            paths.append(self.pictures / file_name(result.benchmark, result.model, name))
+            sheet.save(paths[-1])
+        return paths
+
+
+class _Watcher:
+    """Looks at each SR image as it comes and keeps no more of it than is needed later."""
+
+    def __init__(self, distances: Mapping[str, Distance], *, keep_pictures: bool) -> None:
+        self._distances = distances
+        self.extra: dict[str, list[float]] = {name: [] for name in distances}
+        self.extremes = Extremes() if keep_pictures else None
+
+    def see(self, advance: Callable[[], object], pair: Pair, sr: UInt8Image, score: Score) -> None:
+        for name, distance in self._distances.items():
+            self.extra[name].append(distance(sr, pair.hr))
+        if self.extremes is not None:
+            self.extremes.see(pair, sr, score)
+        advance()

@@ -1,0 +1,75 @@
+"""The config as a whole: its schema and its check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from sr_runner.config.settings import SCALES, CheckpointSettings, TrainerSettings
+from sr_runner.errors import RequestError, nearest
+from sr_runner.masking import masked
+
+
+@dataclass
+class Schema:
+    """What a config may hold. Groups whose keys are those of a class (`_target_`) are checked against that class."""
+
+    scale: int = 2
+    seed: int = 0
+    outputs: str = "outputs"
+    model: Any = MISSING
+    objective: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    data: Any = MISSING
+    tracker: Any = MISSING
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+
+def register_schema() -> None:
+    ConfigStore.instance().store(name="schema", node=Schema)
+
+
+def check(config: DictConfig) -> None:
+    """Raises `RequestError` for values that no part needs to be built for to be seen as wrong."""
+    _no_unknown_keys(config, "", Schema)
+    if config.scale not in SCALES:
+        raise RequestError(f"scale={config.scale}: expected one of {', '.join(map(str, SCALES))}")
+    if not 0 <= config.seed < 2**63:
+        raise RequestError(f"seed={config.seed}: expected a whole number from 0 to 2^63 - 1")
+    settings(config, "trainer", TrainerSettings).check()
+    settings(config, "checkpoint", CheckpointSettings).check()
+    rate = OmegaConf.select(config, "optimizer.lr")
+    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if rate is not None and not (is_number and 0 < float(rate) < float("inf")):
+        raise RequestError(f"optimizer.lr={rate}: expected a number above 0, such as 1e-4")
+
+
+def settings(config: DictConfig, group: str, kind: type[Any]) -> Any:
+    """`config.<group>` as its plain dataclass."""
+    values = OmegaConf.to_container(config[group], resolve=True)
+    assert isinstance(values, dict)
+    _no_unknown_keys(values, f"{group}.", kind)
+    return kind(**{str(key): value for key, value in values.items()})
+
+
+def _no_unknown_keys(values: Mapping[Any, Any] | DictConfig, prefix: str, kind: type[Any]) -> None:
+    """`+trainer.stps=5` gets past Hydra, since `+` means that a new key is wanted. Here none is."""
+    known = [each.name for each in fields(kind)]
+    for key in map(str, values):
+        if key not in known:
+            raise RequestError(
+                f"{prefix}{key}={values[key]}: there is no key {prefix}{key}.{nearest(str(key), known)} "
+                f"Keys{f' of {prefix[:-1]}' if prefix else ''}: {', '.join(known)}"
+            )
+
+
+def as_yaml(config: DictConfig) -> str:
+    """The resolved config without secrets, for checkpoints and people."""
+    return OmegaConf.to_yaml(OmegaConf.create(masked(OmegaConf.to_container(config, resolve=True))))

@@ -1,0 +1,145 @@
+"""The runner's own keys, as plain dataclasses.
+
+They are the schema behind `conf/trainer` and `conf/checkpoint` and the constructor arguments of the parts, so that a
+key is described, typed and checked in one place. No Hydra, no OmegaConf in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sr_runner.errors import RequestError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SCALES = (2, 3, 4, 8)
+INIT_RULES = ("strict", "body", "matching")
+
+
+def config_dir() -> Path:
+    """The config tree: inside the installed package, or beside it in a checkout of the repository."""
+    package = Path(__file__).parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+@dataclass
+class TrainerSettings:
+    """`trainer.*`: how long, how often, on what."""
+
+    steps: int = 1000
+    """Updates of the weights in all, those before a resume included."""
+    eval_every: int = 1000
+    """Steps between evaluations on the validation images; the last step is always evaluated."""
+    log_every: int = 50
+    """Steps between points of `train/*`; each is the mean (loss) or rate since the point before."""
+    resume: Any = False
+    """false: a fresh attempt. true: go on with the newest attempt of this config. An id or path: exactly that run."""
+    allow_changes: bool = False
+    """With `resume=<id or path>`: take its state although keys that matter differ, as a fork with its own identity."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: str = "auto"
+    """auto (bf16 where the device is fast at it, else fp32), fp32, bf16, or fp16 with a loss scaler (GPU)."""
+    channels_last: bool = True
+    """Memory format of weights and batches; faster nearly everywhere."""
+    compile: bool = False
+    """torch.compile the networks."""
+    deterministic: bool = False
+    """On a GPU: only algorithms that repeat themselves bit by bit. A CPU always does."""
+    threads: int | None = None
+    """CPU threads of PyTorch; null: all cores. Bitwise equality holds for equal numbers."""
+    accumulate: int = 1
+    """Batches per step whose gradients are averaged before the update; each has data.batch_size samples."""
+    grad_clip: float | None = None
+    """Largest norm of the gradients; null: no clipping."""
+    on_nan: str = "stop"
+    """A loss or gradient that is not finite: stop the run, or skip the update (waits for the device at every step)."""
+    parameters: Any = None
+    """Parameters that are frozen or have settings of their own, by the regular expression that their names begin with:
+    {"head|tail": {lr: 1e-5}, body: {freeze: true}}. The first that fits counts; the rest follows `optimizer`."""
+    ema_decay: float | None = None
+    """Average the weights with this decay (0.999) and evaluate and export the average; null: off."""
+    grace_seconds: float | None = 30.0
+    """After a stopping signal the process is gone within this time, with a checkpoint; null: whenever it is ready."""
+    pictures: int = 4
+    """Validation images whose bicubic | SR | HR strips go to the tracker at every evaluation."""
+
+    def check(self) -> None:
+        """Raises `RequestError` for a value out of range."""
+        at_least_one = ("steps", "eval_every", "log_every", "accumulate", "threads")
+        for key in at_least_one:
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise RequestError(f"trainer.{key}={value}: a whole number of at least 1 is needed")
+        if self.on_nan not in ("stop", "skip"):
+            raise RequestError(f"trainer.on_nan={self.on_nan}: expected stop or skip")
+        if self.pictures < 0:
+            raise RequestError(f"trainer.pictures={self.pictures}: expected 0 (none) or more")
+        if self.precision not in PRECISIONS:
+            raise RequestError(f"trainer.precision={self.precision}: expected one of {', '.join(PRECISIONS)}")
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+            raise RequestError(f"trainer.device={self.device}: expected one of auto, cpu, cuda or cuda:N")
+        if self.grace_seconds is not None and not self.grace_seconds > 0:
+            raise RequestError(f"trainer.grace_seconds={self.grace_seconds}: expected a number above 0, or null")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise RequestError(f"trainer.grad_clip={self.grad_clip}: expected a number above 0, or null for none")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise RequestError(f"trainer.ema_decay={self.ema_decay}: expected a number between 0 and 1, or null")
+
+
+@dataclass
+class CheckpointSettings:
+    """`checkpoint.*`: where checkpoints live, how often, which stay."""
+
+    store: Any = None
+    """What keeps them (`_target_`); null: no checkpoints."""
+    root: str | None = None
+    """A folder or URL."""
+    every: int | None = None
+    """Steps between checkpoints; null: as often as `trainer.eval_every`. The last step is always kept."""
+    keep_last: int = 3
+    """The newest N stay (at least one always does)."""
+    keep_best: int = 1
+    """The best N by `best_metric` stay as well."""
+    best_metric: str = "valid/psnr"
+    best_mode: str = "max"
+    """max or min."""
+    keep_every: int | None = None
+    """Those at multiples of N steps stay as well."""
+    keep_minutes: float | None = None
+    """The first of every N minutes stays as well."""
+    max_failures: int | None = 3
+    """Failed writes in a row that end the run; null: none do."""
+    when_busy: str = "wait"
+    """A checkpoint that is due while an earlier one is still being written: wait for that one (train step included),
+    or replace: take a second snapshot to be written next, unless a still newer one replaces it."""
+    lease_seconds: float | None = 60.0
+    """A process that was not heard of for so long is taken for dead by one on another machine that resumes its run;
+    null: nobody is asked."""
+    init_from: str | None = None
+    """Pre-trained weights to start from: a weights file, a checkpoint, a run id or a URL."""
+    init_rule: str = "strict"
+    """strict: they must fit tensor for tensor. body: all but the upsampler (from one scale to another). matching: every
+    tensor of the same name and shape."""
+    init_options: Any = None
+    """What the file of `init_from` cannot tell, such as {res_block_scaling: 0.1}."""
+
+    def check(self) -> None:
+        """Raises `RequestError` for a value out of range."""
+        for key, least in (("every", 1), ("keep_every", 1), ("keep_last", 0), ("keep_best", 0), ("max_failures", 1)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise RequestError(f"checkpoint.{key}={value}: a whole number of at least {least} is needed")
+        if self.when_busy not in ("wait", "replace"):
+            raise RequestError(f"checkpoint.when_busy={self.when_busy}: expected wait or replace")
+        if self.lease_seconds is not None and not self.lease_seconds >= 1:
+            raise RequestError(f"checkpoint.lease_seconds={self.lease_seconds}: expected 1 or more, or null")
+        if self.keep_minutes is not None and not self.keep_minutes > 0:
+            raise RequestError(f"checkpoint.keep_minutes={self.keep_minutes}: expected a number above 0, or null")
+        if self.init_rule not in INIT_RULES:
+            raise RequestError(f"checkpoint.init_rule={self.init_rule}: expected one of {', '.join(INIT_RULES)}")
+        if self.best_mode not in ("max", "min"):
+            raise RequestError(f"checkpoint.best_mode={self.best_mode}: expected max or min")

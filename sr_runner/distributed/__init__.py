@@ -1,0 +1,1 @@
+"""One run in several processes. Importing the package imports nothing heavy."""

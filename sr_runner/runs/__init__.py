@@ -1,0 +1,1 @@
+"""What stands on disks and in stores, and how it is named."""

@@ -1,0 +1,156 @@
+"""The recipes in conf/experiment say what their papers say, compose, and run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from support import SrRun
+
+from sr_runner.attempt.build import build, build_model
+from sr_runner.config.compose import composed, options_of
+from sr_runner.config.settings import config_dir
+
+# name -> model, objective, scale, HR patch, steps, learning rate, milestones
+RECIPES: dict[str, tuple[str, str, int, int, int, float, list[int] | None]] = {
+    "edsr_x2": ("edsr", "l1", 2, 96, 300_000, 1e-4, [200_000]),
+    "edsr_x3": ("edsr", "l1", 3, 144, 300_000, 1e-4, [200_000]),
+    "edsr_x4": ("edsr", "l1", 4, 192, 300_000, 1e-4, [200_000]),
+    "edsr_x4_krasserm": ("edsr", "l1", 4, 96, 300_000, 1e-4, [200_000]),
+    "wdsr_a": ("wdsr_a", "l1", 2, 96, 300_000, 1e-3, [200_000]),
+    "wdsr_b": ("wdsr_b", "l1", 2, 96, 300_000, 1e-3, [200_000]),
+    "wdsr_b_x4_krasserm": ("wdsr_b", "l1", 4, 96, 300_000, 1e-3, [200_000]),
+    "srresnet": ("srresnet", "mse", 4, 96, 1_000_000, 1e-4, None),
+    "srgan": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
+    "srgan_krasserm_pretrain": ("srresnet", "mse", 4, 96, 1_000_000, 1e-4, None),
+    "srgan_krasserm": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
+    "esrgan": ("msrresnet", "srgan", 4, 128, 400_000, 1e-4, [50_000, 100_000, 200_000, 300_000]),
+}
+PARAMETERS = {
+    "edsr_x2": 1_369_859, "edsr_x3": 1_554_499, "edsr_x4": 1_517_571, "edsr_x4_krasserm": 1_517_571,
+    "wdsr_a": 1_190_100, "wdsr_b_x4_krasserm": 615_088, "srresnet": 1_550_659, "srgan_krasserm_pretrain": 1_550_659,
+}  # fmt: skip
+SMALL = ("data=sample", "data.batch_size=2", "trainer.steps=2", "trainer.threads=1", "trainer.pictures=0",
+         "model.num_res_blocks=1", "model.num_filters=8", "data.valid_images=1", "tracker=none")  # fmt: skip
+
+
+def recipe(name: str, *overrides: str) -> DictConfig:
+    return composed([f"experiment={name}", *overrides])[0]
+
+
+def test_every_recipe_is_described_here() -> None:
+    assert options_of("experiment") == sorted(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_its_source_says(name: str) -> None:
+    config, choices = composed([f"+experiment={name}"])
+    model, objective, scale, patch, steps, rate, milestones = RECIPES[name]
+    assert (choices["model"], choices["objective"], choices["data"]) == (model, objective, "div2k")
+    assert (config.scale, config.data.patch_size, config.data.batch_size) == (scale, patch, 16)
+    assert (config.trainer.steps, config.optimizer.lr, config.scheduler.get("milestones")) == (steps, rate, milestones)
+    assert (config.trainer.eval_every, config.data.valid_images, config.checkpoint.keep_last) == (1000, 10, 3)
+    assert (config.trainer.grad_clip, config.trainer.precision) == (None, "fp32")
+    assert (list(config.optimizer.betas), config.optimizer.weight_decay) == ([0.9, 0.999], 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_begins_with_the_command_that_runs_it(name: str) -> None:
+    header, command, *_ = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert header == "# @package _global_" and command.startswith(f"# sr-run +experiment={name} ")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_command_in_a_recipes_header_composes(name: str) -> None:
+    text = (config_dir() / "experiment" / f"{name}.yaml").read_text().replace("\\\n#", "")
+    commands = re.findall(r"^#\s+(sr-run .*?)(?: -- .*)?$", text, re.MULTILINE)
+    for command in commands:
+        arguments = shlex.split(re.sub(r"<[^>]+>", "some-run", command))[1:]
+        config, choices = composed(arguments)
+        assert choices["experiment"] in RECIPES and config.scale in (2, 3, 4)
+    assert commands[0].startswith(f"sr-run +experiment={name}")
+
+
+def test_the_three_stages_of_srgan_are_commands_in_their_headers() -> None:
+    text = (config_dir() / "experiment" / "srgan_krasserm.yaml").read_text()
+    for command in (
+        "sr-run +experiment=srgan_krasserm_pretrain\n",
+        "sr-run +experiment=srgan_krasserm checkpoint.init_from=srresnet-x4-",
+        "sr-run +experiment=srgan_krasserm model=edsr model.rgb_range=2 checkpoint.init_from=",
+        "sr-run +experiment=srgan_krasserm model=wdsr_b checkpoint.init_from=",
+    ):
+        assert f"#   {command}" in text
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_network_of_a_recipe_has_the_published_size(name: str) -> None:
+    network = build_model(recipe(name).model, set())
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [
+        ("edsr_x4", 1e-8 / 255), ("wdsr_a", 1e-8 / 255), ("edsr_x4_krasserm", 1e-7 / 255),
+        ("wdsr_b_x4_krasserm", 1e-7 / 255), ("srgan_krasserm_pretrain", 1e-7 / 255**2), ("srgan_krasserm", 1e-7),
+    ],
+)  # fmt: skip
+def test_eps_makes_a_loss_on_0_to_1_train_as_the_sources_on_0_to_255(name: str, eps: float) -> None:
+    assert recipe(name).optimizer.eps == pytest.approx(eps, rel=1e-6)
+
+
+def test_krasserms_recipes_have_the_reference_initialisation_and_range() -> None:
+    edsr, wdsr, srgan = (recipe(name) for name in ("edsr_x4_krasserm", "wdsr_b_x4_krasserm", "srgan_krasserm"))
+    assert (edsr.model.initialization, edsr.model.rgb_range) == ("keras", 2)
+    assert (wdsr.model.initialization, wdsr.model.num_res_blocks, wdsr.model.res_block_expansion) == ("keras", 32, 6)
+    assert srgan.objective.discriminator_initialization == "keras"
+    assert (srgan.objective.content_weight, srgan.objective.adversarial_weight) == (1.0, 1e-3)
+    assert srgan.objective.vgg_scale == pytest.approx(1 / 12.75) and srgan.scheduler.gamma == 0.1
+
+
+def test_the_command_line_wins_over_a_recipe() -> None:
+    config, choices = composed(
+        [
+            "+experiment=srgan",
+            "data=folder",
+            "data.train=/photos",
+            "trainer.steps=5",
+            "model=edsr",
+            "scale=2",
+            "optimizer.lr=3e-4",
+        ]
+    )
+    assert (choices["data"], choices["model"], choices["objective"]) == ("folder", "edsr", "srgan")
+    assert (config.trainer.steps, config.scale, config.optimizer.lr, config.data.train) == (5, 2, 3e-4, "/photos")
+    assert (config.data.patch_size, config.data.batch_size) == (96, 16)
+
+
+@pytest.mark.parametrize("name", [name for name, facts in RECIPES.items() if facts[1] == "srgan"])
+def test_the_objective_of_every_gan_recipe_can_be_built(name: str) -> None:
+    objective: Any = build(recipe(name, "objective.vgg_seed=0").objective, "objective")
+    assert objective.networks(build_model(recipe(name).model, set()), patch_size=32).keys() == {
+        "model",
+        "discriminator",
+    }
+
+
+@pytest.mark.parametrize("spelling", ["+experiment=edsr_x2", "experiment=wdsr_b"])
+def test_a_recipe_runs(spelling: str, sr_run: SrRun, tmp_path: Path) -> None:
+    done = sr_run(spelling, *SMALL)
+    assert "Step 2 of 2" in done.stdout
+    assert len(list((tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000002"))) == 1
+
+
+def test_the_three_stages_of_srgan_run_one_after_another(sr_run: SrRun, tmp_path: Path) -> None:
+    sr_run("+experiment=srgan_krasserm_pretrain", *SMALL, "data.patch_size=32")
+    (generator,) = (tmp_path / "outputs" / "runs").iterdir()
+    arguments = (
+        "+experiment=srgan_krasserm", *SMALL, "data.patch_size=32", f"checkpoint.init_from={generator.name}",
+        "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=4",
+        "scheduler.milestones=[1]",
+    )  # fmt: skip
+    assert "tensors loaded, 0 skipped, 0 new" in sr_run(*arguments).stderr

@@ -1,0 +1,82 @@
+"""Where the server is, absolutely and without its password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sr_runner.errors import RequestError
+from sr_runner.mlflow_server import sqlite_file
+from sr_runner.tracking import MlflowTracker, mask_credentials, tracking_uri, ui_hint
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("http://ann:pass@host:5000/x", "http://***@host:5000/x"),
+        ("https://token@host", "https://***@host"),
+        ("postgresql+psycopg2://u:p%40q@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
+        ("failed: (url 'http://a:b@h/') again", "failed: (url 'http://***@h/') again"),
+        ("postgresql://db/x?user=u&password=p&sslmode=on", "postgresql://db/x?user=u&password=***&sslmode=on"),
+        ("http://host/a@b and mail@example.org", "http://host/a@b and mail@example.org"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+    ],
+)
+def test_credentials_are_masked_and_nothing_else(text: str, masked: str) -> None:
+    assert mask_credentials(text) == masked
+
+
+def test_the_default_is_a_database_in_the_outputs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(None, Path("outputs")) == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+
+
+def test_the_environment_counts_where_the_config_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking_uri(None, tmp_path) == "http://host:5000"
+    assert tracking_uri("http://other:5000", tmp_path) == "http://other:5000"
+
+
+def test_a_relative_database_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri("sqlite:///a/b.db?timeout=5", tmp_path) == f"sqlite:///{tmp_path}/a/b.db?timeout=5"
+    assert sqlite_file(f"sqlite:///{tmp_path}/a#1/b.db?timeout=5") == tmp_path / "a#1" / "b.db"
+
+
+@pytest.mark.parametrize(
+    "uri", ["htp://host:5000", "mlruns", "./mlruns", "file:./mlruns", "sqlite://", "sqlite:///:memory:"]
+)
+def test_what_mlflow_has_no_store_for_is_refused_by_name(uri: str) -> None:
+    with pytest.raises(RequestError, match=r"tracker\.uri="):
+        MlflowTracker(uri=uri)
+
+
+def test_a_misspelt_scheme_is_recognised() -> None:
+    with pytest.raises(RequestError, match="Did you mean 'http'"):
+        MlflowTracker(uri="htp://ann:secret@host:5000")
+    with pytest.raises(RequestError, match=r"^(?!.*secret)"):
+        MlflowTracker(uri="htp://ann:secret@host:5000")
+
+
+def test_a_database_whose_driver_is_missing_is_refused_with_its_name() -> None:
+    with pytest.raises(RequestError, match=r"^(?!.*secret).*needs the Python package nosuchdriver,"):
+        MlflowTracker(uri="postgresql+nosuchdriver://ann:secret@host/db")
+
+
+def test_an_experiment_needs_a_name() -> None:
+    with pytest.raises(RequestError, match=r"tracker\.experiment"):
+        MlflowTracker(experiment=" ")
+
+
+def test_the_hint_is_a_command_for_a_database_and_an_address_for_a_server() -> None:
+    command, page = ui_hint("sqlite:////data/my runs/mlflow.db", "3", "abc")
+    assert command == "mlflow ui --backend-store-uri 'sqlite:////data/my runs/mlflow.db'"
+    assert page == "http://127.0.0.1:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
+    assert ui_hint("https://ann:pass@host/mlflow/", "3", "abc") == (
+        "",
+        "https://host/mlflow/#/experiments/3/runs/abc?workflowType=machine_learning",
+    )
+    assert ui_hint("https://host") == ("", "https://host/")

@@ -1,0 +1,35 @@
+"""What tests share: how the real `sr-run` is started, and how small a run can be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = (
+    "model.num_res_blocks=1", "model.num_filters=8", "data.batch_size=2", "data.patch_size=32", "data.valid_images=1",
+    "trainer.threads=1", "trainer.steps=6", "trainer.log_every=2", "trainer.eval_every=3", "trainer.pictures=1",
+    "tracker.system_metrics=false",
+)  # fmt: skip
+"""A run of a second or two, beside its start-up."""
+
+SrRun = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # One thread each: tests run beside each other.
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def started(module: str) -> list[str]:
+    """The beginning of the command line of `module`, as its installed script starts it."""
+    return [sys.executable, "-c", f"import sys; from {module} import main; sys.exit(main())"]
+
+
+def command(*arguments: str, module: str = "sr_runner.commands.run") -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
