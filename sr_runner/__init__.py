@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from sr_runner.attempt.execute import Outcome
+    from sr_runner.attempt.report import Outcome
 
 __all__ = ["load_model", "train"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import sys
 import tempfile
@@ -14,47 +12,29 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sr_runner.attempt import logs
-from sr_runner.attempt.assembly import orchestrate, record
 from sr_runner.attempt.build import Parts, build_parts, file_contents
 from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
+from sr_runner.attempt.record import record
+from sr_runner.attempt.report import Outcome, as_json, print_report
 from sr_runner.attempt.resume import Chosen, choose
+from sr_runner.attempt.start import orchestrate
 from sr_runner.config.identity import identity as identity_of
 from sr_runner.config.identity import identity_facts
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
-from sr_runner.evaluation import Evaluation, Score
+from sr_runner.evaluation import Evaluation
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, SweepParent
-from sr_runner.training.orchestrator import Orchestrator, Result
+from sr_runner.training.orchestrator import Orchestrator
+from sr_runner.training.result import Result, Start
 
 log = logging.getLogger(__name__)
 
 # Seconds that the tracker gets to bring the last points home. A stopped run is expected to be gone soon.
 _FINISHED_WAIT, _STOPPED_WAIT = 30.0, 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What `sr_runner.train` returns."""
-
-    identity: str
-    attempt: str
-    folder: Path
-    """`outputs/runs/<identity>/<attempt>`: log, config, journal, pictures."""
-    checkpoint: str | None
-    """The last checkpoint, in the words of its store. Of several processes only the first knows it, and `run_id`."""
-    step: int
-    metrics: dict[str, float]
-    """`valid/psnr` and so on, of the last evaluation."""
-    run_id: str | None
-    """MLflow's id of the run."""
-
-    @property
-    def psnr(self) -> float:
-        return self.metrics.get("valid/psnr", float("nan"))
 
 
 def execute(
@@ -104,7 +84,7 @@ def execute(
                 identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
             )  # fmt: skip
-            _report(outcome, result, parts, choices, time.perf_counter() - began)
+            print_report(outcome, result, parts, choices, time.perf_counter() - began)
     return outcome
 
 
@@ -135,12 +115,12 @@ def _check_writable(outputs: Path) -> None:
         raise RequestError(f"outputs={outputs}: nothing can be written there ({error.strerror})") from error
 
 
-def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: object, folder: Path) -> Result:
+def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: Start, folder: Path) -> Result:
     tracker, status = parts.tracker, "failed"
     try:
-        result = orchestrator.train(run, start)  # type: ignore[arg-type]
+        result = orchestrator.train(run, start)
         status = "finished"
-        (folder / "result.json").write_text(_as_json(result))
+        (folder / "result.json").write_text(as_json(result))
         (folder / "images.csv").write_text(Evaluation(list(result.scores)).as_csv())
         tracker.artifact(folder / "images.csv")
         return result
@@ -182,45 +162,3 @@ def _checkpoint(parts: Parts, chosen: Chosen, result: Result) -> str | None:
     if parts.store is None:
         return None
     return f"{parts.store.url.rstrip('/')}/{chosen.attempt}/step-{result.step:08d}"
-
-
-def _as_json(result: Result) -> str:
-    rows = [dataclasses.asdict(score) for score in result.scores]
-    bicubic = [dataclasses.asdict(score) for score in result.bicubic]
-    return json.dumps(
-        {"step": result.step, "metrics": dict(result.metrics), "images": rows, "bicubic": bicubic}, indent=1
-    )
-
-
-def _report(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> None:
-    """The last lines of a run, on standard output."""
-    lines = [f"\nStep {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
-    if result.scores:
-        lines += _table(result.scores, result.bicubic, choices.get("model", "model"), parts.config.scale)
-    if outcome.checkpoint:
-        lines.append(f"Checkpoint  {outcome.checkpoint}")
-    hint = parts.tracker.ui_hint()
-    if hint is not None:
-        command, address = hint
-        lines.append(f"MLflow UI   {command}" if command else f"MLflow UI   {address}")
-        if command:
-            lines.append(f"            then open {address}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-
-
-def _table(scores: Sequence[Score], bicubic: Sequence[Score], model: str, scale: int) -> list[str]:
-    """PSNR (RGB) against bicubic, per image (the first ten) and on the mean."""
-    shown, name = list(scores[:10]), f"{model} x{scale}"
-    width = max(len("validation"), *(len(score.image) for score in shown))
-    lines = [f"{'PSNR (RGB)':<{width}}   {'bicubic':>8}  {name:>10}      gain"]
-    base = {score.image: score.psnr for score in bicubic}
-
-    def row(label: str, here: float, there: float) -> str:
-        return f"{label:<{width}}  {there:8.2f}   {here:9.2f}  {here - there:+7.2f} dB"
-
-    lines += [row(score.image, score.psnr, base.get(score.image, float("nan"))) for score in shown]
-    if len(scores) > 1:
-        mean_of = [Evaluation(list(rows)).mean["psnr"] if rows else float("nan") for rows in (scores, bicubic)]
-        lines.append(row(f"mean of {len(scores)}", *mean_of))
-    return lines

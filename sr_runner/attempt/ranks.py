@@ -6,15 +6,15 @@ import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from sr_runner.attempt.assembly import orchestrator_of
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
+from sr_runner.attempt.start import orchestrator_of
 from sr_runner.checkpoint import TrainingState
 from sr_runner.errors import RequestError
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord
 from sr_runner.training import device as devices
-from sr_runner.training.orchestrator import Result, Start
+from sr_runner.training.result import Result, Start
 
 _SEED_STRIDE = 1_000_003
 """Between the seeds of two processes: what a network draws (dropout) is to differ, while samples come from `seed`."""

@@ -164,7 +164,7 @@ def _verify(shelf: Shelf, arguments: argparse.Namespace) -> int:
 
 
 def _diff(shelf: Shelf, arguments: argparse.Namespace) -> int:
-    from sr_runner.checkpoint.manager import read
+    from sr_runner.checkpoint.reader import read
 
     a, b = (read(_folder_of(shelf, wanted)) for wanted in (arguments.a, arguments.b))
     rows: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sr_runner.config.settings import TrainerSettings
 from sr_runner.distributed.processes import local_rank
 from sr_runner.errors import RequestError
 from sr_runner.objectives import Precision
@@ -108,6 +109,22 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def environment(device: torch.device, settings: TrainerSettings, *, processes: int) -> dict[str, Any]:
+    """What the last bits of a run depend on beside its config."""
+    return {
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "compile": settings.compile,
+        "channels_last": settings.channels_last,
+        "processes": processes,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def warn_of_change(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

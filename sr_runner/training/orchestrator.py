@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from sr_runner.checkpoint import CheckpointManager, SaveReport, TrainingState
+from sr_runner.checkpoint import CheckpointManager, Origin, RunState, SaveReport, TrainingState
 from sr_runner.config.settings import TrainerSettings
-from sr_runner.data import Pair, PairData
+from sr_runner.data import PairData
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RunError
-from sr_runner.evaluation import Evaluation, Score, picture_strip
-from sr_runner.evaluation.protocol import OnImage
+from sr_runner.evaluation import Evaluation
 from sr_runner.objectives import Learner, MicroBatches, Objective
 from sr_runner.objectives.base import MODEL
 from sr_runner.objectives.ema import Ema
@@ -30,33 +23,12 @@ from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord, Tracker
 from sr_runner.training import device as devices
 from sr_runner.training.progress import Progress
-from sr_runner.training.validation import Final, rows, score_bicubic, score_network, scores_of
+from sr_runner.training.result import Result, Start
+from sr_runner.training.validation import Validation
 from sr_runner.training.window import Window
 from sr_runner.weights import describe
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins."""
-
-    state: TrainingState | None = None
-    fork: bool = False
-    """`state` is another run's: take weights and moments, keep this run's own settings and schedule."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a run."""
-
-    step: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """The last evaluation's means, `valid/psnr` and so on; `final/psnr` where there are more images than in that."""
-    scores: tuple[Score, ...] = ()
-    """The last evaluation, image by image: at the end of training on all validation images."""
-    bicubic: tuple[Score, ...] = ()
-    """The same images enlarged by MATLAB bicubic."""
 
 
 class Orchestrator:
@@ -80,15 +52,17 @@ class Orchestrator:
         stop: StopSignal | None = None,
         world: World | None = None,
         config: str = "",
-        facts: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
     ):
         """`learners` are those of the objective's networks, on their device; the one of `MODEL` maps LR to SR batches
-        in [0, 1]. `config` (YAML) and `facts` (plain data) go into checkpoints. Of several processes (`world`), the
-        first alone has a tracker that records and a Checkpoint Manager.
+        in [0, 1]. `save_every` (steps; None: as often as an evaluation). `config` (YAML) and `origin` go into
+        checkpoints. In a run of several processes (`world`) only the main process has a tracker that records and a
+        Checkpoint Manager.
         """
         self.device = device or torch.device("cpu")
         self.settings, self.data, self.tracker, self.checkpoints = settings, data, tracker, checkpoints
-        self.objective, self.stop, self.config, self.facts = objective, stop or StopSignal(), config, dict(facts or {})
+        self.objective, self.config, self.origin = objective, config, origin or Origin()
+        self.stop = stop or StopSignal()
         self.save_every = save_every or settings.eval_every
         self.world: World = world or SingleProcess(self.stop)
         self.learners = dict(learners)
@@ -96,70 +70,57 @@ class Orchestrator:
         self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
         self.step = 0
         self.recording = False
-        self.evaluated_at = 0
-        self.best: dict[str, float] = {}
-        self.scores: tuple[Score, ...] = ()
-        self.bicubic: tuple[Score, ...] = ()
-        self.final = Final()
+        self.validation = Validation(
+            data, tracker, device=self.device, last_step=settings.steps, pictures=settings.pictures,
+            should_stop=self.world.stop_requested,
+        )  # fmt: skip
+        self._samples_per_step = data.batch_size * settings.accumulate
         self._window = Window()
-        self._met = -1  # the step at which the processes brought together what a checkpoint holds
-        self._random: list[dict[str, Any]] = []
-        self._saved = (0, 0, 0)  # step, and those of the evaluations that came with it
-        self._mark = time.perf_counter(), 0.0
+        self._gathered: tuple[int, list[dict[str, Any]]] = -1, []  # the step of `_gather`, and what it brought together
+        self._saved: tuple[int, ...] = ()  # the version of the last checkpoint
         self._progress: Progress | None = None
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-        self._drawing: list[Future[None]] = []
 
     # -- the four verbs --------------------------------------------------------------------------------------------
 
     def train(self, run: RunRecord, start: Start | None = None) -> Result:
         """Train up to `settings.steps` and return the result. Raises `Stopped` after a stopping signal was heeded."""
-        settings, count = self.settings, self.data.batch_size * self.settings.accumulate
-        start = start or Start()
+        settings, start = self.settings, start or Start()
         if start.state is not None:
             self.restore(start.state, fork=start.fork)
-        own = start.state.training.get("tracker") if start.state is not None and not start.fork else None
-        self._run_dir = run.run_dir
-        self.tracker.start(dataclasses.replace(run, resumed_at=self.step if own is not None else 0, state=own))
-        self.recording = True
-        with (
-            self.stop.deferred(),
-            self.data.stream(
-                self.step * count, count, device=self.device, channels_last=settings.channels_last, **self.world.shard
-            ) as loader,
-        ):
-            bar = None if self.world.is_main else False
-            self._progress = Progress(total=settings.steps, step=self.step, batch_size=count, bar=bar)
+        self._begin_record(run, start)
+        with self.stop.deferred(), self._open_stream() as batches:
+            self._progress = Progress(
+                total=settings.steps, step=self.step, batch_size=self._samples_per_step,
+                bar=None if self.world.is_main else False,
+            )  # fmt: skip
             try:
-                self._meet()
-                if self.checkpoints is not None:
-                    self.checkpoints.prepare(self._state())
-                if self.step and self._due(settings.eval_every) and self._lacks_evaluation:
+                self._begin_checkpoints()
+                if self.step and self._is_due(settings.eval_every) and self.validation.is_lacking(self.step):
                     self.evaluate()  # a signal had cut it short
-                    if self._due(self.save_every):
+                    if self._is_due(self.save_every):
                         self.save()
                 if self.world.should_stop(at_once=True):
-                    self._stop_if_asked()
-                self._mark = time.perf_counter(), loader.wait_seconds
+                    self._stop()
+                self._window.start_clock(batches.wait_seconds)
                 while self.step < settings.steps:
-                    lr, hr = next(loader)
-                    self.train_step(self._micro_batches(lr, hr))
-                    if self._due(settings.log_every):
-                        self._log(loader.wait_seconds)
-                    if self._due(settings.eval_every):
+                    self.train_step(self._micro_batches(*next(batches)))
+                    if self._is_due(settings.log_every):
+                        self._log(batches.wait_seconds)
+                    if self._is_due(settings.eval_every):
                         self.evaluate()
-                    if self._due(self.save_every):
+                    if self._is_due(self.save_every):
                         self.save()
                     self._progress.advance(self.step)
-                    if self.world.should_stop(at_once=self._due(settings.eval_every) or self._due(self.save_every)):
-                        self._take_time(loader.wait_seconds)
-                        self._stop_if_asked()
-                self._flush_pictures()
+                    pause = self._is_due(settings.eval_every) or self._is_due(self.save_every)
+                    if self.world.should_stop(at_once=pause):
+                        self._window.read_clock(batches.wait_seconds)
+                        self._stop()
+                self.validation.flush()
                 if self.checkpoints is not None and not self.checkpoints.finish():
-                    self._stop_if_asked()
+                    self._stop()
             finally:
                 self._progress.close()
-                self._background.shutdown(wait=True)
+                self.validation.close()
                 if self.checkpoints is not None:
                     self.checkpoints.close(self.stop.deadline)
         return self.result()
@@ -167,37 +128,39 @@ class Orchestrator:
     def train_step(self, batches: MicroBatches) -> None:
         """One update of the weights, from float batches on the device."""
         self.step += 1
-        measure = self._due(self.settings.log_every)
+        measure = self._is_due(self.settings.log_every)
         terms = self.objective.train_step(self.learners, batches, measure=measure)
         if self.ema is not None:
             self.ema.update()
-        self._window.losses.append(terms)
+        self._window.add(terms)
 
     def restore(self, state: TrainingState, *, fork: bool = False) -> None:
-        """Become what `state` says; with `fork`, take its weights and moments and keep this run's own settings."""
-        training = state.training
+        """Become what `state` says; with `fork`, take its weights and moments and keep this run's own settings.
+
+        Raises `RunError` where it does not fit.
+        """
         self.step = state.step
         try:
-            self._load_weights(state, fork)
-        except (RuntimeError, KeyError, ValueError) as error:
+            run = RunState.of(state.training)
+            self._load_networks(state, run, fork)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise RunError(
                 f"the checkpoint of step {state.step} does not fit the networks and optimizers of this config: {error}"
             ) from error
-        everyones = [training["random"], *training.get("others", ())]
-        if len(everyones) == self.world.size or self.world.is_main:
-            devices.restore_random_state(everyones[self.world.rank])
-        self.evaluated_at = self.step if fork else training["evaluated_at"]
-        if not fork:
-            self.best = dict(training["best"])
-            self.scores, self.bicubic = scores_of(training["scores"]), scores_of(training["bicubic"])
-            self.final = Final.of(training.get("final", {}))
-            self._window = Window.of(training["window"])
+        generators = [run.random, *run.others]
+        if len(generators) == self.world.size or self.world.is_main:
+            devices.restore_random_state(dict(generators[self.world.rank]))
+        if fork:
+            self.validation.evaluated_at = self.step
+        else:
+            self.validation.restore(run)
+            self._window.restore(run.window)
             self._saved = self._version
-        devices.warn_of_change(training.get("environment", {}), self._environment())
+        devices.warn_of_change(run.environment, self._environment)
 
     def save(self, *, wait: bool = False) -> None:
         """Hand the state to the Checkpoint Manager; returns after the snapshot, or with `wait` after the commit."""
-        self._meet()
+        self._gather()
         if self.checkpoints is None:
             return
         if self._saved != self._version:
@@ -212,115 +175,110 @@ class Orchestrator:
     def evaluate(self) -> Evaluation | None:
         """Score the validation images with the weights that are exported; None where a signal cut it short.
 
-        Of several processes the first does it, and the others wait.
+        Of several processes the main one does it, and its peers wait.
         """
-        evaluation = self._evaluate() if self.world.is_main else None
-        if evaluation is not None and self._lacks_evaluation:
-            self._evaluate_all()
-        if self.world.size > 1:
-            known = {"evaluated_at": self.evaluated_at, "scores": rows(self.scores), "final": self.final.state()}
-            told = self.world.broadcast(known)
-            self.evaluated_at, self.scores = told["evaluated_at"], scores_of(told["scores"])
-            self.final = Final.of(told["final"])
-        return evaluation
-
-    @property
-    def _lacks_evaluation(self) -> bool:
-        """Whether the images of the evaluations, or at the end of training all of them, are still to be scored."""
-        at_end = self.step == self.settings.steps and len(self.data.valid_all) > len(self.data.valid)
-        return self.evaluated_at != self.step or (at_end and self.final.step != self.step)
-
-    def _evaluate(self) -> Evaluation | None:
-        pairs = self.data.valid
-        if not len(pairs):
-            self.evaluated_at = self.step
-            return None
         began = time.perf_counter()
-        drawn = {pair.name for pair in pairs[: self.settings.pictures]}
-        strips: list[Callable[[], None]] = []
-
-        def keep(pair: Any, sr: np.ndarray, score: Score) -> None:
-            if pair.name in drawn:
-                strips.append(partial(self._draw, self.step, pair, sr))
-
-        evaluation = self._score(pairs, keep)
-        if evaluation is None:
-            return None
-        if len(self.bicubic) != len(pairs):
-            self.bicubic = score_bicubic(pairs, self.data.scale)
-        self.scores, self.evaluated_at = tuple(evaluation.scores), self.step
-        metrics = self._evaluation_metrics()
-        self.tracker.log(self.step, metrics)
-        self._drawing += [self._background.submit(strip) for strip in strips]
-        if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
-            self.best = metrics | {"step": float(self.step)}
-        if self._progress is not None:
-            self._progress.note(PSNR=f"{metrics['valid/psnr']:.2f}")
-        self._tell("step %d", metrics, len(pairs), began)
-        return evaluation
-
-    def _evaluate_all(self) -> None:
-        """At the end of training: score every validation image, which the evaluations on the way may not."""
-        began, pairs = time.perf_counter(), self.data.valid_all
-        evaluation = self._score(pairs)
-        if evaluation is None:
-            return
-        self.final = Final(self.step, tuple(evaluation.scores), score_bicubic(pairs, self.data.scale))
-        self.tracker.log(self.step, self.final.metrics)
-        self._tell("at the end, step %d", self.final.metrics, len(pairs), began)
-
-    def _score(self, pairs: Sequence[Pair], on_image: OnImage | None = None) -> Evaluation | None:
-        """Score `pairs` with the weights that are exported; None where a signal cut it short."""
         network = self.ema.network if self.ema is not None else self.model
-        return score_network(
-            network, pairs, scale=self.data.scale, device=self.device, should_stop=self.world.stop_requested,
-            on_image=on_image,
-        )  # fmt: skip
-
-    def _tell(self, when: str, metrics: Mapping[str, float], count: int, began: float) -> None:
-        """Log an evaluation, and leave its time out of the training's rates."""
+        evaluation = self.validation.run(self.step, network) if self.world.is_main else None
+        if self.world.size > 1:
+            self.validation.broadcast(self.world)
         seconds = time.perf_counter() - began
-        text = f"{when}: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s"
-        log.info(text, self.step, *metrics.values(), count, seconds)
+        self._window.exclude(seconds)
         if self._progress is not None:
             self._progress.pause(seconds)
-        self._mark = self._mark[0] + seconds, self._mark[1]
+            if evaluation is not None:
+                self._progress.note(PSNR=f"{evaluation.mean['psnr']:.2f}")
+        return evaluation
 
     def result(self) -> Result:
-        metrics = self._evaluation_metrics() if self.scores else {}
-        if self.final.step and self.final.step == self.evaluated_at:
-            return Result(self.step, metrics | self.final.metrics, self.final.scores, self.final.bicubic)
-        return Result(self.step, metrics, self.scores, self.bicubic)
+        validation, final = self.validation, self.validation.final
+        if final.step and final.step == validation.evaluated_at:
+            metrics = validation.metrics | final.metrics
+            return Result(self.step, metrics, final.scores, final.bicubic, validation.best)
+        return Result(self.step, validation.metrics, validation.scores, validation.bicubic, validation.best)
 
-    def save_failed(self, step: int, in_a_row: int) -> None:
-        """Called by the Checkpoint Manager when a write failed; training goes on."""
-        self.tracker.log(step, {"checkpoint/failures": float(in_a_row)})
+    def _log(self, waited: float) -> None:
+        """One point per metric: means and rates since the point before. The only place where the loop waits for the
+        device."""
+        self._window.read_clock(waited)
+        if self.world.size > 1:
+            self._window.average(self.world.all_reduce_mean)
+        self._raise_if_not_finite()
+        metrics = self._window.metrics(self._samples_per_step)
+        metrics["train/lr"] = self.learners[MODEL].lr
+        if self.settings.on_nan == "skip":
+            first = self.step - len(self._window) + 1
+            skipped = [first + position for position in self._window.not_finite()]
+            metrics["train/skipped_steps"] = float(len(skipped))
+            if skipped:
+                log.warning("the loss was not finite at steps %s: no update there (trainer.on_nan=skip)", skipped)
+        self.tracker.log(self.step, metrics)
+        if self._progress is not None:
+            self._progress.note(loss=f"{metrics['train/loss']:.4f}")
+        if self.checkpoints is not None:
+            self.checkpoints.check()
+        if self.step % self.settings.log_every == 0:  # a last, partial window stays open: the run may be extended
+            self._window.clear()
 
-    def saved(self, report: SaveReport) -> None:
-        """Called by the Checkpoint Manager just before a commit: what belongs to that step is recorded by then."""
-        self._flush_pictures()
+    def _stop(self) -> None:
+        """Save within the signal's grace and raise `Stopped`."""
+        if not self.stop.requested:
+            return
+        log.warning("stopping on signal %d at step %d", self.stop.signum, self.step)
+        if self.step > 0:
+            self._gather()
+            if self.checkpoints is not None:
+                self._raise_if_not_finite()
+                self.checkpoints.save_by(self._state(), self.stop.deadline, again=self._saved != self._version)
+                self._saved = self._version
+        self.stop.raise_if_requested()
+
+    def _raise_if_not_finite(self) -> None:
+        bad = self._window.not_finite() if self.settings.on_nan == "stop" else {}
+        if not bad:
+            return
+        position, loss = next(iter(bad.items()))
+        step, count = self.step - len(self._window) + 1 + position, self._samples_per_step
+        raise RunError(
+            f"the loss is {loss} at step {step} (samples {(step - 1) * count} to {step * count - 1}). "
+            "Checkpoints before it stay. A smaller optimizer.lr, trainer.grad_clip or trainer.precision=fp32 may help, "
+            "trainer.on_nan=skip leaves such updates out"
+        )
+
+    # -- called by the Checkpoint Manager, from its thread -----------------------------------------------------------
+
+    def _on_saved(self, report: SaveReport) -> None:
+        """Just before a commit: what belongs to that step is recorded by then."""
+        self.validation.flush()
         if report.step % self.save_every == 0 or report.step == self.settings.steps:
             costs = {"stall_seconds": report.stall_seconds, "write_seconds": report.write_seconds}
             self.tracker.log(report.step, {f"checkpoint/{key}": value for key, value in costs.items()})
         self.tracker.sync()
 
-    def _load_weights(self, state: TrainingState, fork: bool) -> None:
-        raw = dict(state.training["networks"])
-        if self.ema is not None:
-            self.ema.network.load_state_dict(state.model)
-        raw.setdefault(MODEL, state.model)
-        for name, learner in self.learners.items():
-            if fork and name not in raw:
-                continue  # a network that the other run did not have
-            learner.network.load_state_dict(raw[name])
-            if fork:
-                learner.load_moments(state.training["learners"][name], self.step)
-            else:
-                learner.load_state_dict(state.training["learners"][name])
+    def _on_save_failed(self, step: int, in_a_row: int) -> None:
+        self.tracker.log(step, {"checkpoint/failures": float(in_a_row)})
 
     # -- details ---------------------------------------------------------------------------------------------------
 
-    def _due(self, every: int) -> bool:
+    def _begin_record(self, run: RunRecord, start: Start) -> None:
+        """Open the tracker's record, or go on with that of the state that was restored."""
+        own = dict(Origin.of(start.state.training).tracker) if start.state is not None and not start.fork else None
+        self.tracker.start(dataclasses.replace(run, resumed_at=self.step if own is not None else 0, state=own))
+        self.recording = True
+        self.validation.begin(run.run_dir)
+
+    def _begin_checkpoints(self) -> None:
+        self._gather()
+        if self.checkpoints is not None:
+            self.checkpoints.prepare(self._state(), on_saved=self._on_saved, on_failure=self._on_save_failed)
+
+    def _open_stream(self) -> Any:
+        count = self._samples_per_step
+        return self.data.stream(
+            self.step * count, count, device=self.device, channels_last=self.settings.channels_last, **self.world.shard
+        )
+
+    def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def _micro_batches(self, lr: torch.Tensor, hr: torch.Tensor) -> MicroBatches:
@@ -329,149 +287,48 @@ class Orchestrator:
         size = self.data.batch_size // self.world.size
         return list(zip(torch.split(lr, size), torch.split(hr, size), strict=True))
 
-    def _log(self, waited: float) -> None:
-        """One point per metric: means and rates since the point before. The only place where the loop waits for the
-        device."""
-        self._take_time(waited)
-        self._share_losses()
-        self._raise_if_not_finite()
-        window, count = self._window, self.data.batch_size * self.settings.accumulate
-        columns = {name: window.column(name).tolist() for name in window.names}
-        metrics = {f"train/{name}": _mean(values) for name, values in columns.items()}
-        if self.settings.on_nan == "skip":
-            metrics["train/skipped_steps"] = float(self._warn_of_skipped(columns["loss"]))
-        metrics["train/lr"] = self._lr
-        if "grad_norm" in window.losses[-1]:
-            metrics["train/grad_norm"] = float(window.losses[-1]["grad_norm"])
-        metrics["train/images_per_second"] = count * len(window.losses) / max(window.seconds, 1e-9)
-        metrics["train/data_wait"] = min(1.0, window.waited / max(window.seconds, 1e-9))
-        self.tracker.log(self.step, metrics)
-        if self._progress is not None:
-            self._progress.note(loss=f"{metrics['train/loss']:.4f}")
-        if self.checkpoints is not None:
-            self.checkpoints.check()
-        if self.step % self.settings.log_every == 0:  # a last, partial window stays open: the run may be extended
-            self._window = Window()
-
-    def _take_time(self, waited: float) -> None:
-        now = time.perf_counter()
-        self._window.seconds += now - self._mark[0]
-        self._window.waited += waited - self._mark[1]
-        self._mark = now, waited
-
-    def _warn_of_skipped(self, losses: list[float]) -> int:
-        first = self.step - len(losses) + 1
-        skipped = [first + index for index, loss in enumerate(losses) if not math.isfinite(loss)]
-        if skipped:
-            log.warning("the loss was not finite at steps %s: no update there (trainer.on_nan=skip)", skipped)
-        return len(skipped)
-
-    def _raise_if_not_finite(self) -> None:
-        if not self._window.losses or self.settings.on_nan == "skip":
-            return
-        losses = self._window.column("loss")
-        if bool(torch.isfinite(losses).all()):
-            return
-        index = int((~torch.isfinite(losses)).nonzero()[0])
-        step, count = self.step - len(losses) + 1 + index, self.data.batch_size * self.settings.accumulate
-        raise RunError(
-            f"the loss is {float(losses[index])} at step {step} (samples {(step - 1) * count} to {step * count - 1}). "
-            "Checkpoints before it stay. A smaller optimizer.lr, trainer.grad_clip or trainer.precision=fp32 may help, "
-            "trainer.on_nan=skip leaves such updates out"
-        )
-
-    def _stop_if_asked(self) -> None:
-        if self.stop.requested:
-            log.warning("stopping on signal %d at step %d", self.stop.signum, self.step)
-            if self.step > 0:
-                self._save_in_time()
-            self.stop.raise_if_requested()
-
-    def _save_in_time(self) -> None:
-        """The last checkpoint before a stop."""
-        self._meet()
-        if self.checkpoints is None:
-            return
-        self._raise_if_not_finite()
-        again = self._saved != self._version
-        self.checkpoints.save_by(self._state(), self.stop.deadline, again=again)
-        self._saved = self._version
+    @property
+    def _environment(self) -> dict[str, Any]:
+        return devices.environment(self.device, self.settings, processes=self.world.size)
 
     @property
-    def _version(self) -> tuple[int, int, int]:
+    def _version(self) -> tuple[int, ...]:
         """What a checkpoint would differ in from the one before."""
-        return self.step, self.evaluated_at, self.final.step
+        return self.step, *self.validation.version
 
-    @property
-    def _lr(self) -> float:
-        """The rate that the next step takes."""
-        return self.learners[MODEL].lr
-
-    def _evaluation_metrics(self) -> dict[str, float]:
-        return {f"valid/{name}": value for name, value in Evaluation(list(self.scores)).mean.items()}
+    def _gather(self) -> None:
+        """Bring together, from all processes, what only each of them knows and a checkpoint holds."""
+        if self.world.size > 1 and self._gathered[0] != self.step:
+            self._window.average(self.world.all_reduce_mean)
+            self._gathered = self.step, self.world.all_gather(devices.random_state())
 
     def _state(self) -> TrainingState:
         networks = {name: learner.network.state_dict() for name, learner in self.learners.items()}
-        raw = networks.pop(MODEL)
+        exported = self.ema.network.state_dict() if self.ema is not None else networks.pop(MODEL)
+        run = RunState(
+            step=self.step,
+            networks=networks,
+            learners={name: learner.state_dict() for name, learner in self.learners.items()},
+            random=devices.random_state(),
+            others=self._gathered[1][1:],
+            window=self._window.state(),
+            environment=self._environment,
+            origin=dataclasses.replace(self.origin, tracker=self.tracker.state()),
+            **self.validation.state(),
+        )
+        is_current = self.validation.evaluated_at == self.step
+        metrics = self.validation.metrics if is_current else {}
+        return TrainingState(self.step, exported, run.tree(), self.config, describe(self.model), metrics)
+
+    def _load_networks(self, state: TrainingState, run: RunState, fork: bool) -> None:
         if self.ema is not None:
-            networks[MODEL] = raw
-            raw = self.ema.network.state_dict()
-        training = {
-            "step": self.step,
-            "networks": networks,
-            "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
-            "random": devices.random_state(),
-            "window": self._window.state(),
-            "evaluated_at": self.evaluated_at,
-            "best": self.best,
-            "scores": rows(self.scores),
-            "bicubic": rows(self.bicubic),
-            "final": self.final.state(),
-            "tracker": self.tracker.state(),
-            "environment": self._environment(),
-        }
-        if self.world.size > 1:
-            training["others"] = self._random[1:]
-        metrics = self._evaluation_metrics() if self.evaluated_at == self.step and self.scores else {}
-        return TrainingState(self.step, raw, training | self.facts, self.config, describe(self.model), metrics)
-
-    def _share_losses(self) -> None:
-        if self.world.size > 1:
-            self._window.share(self.world.all_reduce_mean)
-
-    def _meet(self) -> None:
-        """Bring together, from all processes, what only each of them knows and a checkpoint holds."""
-        if self.world.size > 1 and self._met != self.step:
-            self._share_losses()
-            self._random = self.world.all_gather(devices.random_state())
-            self._met = self.step
-
-    def _draw(self, step: int, pair: Any, sr: np.ndarray) -> None:
-        try:
-            folder = self._run_dir / "pictures"
-            folder.mkdir(exist_ok=True)
-            path = folder / f"step-{step:08d}-{Path(pair.name).stem}.png"
-            picture_strip(pair.lr, sr, pair.hr, scale=self.data.scale).save(path)
-            self.tracker.picture(step, f"valid/{Path(pair.name).stem}", path)
-        except OSError as error:
-            log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)
-
-    def _flush_pictures(self) -> None:
-        while self._drawing:
-            self._drawing.pop(0).result()
-
-    def _environment(self) -> dict[str, Any]:
-        return {
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "compile": self.settings.compile,
-            "channels_last": self.settings.channels_last,
-            "processes": self.world.size,
-        }
-
-
-def _mean(values: list[float]) -> float:
-    """Of those that are finite, if any: a skipped step says nothing about the others."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+            self.ema.network.load_state_dict(state.model)
+        networks = {MODEL: state.model} | dict(run.networks)
+        for name, learner in self.learners.items():
+            if fork and name not in networks:
+                continue  # a network that the other run did not have
+            learner.network.load_state_dict(networks[name])
+            if fork:
+                learner.load_moments(run.learners[name], self.step)
+            else:
+                learner.load_state_dict(run.learners[name])

@@ -1,19 +1,32 @@
-"""Validation images, scored with the network in training and with bicubic."""
+"""Validation: the scores on the way and at the end, the best of them, and the pictures that go with them."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from sr_runner.data import Pair
-from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images
+from sr_runner.checkpoint.state import RunState
+from sr_runner.data import Pair, PairData
+from sr_runner.distributed.world import World
+from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
 from sr_runner.evaluation.protocol import OnImage
+from sr_runner.evaluation.protocol import Pair as ScoredPair
 from sr_runner.inference.tiling import TILE, Interrupted
+from sr_runner.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,20 +44,176 @@ class Final:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {key: value if key == "step" else rows(value) for key, value in vars(self).items()}
+        return {"step": self.step, "scores": _rows(self.scores), "bicubic": _rows(self.bicubic)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Final:
-        return cls(int(state.get("step", 0)), scores_of(state.get("scores", ())), scores_of(state.get("bicubic", ())))
+        """The inverse of `state`."""
+        return cls(int(state["step"]), _scores(state["scores"]), _scores(state["bicubic"])) if state else cls()
 
 
-def rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Scores as plain data."""
-    return [dataclasses.asdict(score) for score in scores]
+class Validation:
+    """Scores the validation images and records what came of it. Only the main process scores; see `broadcast`."""
+
+    def __init__(
+        self,
+        data: PairData,
+        tracker: Tracker,
+        *,
+        device: torch.device,
+        last_step: int,
+        pictures: int,
+        should_stop: Callable[[], bool],
+    ):
+        """`last_step` is the end of training, where all images are scored; `pictures` is the number of images whose
+        strips (bicubic | SR | HR) are drawn at each evaluation. `should_stop` cuts an evaluation short."""
+        self._data, self._tracker, self._device = data, tracker, device
+        self._last_step, self._should_stop = last_step, should_stop
+        self._pictures = _Pictures(tracker, data.scale, pictures)
+        self.evaluated_at = 0
+        """The step of the last evaluation."""
+        self.scores: tuple[Score, ...] = ()
+        self.bicubic: tuple[Score, ...] = ()
+        self.final = Final()
+        self.best: dict[str, float] = {}
+        """The evaluation of the highest PSNR, with its `step`; empty before the first."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means of the last evaluation, `valid/psnr` and so on; empty before the first."""
+        means = Evaluation(list(self.scores)).mean if self.scores else {}
+        return {f"valid/{name}": value for name, value in means.items()}
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Differs where a checkpoint would."""
+        return self.evaluated_at, self.final.step
+
+    def is_lacking(self, step: int) -> bool:
+        """Whether the images of the evaluations, or at the end of training all of them, are still to be scored."""
+        at_end = step == self._last_step and len(self._data.valid_all) > len(self._data.valid)
+        return self.evaluated_at != step or (at_end and self.final.step != step)
+
+    def begin(self, run_dir: Path) -> None:
+        """Pictures go into `run_dir` from now on."""
+        self._pictures.folder = run_dir / "pictures"
+
+    def run(self, step: int, network: nn.Module) -> Evaluation | None:
+        """Score `network`; None where a signal cut it short, or where there are no validation images."""
+        pairs = self._data.valid
+        if not len(pairs):
+            self.evaluated_at = step
+            return None
+        began = time.perf_counter()
+        evaluation = self._score(network, pairs, self._pictures.collect(step, pairs))
+        if evaluation is None:
+            self._pictures.forget()
+            return None
+        if len(self.bicubic) != len(pairs):
+            self.bicubic = score_bicubic(pairs, self._data.scale)
+        self.scores, self.evaluated_at = tuple(evaluation.scores), step
+        metrics = self.metrics
+        self._tracker.log(step, metrics)
+        self._pictures.draw()
+        if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
+            self.best = metrics | {"step": float(step)}
+        _log("step %d", step, metrics, len(pairs), began)
+        if self.is_lacking(step):
+            self._score_all(step, network)
+        return evaluation
+
+    def broadcast(self, world: World) -> None:
+        """What the main process has scored becomes known to its peers."""
+        known = world.broadcast(self.state())
+        self.evaluated_at, self.scores = known["evaluated_at"], _scores(known["scores"])
+        self.final = Final.of(known["final"])
+
+    def flush(self) -> None:
+        """Wait until the pictures of all evaluations so far are recorded."""
+        self._pictures.flush()
+
+    def close(self) -> None:
+        self._pictures.close()
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: fields of `RunState`."""
+        return {
+            "evaluated_at": self.evaluated_at,
+            "best": self.best,
+            "scores": _rows(self.scores),
+            "bicubic": _rows(self.bicubic),
+            "final": self.final.state(),
+        }
+
+    def restore(self, state: RunState) -> None:
+        self.evaluated_at, self.best = state.evaluated_at, dict(state.best)
+        self.scores, self.bicubic = _scores(state.scores), _scores(state.bicubic)
+        self.final = Final.of(state.final)
+
+    def _score_all(self, step: int, network: nn.Module) -> None:
+        began, pairs = time.perf_counter(), self._data.valid_all
+        evaluation = self._score(network, pairs)
+        if evaluation is None:
+            return
+        self.final = Final(step, tuple(evaluation.scores), score_bicubic(pairs, self._data.scale))
+        self._tracker.log(step, self.final.metrics)
+        _log("at the end, step %d", step, self.final.metrics, len(pairs), began)
+
+    def _score(self, network: nn.Module, pairs: Sequence[Pair], on_image: OnImage | None = None) -> Evaluation | None:
+        return score_network(
+            network,
+            pairs,
+            scale=self._data.scale,
+            device=self._device,
+            should_stop=self._should_stop,
+            on_image=on_image,
+        )
 
 
-def scores_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Score, ...]:
-    return tuple(Score(**row) for row in rows)
+class _Pictures:
+    """Draws strips (bicubic | SR | HR) beside the training."""
+
+    def __init__(self, tracker: Tracker, scale: int, number: int):
+        self.folder = Path()
+        self._tracker, self._scale, self._number = tracker, scale, number
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._collected: list[Callable[[], None]] = []
+        self._drawing: list[Future[None]] = []
+
+    def collect(self, step: int, pairs: Sequence[Pair]) -> OnImage:
+        """Remembers the SR images of the first of `pairs`, as the evaluation comes by them."""
+        names = {pair.name for pair in pairs[: self._number]}
+
+        def keep(pair: ScoredPair, sr: np.ndarray, score: Score) -> None:
+            if pair.name in names:
+                self._collected.append(partial(self._draw, step, pair, sr))
+
+        return keep
+
+    def draw(self) -> None:
+        """Begin to draw what was collected."""
+        self._drawing += [self._background.submit(strip) for strip in self._collected]
+        self._collected = []
+
+    def forget(self) -> None:
+        self._collected = []
+
+    def flush(self) -> None:
+        while self._drawing:
+            self._drawing.pop(0).result()
+
+    def close(self) -> None:
+        self._background.shutdown(wait=True)
+
+    def _draw(self, step: int, pair: ScoredPair, sr: np.ndarray) -> None:
+        name = Path(pair.name).stem
+        try:
+            self.folder.mkdir(exist_ok=True)
+            path = self.folder / f"step-{step:08d}-{name}.png"
+            picture_strip(pair.lr, sr, pair.hr, scale=self._scale).save(path)
+            self._tracker.picture(step, f"valid/{name}", path)
+        except OSError as error:
+            log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)
 
 
 def score_network(
@@ -74,3 +243,17 @@ def score_network(
 def score_bicubic(pairs: Sequence[Pair], scale: int) -> tuple[Score, ...]:
     """The same images enlarged by MATLAB bicubic."""
     return tuple(evaluate_images(pairs, lambda lr: bicubic_upscale(lr, scale=scale), crop=scale).scores)
+
+
+def _log(when: str, step: int, metrics: Mapping[str, float], count: int, began: float) -> None:
+    text = f"{when}: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s"
+    log.info(text, step, *metrics.values(), count, time.perf_counter() - began)
+
+
+def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Scores as plain data."""
+    return [dataclasses.asdict(score) for score in scores]
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> tuple[Score, ...]:
+    return tuple(Score(**row) for row in rows)

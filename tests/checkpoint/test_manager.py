@@ -149,9 +149,9 @@ def test_a_failed_write_costs_that_checkpoint_alone_until_there_are_too_many_in_
     store = FullDisk(tmp_path)
     failures: list[tuple[int, int]] = []
     manager = CheckpointManager(
-        store, ATTEMPT, keep=[LastN(3)], scratch=tmp_path / "s", max_failures=2,
-        on_failure=lambda step, in_a_row: failures.append((step, in_a_row)),
+        store, ATTEMPT, keep=[LastN(3)], scratch=tmp_path / "s", max_failures=2
     )  # fmt: skip
+    manager.prepare(state(0), on_failure=lambda step, in_a_row: failures.append((step, in_a_row)))
     manager.save(state(1), wait=True)
     store.full = True
     manager.save(state(2), wait=True)
@@ -169,10 +169,8 @@ def test_a_failed_write_costs_that_checkpoint_alone_until_there_are_too_many_in_
 
 def test_what_a_save_cost_is_reported_before_its_commit(tmp_path: Path) -> None:
     seen: list[tuple[SaveReport, list[int]]] = []
-    manager = CheckpointManager(
-        LocalStore(tmp_path), ATTEMPT, keep=[LastN(1)], scratch=tmp_path / "s",
-        on_saved=lambda report: seen.append((report, manager.steps())),
-    )  # fmt: skip
+    manager = CheckpointManager(LocalStore(tmp_path), ATTEMPT, keep=[LastN(1)], scratch=tmp_path / "s")
+    manager.prepare(state(0), on_saved=lambda report: seen.append((report, manager.steps())))
     manager.save(state(1), wait=True)
     ((report, committed),) = seen
     assert report.step == 1 and report.write_seconds > 0 and report.stall_seconds >= 0 and committed == []

@@ -171,14 +171,15 @@ def test_a_newer_snapshot_replaces_one_that_still_waits(
     assert manager.steps() == [1, 4]
     restored = manager.restore()
     assert restored is not None and torch.equal(restored.model["weight"], state(4).model["weight"])
-    assert len(manager._free) == 2, "a third snapshot was allocated"
+    assert len(manager._writer._free) == 2, "a third snapshot was allocated"
 
 
 def test_with_the_policy_to_wait_the_step_waits_for_the_earlier_write_and_says_how_long(
     store: Faulty, make: Callable[..., CheckpointManager], tmp_path: Path
 ) -> None:
     reports: list[SaveReport] = []
-    manager = make(on_saved=reports.append)
+    manager = make()
+    manager.prepare(state(0), on_saved=reports.append)
     store.answers.clear()
     manager.save(state(1))
     threading.Timer(0.4, store.answers.set).start()

@@ -40,7 +40,7 @@ import torch
 
 from sr_runner.checkpoint import CheckpointManager, DamagedError, LocalStore, TrainingState
 from sr_runner.checkpoint.format import FILES, MANIFEST, MODEL, STATE, TRAINING, Blob
-from sr_runner.checkpoint.manager import read
+from sr_runner.checkpoint.reader import read
 from sr_runner.checkpoint.stores import RemoteStore
 
 Files = dict[str, bytes]

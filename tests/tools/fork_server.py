@@ -2,7 +2,8 @@
 
 What runs in the child is the real command, `sr_runner.commands.run.main`, from its first line to its exit status.
 This process starts no thread and computes nothing itself, so that a child is what a fresh process would be. The
-tracker's sender is forked as well (from a process that was forked before the run began, hence as fresh), unless `real_sender`.
+tracker's sender is forked as well (from a process that was forked before the run began, hence as fresh), unless
+`real_sender`.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ def _names(place: Bench, outputs: Path) -> list[str]:
 
 def _look(place: Bench, outputs: Path) -> Seen:
     from sr_runner.checkpoint.format import DamagedError
-    from sr_runner.checkpoint.manager import read
+    from sr_runner.checkpoint.reader import read
 
     names = _names(place, outputs)
     seen = Seen([int(name.rpartition("-")[2]) for name in names], names[-1] if names else "")

@@ -1,29 +1,25 @@
-"""From the parts and the attempt to a run: its record, and the Orchestrator that trains it."""
+"""What is recorded of a run when it starts or goes on: the files of its folder, and what the tracker gets."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
-from sr_runner.attempt import scheduler as jobs
-from sr_runner.attempt.build import Parts, policies
-from sr_runner.attempt.resume import Chosen, spool_of
-from sr_runner.checkpoint import CheckpointManager
+from sr_runner.attempt import scheduler
+from sr_runner.attempt.build import Parts
+from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
 from sr_runner.masking import masked, masked_override
 from sr_runner.runs.catalogue import RECORD
-from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord, SweepParent
-from sr_runner.training.orchestrator import Orchestrator, Start
+from sr_runner.training.device import device_name
 
 
 def record(
@@ -33,7 +29,7 @@ def record(
     folder.mkdir(parents=True, exist_ok=True)
     shown = [masked_override(override) for override in overrides]
     (folder / RECORD).write_text(json.dumps({"facts": facts, "overrides": shown, "parent": chosen.parent}, indent=1))
-    jobs.remember(folder)
+    scheduler.remember(folder)
     (folder / "config.yaml").write_text(configs.as_yaml(parts.config))
     (folder / "overrides.txt").write_text("".join(f"{override}\n" for override in shown))
     plain = OmegaConf.to_container(parts.config, resolve=True)
@@ -41,11 +37,10 @@ def record(
     passing = ("trainer.resume", "trainer.allow_changes")
     flat = flatten(masked(plain))
     params = {key: str(value) for key, value in flat.items() if key not in passing}
-    device = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu"
     tags = {
         "sr_run.identity": chosen.attempt.identity,
         "sr_run.host": platform.node(),
-        "sr_run.device": device,
+        "sr_run.device": device_name(parts.device),
         "sr_run.status": "running",
     } | _git_tags()
     if chosen.parent:
@@ -70,52 +65,3 @@ def _git_tags() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": commit, "sr_run.git_commit": commit + ("+changes" if dirty else "")}
-
-
-def orchestrate(
-    parts: Parts,
-    chosen: Chosen,
-    facts: dict[str, Any],
-    scratch: Path,
-    stop: StopSignal,
-    confirm: Callable[[], None] = lambda: None,
-) -> tuple[Orchestrator, Start]:
-    """The Orchestrator, ready to train, and where it starts. `confirm` raises where the attempt was taken over."""
-    manager, job = None, jobs.current()
-    if parts.store is not None:
-        manager = CheckpointManager(
-            parts.store,
-            str(chosen.attempt),
-            keep=policies(parts.checkpoint),
-            scratch=scratch,
-            spool=spool_of(parts),
-            max_failures=parts.checkpoint.max_failures,
-            when_busy=parts.checkpoint.when_busy,
-            should_stop=lambda: stop.requested,
-            confirm=confirm,
-            on_saved=lambda report: orchestrator.saved(report),
-            on_failure=lambda step, in_a_row: orchestrator.save_failed(step, in_a_row),
-        )
-    kept = {"facts": facts, "attempt": str(chosen.attempt), "parent": chosen.parent}
-    orchestrator = orchestrator_of(parts, stop, manager, kept | ({"job": job.key} if job is not None else {}))
-    return orchestrator, Start(chosen.state, fork=chosen.parent is not None)
-
-
-def orchestrator_of(
-    parts: Parts, stop: StopSignal, checkpoints: CheckpointManager | None, facts: dict[str, Any] | None = None
-) -> Orchestrator:
-    """The Orchestrator of these parts; of several processes the first alone has `checkpoints`."""
-    return Orchestrator(
-        objective=parts.objective,
-        learners=parts.learners,
-        data=parts.data,
-        tracker=parts.tracker,
-        checkpoints=checkpoints,
-        settings=parts.trainer,
-        save_every=parts.checkpoint.every,
-        device=parts.device,
-        stop=stop,
-        world=parts.world,
-        config=configs.as_yaml(parts.config),
-        facts=facts,
-    )

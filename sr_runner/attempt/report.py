@@ -1,0 +1,85 @@
+"""What came of a run: for Python, for its folder, and for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sr_runner.attempt.build import Parts
+from sr_runner.evaluation import Evaluation, Score
+from sr_runner.training.result import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What `sr_runner.train` returns."""
+
+    identity: str
+    attempt: str
+    folder: Path
+    """`outputs/runs/<identity>/<attempt>`: log, config, journal, pictures."""
+    checkpoint: str | None
+    """The last checkpoint, in the words of its store. Of several processes only the first knows it, and `run_id`."""
+    step: int
+    metrics: dict[str, float]
+    """`valid/psnr` and so on, of the last evaluation."""
+    run_id: str | None
+    """MLflow's id of the run."""
+
+    @property
+    def psnr(self) -> float:
+        return self.metrics.get("valid/psnr", float("nan"))
+
+
+def as_json(result: Result) -> str:
+    rows = [dataclasses.asdict(score) for score in result.scores]
+    bicubic = [dataclasses.asdict(score) for score in result.bicubic]
+    return json.dumps(
+        {
+            "step": result.step,
+            "metrics": dict(result.metrics),
+            "best": dict(result.best),
+            "images": rows,
+            "bicubic": bicubic,
+        },
+        indent=1,
+    )
+
+
+def print_report(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> None:
+    """The last lines of a run, on standard output."""
+    lines = [f"\nStep {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
+    if result.scores:
+        lines += _table(result.scores, result.bicubic, choices.get("model", "model"), parts.config.scale)
+    if result.best and result.best["step"] != result.step:
+        lines.append(f"Best PSNR   {result.best['valid/psnr']:.2f} dB at step {result.best['step']:.0f}")
+    if outcome.checkpoint:
+        lines.append(f"Checkpoint  {outcome.checkpoint}")
+    hint = parts.tracker.ui_hint()
+    if hint is not None:
+        command, address = hint
+        lines.append(f"MLflow UI   {command}" if command else f"MLflow UI   {address}")
+        if command:
+            lines.append(f"            then open {address}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _table(scores: Sequence[Score], bicubic: Sequence[Score], model: str, scale: int) -> list[str]:
+    """PSNR (RGB) against bicubic, per image (the first ten) and on the mean."""
+    shown, name = list(scores[:10]), f"{model} x{scale}"
+    width = max(len("validation"), *(len(score.image) for score in shown))
+    lines = [f"{'PSNR (RGB)':<{width}}   {'bicubic':>8}  {name:>10}      gain"]
+    base = {score.image: score.psnr for score in bicubic}
+
+    def row(label: str, here: float, there: float) -> str:
+        return f"{label:<{width}}  {there:8.2f}   {here:9.2f}  {here - there:+7.2f} dB"
+
+    lines += [row(score.image, score.psnr, base.get(score.image, float("nan"))) for score in shown]
+    if len(scores) > 1:
+        mean_of = [Evaluation(list(rows)).mean["psnr"] if rows else float("nan") for rows in (scores, bicubic)]
+        lines.append(row(f"mean of {len(scores)}", *mean_of))
+    return lines

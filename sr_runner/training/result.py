@@ -1,0 +1,33 @@
+"""Where a run begins, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sr_runner.checkpoint import TrainingState
+from sr_runner.evaluation import Score
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    state: TrainingState | None = None
+    fork: bool = False
+    """`state` is another run's: take weights and moments, keep this run's own settings and schedule."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last evaluation's means, `valid/psnr` and so on; `final/psnr` where there are more images than in that."""
+    scores: tuple[Score, ...] = ()
+    """The last evaluation, image by image: at the end of training on all validation images."""
+    bicubic: tuple[Score, ...] = ()
+    """The same images enlarged by MATLAB bicubic."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """The evaluation of the highest `valid/psnr` on the way, with its `step`."""
