@@ -1,0 +1,308 @@
+"""The Orchestrator from Python, from real parts and without Hydra."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sr_runner.checkpoint import CheckpointManager, LastN, LocalStore, TrainingState
+from sr_runner.checkpoint.reader import read
+from sr_runner.config.settings import TrainerSettings
+from sr_runner.data import FolderData
+from sr_runner.errors import RunError
+from sr_runner.models import EDSR
+from sr_runner.objectives import Learner, PixelObjective
+from sr_runner.signals import Stopped, StopSignal
+from sr_runner.tracking import NoTracker, RunRecord
+from sr_runner.training.orchestrator import Orchestrator
+from sr_runner.training.result import Start
+
+ATTEMPT = "edsr-x2-0123456789ab/a0001-00ff"
+
+
+class Recorder(NoTracker):
+    """A tracker of one's own: keeps what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.points.append((step, dict(metrics)))
+
+    def of(self, key: str) -> dict[int, float]:
+        return {step: metrics[key] for step, metrics in self.points if key in metrics}
+
+
+class Bench:
+    """Makes Orchestrators of one run, each as a new process would."""
+
+    def __init__(self, folder: Path, photographs: Path):
+        self.folder, self.photographs = folder, photographs
+        self.store = LocalStore(folder / "checkpoints")
+
+    def make(
+        self,
+        *,
+        loss: nn.Module | None = None,
+        stop: StopSignal | None = None,
+        keep: int = 99,
+        lr: float = 1e-3,
+        precision: str = "fp32",
+        **settings: Any,
+    ) -> Orchestrator:
+        torch.manual_seed(0)
+        network = EDSR(scale=2, num_filters=4, num_res_blocks=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        data = FolderData(
+            train=str(self.photographs), valid=str(self.photographs), scale=2, patch_size=16, batch_size=2, seed=0,
+            cache_dir=self.folder / "cache", workers=0, valid_images=1,
+        )  # fmt: skip
+        data.prepare(progress=False)
+        known = TrainerSettings(**({"steps": 6, "eval_every": 3, "log_every": 2, "pictures": 0} | settings))
+        learner = Learner(
+            network.train(), partial(torch.optim.Adam, lr=lr),
+            partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[4], gamma=0.5),
+            precision=precision, grad_clip=known.grad_clip, skip_non_finite=known.on_nan == "skip",
+        )  # fmt: skip
+        manager = CheckpointManager(self.store, ATTEMPT, keep=[LastN(keep)], scratch=self.folder / "scratch")
+        return Orchestrator(
+            objective=PixelObjective(loss or nn.L1Loss()), learners={"model": learner}, data=data, tracker=Recorder(),
+            checkpoints=manager, settings=known, stop=stop,
+        )  # fmt: skip
+
+    def record(self) -> RunRecord:
+        folder = self.folder / "run"
+        folder.mkdir(exist_ok=True)
+        return RunRecord(run_dir=folder, attempt=ATTEMPT, run_name="run", params={})
+
+    def newest(self) -> TrainingState:
+        state = CheckpointManager(self.store, ATTEMPT, scratch=self.folder / "scratch").restore()
+        assert state is not None
+        return state
+
+    def files(self, step: int) -> dict[str, bytes]:
+        """The files of a checkpoint that hold tensors."""
+        folder = self.folder / "checkpoints" / ATTEMPT / f"step-{step:08d}"
+        return {name: (folder / name).read_bytes() for name in ("model.safetensors", "training.safetensors")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, photographs: Path) -> Bench:
+    return Bench(tmp_path, photographs)
+
+
+@pytest.fixture
+def second(tmp_path: Path, photographs: Path) -> Bench:
+    (tmp_path / "second").mkdir()
+    return Bench(tmp_path / "second", photographs)
+
+
+def weights(orchestrator: Orchestrator) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in orchestrator.model.state_dict().items()}
+
+
+def equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def recorder(orchestrator: Orchestrator) -> Recorder:
+    assert isinstance(orchestrator.tracker, Recorder)
+    return orchestrator.tracker
+
+
+def test_the_loop_computes_what_a_hand_written_one_does(bench: Bench) -> None:
+    orchestrator = bench.make(grad_clip=0.1)
+    orchestrator.train(bench.record())
+
+    other = bench.make()
+    network = other.model
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[4], gamma=0.5)
+    with other.data.stream(0, device=torch.device("cpu")) as batches:
+        for _ in range(6):
+            lr, hr = next(batches)
+            nn.functional.l1_loss(network(lr), hr).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    assert equal(weights(orchestrator), dict(network.state_dict()))
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_a_run_that_goes_on_ends_with_the_bytes_and_points_of_one_that_was_never_stopped(
+    cut: int, precision: str, options: dict[str, Any], bench: Bench, second: Bench
+) -> None:
+    unbroken = bench.make(precision=precision, **options)
+    unbroken.train(bench.record())
+
+    first = second.make(precision=precision, **options)
+    first.settings.steps = 6
+    stop = first.stop
+    original = first.train_step
+
+    def step(batches: Any) -> None:
+        original(batches)
+        if first.step == cut:
+            stop.note(signal.SIGTERM)
+
+    first.train_step = step  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        first.train(second.record())
+    resumed = second.make(precision=precision, **options)
+    resumed.train(second.record(), Start(second.newest()))
+
+    assert second.files(6)["model.safetensors"] == bench.files(6)["model.safetensors"]
+    for key in ("train/loss", "train/lr", "valid/psnr"):
+        assert recorder(first).of(key) | recorder(resumed).of(key) == recorder(unbroken).of(key), key
+        assert not recorder(first).of(key).keys() & recorder(resumed).of(key).keys(), key
+
+
+def test_a_finished_run_that_is_extended_has_the_points_of_one_that_was_longer_from_the_start(
+    bench: Bench, second: Bench
+) -> None:
+    longer = bench.make(steps=9, log_every=4, eval_every=9)
+    longer.train(bench.record())
+    first = second.make(steps=6, log_every=4, eval_every=9)
+    first.train(second.record())
+    extended = second.make(steps=9, log_every=4, eval_every=9)
+    extended.train(second.record(), Start(second.newest()))
+    assert recorder(extended).of("train/loss")[8] == recorder(longer).of("train/loss")[8]
+    assert second.files(9)["model.safetensors"] == bench.files(9)["model.safetensors"]
+
+
+def test_a_checkpoint_is_committed_after_the_points_of_its_step(bench: Bench) -> None:
+    orchestrator = bench.make()
+    commits: dict[int, list[str]] = {}
+    put = bench.store.put
+
+    def watched(name: str, files: Any) -> None:
+        put(name, files)
+        step = int(name.rpartition("-")[2])
+        commits[step] = [key for at, metrics in recorder(orchestrator).points if at == step for key in metrics]
+
+    bench.store.put = watched  # type: ignore[method-assign]
+    orchestrator.train(bench.record())
+    assert commits.keys() == {3, 6}
+    for keys in commits.values():
+        assert "valid/psnr" in keys and "checkpoint/stall_seconds" in keys
+    assert "train/loss" in commits[6]
+
+
+class NanAt(nn.Module):
+    """L1, but not a number at one call."""
+
+    def __init__(self, call: int):
+        super().__init__()
+        self.calls, self.call = 0, call
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        loss = nn.functional.l1_loss(sr, hr)
+        return loss * math.nan if self.calls == self.call else loss
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_its_step_and_samples_before_anything_is_saved(
+    bench: Bench,
+) -> None:
+    orchestrator = bench.make(loss=NanAt(3), log_every=100, eval_every=3)
+    with pytest.raises(RunError, match=r"the loss is nan at step 3 \(samples 4 to 5\)"):
+        orchestrator.train(bench.record())
+    assert bench.store.list() == []
+
+
+def test_save_itself_refuses_a_state_after_a_loss_that_is_not_a_number(bench: Bench) -> None:
+    orchestrator = bench.make(loss=NanAt(1))
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    orchestrator.train_step([(lr, hr)])
+    with pytest.raises(RunError, match="the loss is nan at step 1"):
+        orchestrator.save(wait=True)
+    assert bench.store.list() == []
+
+
+def test_with_on_nan_skip_the_update_is_left_out_and_the_step_is_named(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    orchestrator = bench.make(loss=NanAt(3), on_nan="skip")
+    orchestrator.train(bench.record())
+    skipped = recorder(orchestrator).of("train/skipped_steps")
+    assert skipped == {2: 0.0, 4: 1.0, 6: 0.0}
+    assert all(math.isfinite(loss) for loss in recorder(orchestrator).of("train/loss").values())
+    assert "not finite at steps [3]" in caplog.text
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(orchestrator).values())
+
+
+def test_the_best_evaluation_is_kept_when_a_later_one_is_worse(bench: Bench) -> None:
+    orchestrator = bench.make(lr=1e-3, steps=6, eval_every=3)
+    original = orchestrator.train_step
+
+    def spoilt(batches: Any) -> None:
+        original(batches)
+        if orchestrator.step == 6:
+            with torch.no_grad():
+                for parameter in orchestrator.model.parameters():
+                    parameter.add_(1.0)
+
+    orchestrator.train_step = spoilt  # type: ignore[method-assign]
+    result = orchestrator.train(bench.record())
+    psnr = recorder(orchestrator).of("valid/psnr")
+    assert psnr[6] < psnr[3]
+    assert result.best["step"] == 3 and result.best["valid/psnr"] == psnr[3]
+    restored = bench.make(steps=9)
+    restored.restore(bench.newest())
+    assert restored.result().best == result.best
+
+
+def test_a_fork_takes_weights_and_moments_and_keeps_its_own_rate(bench: Bench, second: Bench) -> None:
+    bench.make().train(bench.record())
+    fork = second.make(steps=8, lr=1e-5)
+    fork.restore(bench.newest(), fork=True)
+    assert fork.step == 6 and fork.learners["model"].lr == 1e-5 / 2  # its own schedule, at this step
+    assert equal(weights(fork), bench.newest().model)
+    moments = fork.learners["model"].optimizer.state_dict()["state"]
+    assert moments and all(bool(state["exp_avg"].any()) for state in moments.values())
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(bench: Bench, second: Bench) -> None:
+    bench.make().train(bench.record())
+    other = second.make()
+    other.learners["model"].network = EDSR(scale=2, num_filters=5, num_res_blocks=1)
+    with pytest.raises(RunError, match="the checkpoint of step 6 does not fit"):
+        other.restore(bench.newest())
+
+
+def test_evaluate_scores_again_whenever_it_is_asked(bench: Bench) -> None:
+    orchestrator = bench.make()
+    orchestrator.train(bench.record())
+    again = orchestrator.evaluate()
+    assert again is not None
+    assert again.mean["psnr"] == orchestrator.validation.metrics["valid/psnr"]
+
+
+def test_a_checkpoint_says_which_torch_and_how_many_threads_it_was_made_with_and_a_change_is_logged(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.make().train(bench.record())
+    state = bench.newest()
+    assert state.training["environment"]["torch"] == torch.__version__
+    state.training["environment"]["threads"] = 999  # type: ignore[index]
+    with caplog.at_level(logging.WARNING):
+        bench.make().restore(state)
+    assert "threads 999 -> " in caplog.text
+
+
+def test_what_a_checkpoint_holds_is_read_from_its_folder(bench: Bench) -> None:
+    bench.make().train(bench.record())
+    state = read(bench.folder / "checkpoints" / ATTEMPT / "step-00000006")
+    assert state.step == 6 and state.metrics["valid/psnr"] > 0
