@@ -62,12 +62,14 @@ def score(name: str, sr: UInt8Image, hr: UInt8Image, *, crop: int) -> Score:
     sr, hr = cropped(name, sr, hr, crop)
     squared_error = np.zeros(4)
     ssim_sum = np.zeros(4)
-    for sr_band, hr_band, new_rows in _bands(sr, hr):
-        difference = sr_band[:new_rows] - hr_band[:new_rows]
+    height, width = hr.shape[:2]
+    for rows in bands(hr):
+        with_window = slice(rows.start, rows.stop + WINDOW - 1)  # also the rows below that SSIM windows reach into
+        sr_band, hr_band = _planes(sr[with_window]), _planes(hr[with_window])
+        difference = (sr_band - hr_band)[: rows.stop - rows.start]
         squared_error += np.einsum("hwc,hwc->c", difference, difference)
         if len(sr_band) >= WINDOW:
             ssim_sum += _ssim_map(sr_band, hr_band).sum(axis=(0, 1))
-    height, width = hr.shape[:2]
     mse = squared_error / (height * width)
     ssim = ssim_sum / ((height - WINDOW + 1) * (width - WINDOW + 1))
     return Score(
@@ -112,19 +114,6 @@ def cropped(name: str, sr: UInt8Image, hr: UInt8Image, crop: int) -> tuple[UInt8
         )
     rows, columns = slice(crop, crop + height), slice(crop, crop + width)
     return sr[rows, columns], hr[rows, columns]
-
-
-def _bands(sr: UInt8Image, hr: UInt8Image) -> Iterator[tuple[Planes, Planes, int]]:
-    """Both images as planes, band by band; a band ends with the rows that the next begins with, less the new ones.
-
-    The third value tells how many rows of the band no other band counts.
-    """
-    height, width = hr.shape[:2]
-    shared = WINDOW - 1
-    step = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, step):
-        rows = slice(top, top + step + shared)
-        yield _planes(sr[rows]), _planes(hr[rows]), min(step, height - top)
 
 
 def _planes(rgb: UInt8Image) -> Planes:

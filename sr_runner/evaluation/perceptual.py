@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from sr_runner.errors import RequestError
-from sr_runner.evaluation.metrics import cropped
+from sr_runner.evaluation.metrics import UInt8Image, cropped
 from sr_runner.inference.tiling import to_unit_range
 
-UInt8Image = npt.NDArray[np.uint8]
 Distance = Callable[[UInt8Image, UInt8Image], float]
 """SR and HR, uint8 H x W x 3, to a distance."""
 
@@ -30,13 +26,21 @@ def perceptual_distance(name: str, *, crop: int, device: torch.device | str) -> 
 
     Raises `RequestError` that names the extra where its package is missing, and where its weights cannot be had.
     """
+    package = {"lpips": "lpips", "dists": "DISTS_pytorch"}[name]
     try:
-        network = (_lpips if name == "lpips" else _dists)().to(device).eval()
+        module = importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+        raise RequestError(
+            f"metrics={name} needs the package {package} and cannot load it ({error}): pip install 'sr-run[{name}]'"
+        ) from error
+    try:
+        network = module.LPIPS(net="alex", verbose=False) if name == "lpips" else module.DISTS()
     except OSError as error:
         raise RequestError(
             f"metrics={name}: the ImageNet weights beneath it cannot be downloaded ({error}). On a machine that can, "
             f"torchvision puts them into {torch.hub.get_dir()}/checkpoints; copy them there."
         ) from error
+    network = network.to(device).eval()
     # LPIPS was trained on [-1, 1], DISTS on [0, 1].
     gain, offset = (2.0, -1.0) if name == "lpips" else (1.0, 0.0)
 
@@ -47,20 +51,3 @@ def perceptual_distance(name: str, *, crop: int, device: torch.device | str) -> 
             return float(network(*images))
 
     return distance
-
-
-def _lpips() -> Any:
-    return _module("lpips", "lpips").LPIPS(net="alex", verbose=False)
-
-
-def _dists() -> Any:
-    return _module("DISTS_pytorch", "dists").DISTS()
-
-
-def _module(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
-        raise RequestError(
-            f"metrics={extra} needs the package {name} and cannot load it ({error}): pip install 'sr-run[{extra}]'"
-        ) from error

@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from sr_runner.evaluation.metrics import Score, bands, luma
+from sr_runner.evaluation.metrics import Score, UInt8Image, bands, luma
 from sr_runner.evaluation.protocol import Pair
 from sr_runner.evaluation.strip import Crop, decibels, detailed_crop, picture_strip, shown_size, side_by_side
 from sr_runner.imresize import bicubic_upscale
 
-UInt8Image = npt.NDArray[np.uint8]
-
 FULL_ERROR = 32
 """Levels of Y (of 255) that the brightest colour of an error map stands for; larger errors look the same."""
-
-_INFERNO = ("000004", "280b54", "65156e", "9f2a63", "d44842", "f57d15", "fac127", "fcffa4")  # matplotlib's colour map
-_COLOURS = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO], dtype=np.float64)
 
 
 @dataclass
@@ -85,10 +81,8 @@ def _error(image: UInt8Image, hr: UInt8Image) -> npt.NDArray[np.float32]:
 
 
 def _heat(error: npt.NDArray[np.float32]) -> UInt8Image:
-    place = np.clip(error[..., 0] / FULL_ERROR, 0, 1) * (len(_COLOURS) - 1)
-    stops = np.arange(len(_COLOURS))
-    channels = [np.interp(place, stops, _COLOURS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    levels = (np.clip(error[..., 0] / FULL_ERROR, 0, 1) * 255).round().astype(np.uint8)
+    return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1])
 
 
 def _overview(error: npt.NDArray[np.float32], crop: Crop) -> UInt8Image:

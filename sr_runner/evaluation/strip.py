@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sr_runner.evaluation.metrics import bands, rgb_psnr
+from sr_runner.evaluation.metrics import UInt8Image, bands, rgb_psnr
 from sr_runner.imresize import bicubic_upscale
 
-UInt8Image = npt.NDArray[np.uint8]
 Level = TypeVar("Level", bound=np.generic)
 
 _PANEL = 288

@@ -22,11 +22,11 @@ OVERLAP = 40
 
 
 class Interrupted(Exception):
-    """Somebody asked to stop; what had been done so far is dropped."""
+    """A stop was requested; what had been done so far is dropped."""
 
 
 def never() -> bool:
-    """The `should_stop` of those who never stop."""
+    """A `should_stop` that never stops."""
     return False
 
 
@@ -38,38 +38,6 @@ class Window:
     stop: int
     first: int
     last: int
-
-
-def upscale_tiled(
-    upscale: Upscale,
-    lr: Tensor,
-    *,
-    scale: int,
-    tile: int = TILE,
-    overlap: int = OVERLAP,
-    should_stop: Callable[[], bool] = never,
-) -> Tensor:
-    """The SR image of `lr` (1 x 3 x h x w, [0, 1]) as 1 x 3 x (h * scale) x (w * scale) on the device of `lr`.
-
-    The network sees at most (tile + 2 * overlap) pixels squared at a time; an image within that size is done whole.
-    Tiles end where the image ends, so that the network pads there as it does for the whole image: the result equals
-    that for the whole image wherever `overlap` covers the receptive field. All tiles of an image have one shape, so
-    that a compiled network is compiled once.
-
-    Raises `Interrupted` between tiles once `should_stop()` is true, `RequestError` where the network's output does not
-    fit `scale`.
-    """
-    sr: Tensor | None = None
-    for rows, columns, part in iterate_tiles(
-        upscale, lr, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop
-    ):
-        if part.shape[-2:] == (lr.shape[-2] * scale, lr.shape[-1] * scale):
-            return part
-        if sr is None:
-            sr = part.new_empty((1, part.shape[1], lr.shape[-2] * scale, lr.shape[-1] * scale))
-        sr[..., rows, columns] = part
-    assert sr is not None
-    return sr
 
 
 def upscale_image(
@@ -84,8 +52,13 @@ def upscale_image(
 ) -> npt.NDArray[np.uint8]:
     """The SR image of `lr`, both uint8 HWC RGB: clipped and rounded, as it is scored and saved.
 
-    Tiles become bytes as they arrive, so that beyond one tile no float of the SR image is held. Otherwise as
-    `upscale_tiled`.
+    The network sees at most (tile + 2 * overlap) pixels squared at a time; an image within that size is done whole.
+    Tiles end where the image ends, so that the network pads there as it does for the whole image: the result equals
+    that for the whole image wherever `overlap` covers the receptive field. All tiles of an image have one shape, so
+    that a compiled network is compiled once. Only one tile of the SR image is held as floats.
+
+    Raises `Interrupted` between tiles once `should_stop()` is true, `RequestError` where the network's output does not
+    fit `scale`.
     """
     batch = to_unit_range(lr, device)
     sr = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8)

@@ -69,7 +69,7 @@ def test_the_error_map_of_a_perfect_image_is_black_and_of_bicubic_is_not() -> No
     top = sheet.shape[0] // 2 + 12
     error_of_bicubic, error_of_sr = sheet[top : top + 250, 12:250], sheet[top : top + 250, 290:520]
     assert error_of_sr.max() <= 4
-    assert error_of_bicubic.mean() > 10
+    assert error_of_bicubic.mean() > 8
 
 
 def test_pictures_have_names_without_anything_a_shell_minds() -> None:

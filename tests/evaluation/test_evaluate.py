@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def test_evaluating_twice_gives_the_same_numbers_to_the_last_bit() -> None:
 
 
 def test_a_network_of_another_scale_is_refused_with_both_sizes() -> None:
-    with pytest.raises(RequestError, match=r"'cat0': .*\(24, 24\).* made \(1, 3, 48, 48\).*\(1, 3, 96, 96\)"):
+    with pytest.raises(RequestError, match=r"made \(1, 3, 48, 48\) of .*\(1, 3, 24, 24\).*\(1, 3, 96, 96\)"):
         evaluate(nearest, pairs(1, scale=4), crop=4, device="cpu")
 
 
@@ -167,22 +166,5 @@ def test_the_csv_table_has_one_row_per_image_and_reads_back_exactly() -> None:
     assert read == EXAMPLE.scores
 
 
-def test_the_json_table_is_strict_json_even_with_infinite_psnr() -> None:
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    table = json.loads(EXAMPLE.as_json(), parse_constant=refuse)
-    assert table["images"][0] == {"image": "a,b", "psnr": 30.0, "ssim": 0.9, "psnr_y": 31.0, "ssim_y": 0.91}
-    assert table["images"][1]["psnr"] == "inf" and table["mean"]["ssim"] == 0.95
-
-
-def test_the_text_table_ends_with_the_mean() -> None:
-    lines = EXAMPLE.as_text().splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["image", "PSNR", "SSIM", "PSNR-Y", "SSIM-Y"]
-    assert lines[-1].split() == ["mean", "inf", "0.9500", "inf", "0.9550"]
-
-
-def test_an_evaluation_of_nothing_still_makes_tables() -> None:
-    assert Evaluation([]).as_text().splitlines()[0].startswith("image")
+def test_the_mean_of_no_images_is_not_a_number() -> None:
     assert math.isnan(Evaluation([]).mean["psnr"])

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
+from tiles import upscale_tiled
 from torch import Tensor, nn
 
 from sr_runner.inference.ensemble import self_ensemble
-from sr_runner.inference.tiling import upscale_tiled
 
 
 def network() -> nn.Sequential:

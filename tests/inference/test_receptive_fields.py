@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from tiles import upscale_tiled
 from torch import Tensor, nn
 
-from sr_runner.inference import OVERLAP, upscale_image, upscale_tiled
+from sr_runner.inference import OVERLAP, upscale_image
 from sr_runner.inference.tiling import to_unit_range
 from sr_runner.models import EDSR, WDSRA, WDSRB, MSRResNet, SRResNet
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiles import upscale_tiled
 from torch import Tensor, nn
 
 from sr_runner.errors import RequestError
-from sr_runner.inference import Interrupted, upscale_image, upscale_tiled
+from sr_runner.inference import Interrupted, upscale_image
 from sr_runner.inference.tiling import windows
 
 
