@@ -6,18 +6,16 @@ the networks that a weights file can describe, since a file says what it holds a
 
 from __future__ import annotations
 
-from torch import nn
-
 from sr_runner.models.discriminator import Discriminator
 from sr_runner.models.edsr import EDSR
+from sr_runner.models.layers import Network
 from sr_runner.models.msrresnet import MSRResNet
 from sr_runner.models.spandrel_network import SpandrelNetwork
 from sr_runner.models.srresnet import SRResNet
 from sr_runner.models.vgg import VGG19Features
-from sr_runner.models.wdsr_a import WDSRA
-from sr_runner.models.wdsr_b import WDSRB
+from sr_runner.models.wdsr import WDSRA, WDSRB
 
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, type[Network]] = {
     "edsr": EDSR,
     "wdsr_a": WDSRA,
     "wdsr_b": WDSRB,
@@ -32,6 +30,7 @@ __all__ = [
     "WDSRB",
     "Discriminator",
     "MSRResNet",
+    "Network",
     "SRResNet",
     "SpandrelNetwork",
     "VGG19Features",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_runner.errors import RequestError
-from sr_runner.models.layers import check_initialization, keras_defaults_
+from sr_runner.models.layers import Network, check_initialization, keras_defaults_
 from sr_runner.models.srresnet import BLOCK_MOMENTUM, batch_norm
 
 SLOPE = 0.2
@@ -15,7 +15,7 @@ WIDTHS = (1, 1, 2, 2, 4, 4, 8, 8)
 """Channels of the eight convolutions in multiples of `num_filters`; every second one has stride 2."""
 
 
-class Discriminator(nn.Module):
+class Discriminator(Network):
     """Is this patch a photograph? N x 3 x P x P RGB in [0, 1] -> N x 1 logits, high for photographs.
 
     Logits, where the original ends in a sigmoid: `binary_cross_entropy_with_logits` is the same loss without its
@@ -61,13 +61,9 @@ class Discriminator(nn.Module):
         logits: Tensor = self.dense2(F.leaky_relu(self.dense1(features), SLOPE))
         return logits
 
-    def hyperparameters(self) -> dict[str, int | float]:
-        """The arguments that build this network again; `initialization` is not one, as weights replace it."""
-        return {"patch_size": self.patch_size, "num_filters": self.num_filters}
-
 
 class Block(nn.Module):
-    """leaky_relu(bn(conv(x))); a stride of 2 pads right and bottom alone, as TensorFlow does."""
+    """leaky_relu(bn(conv(x))); a stride of 2 pads only right and bottom, as TensorFlow does."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: bool) -> None:
         super().__init__()

@@ -8,17 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_runner.models.layers import (
-    check_arguments,
-    check_initialization,
-    check_number,
-    conv2d,
-    mean_buffer,
-    subpixel_upsampler,
-)
+from sr_runner.models.layers import Network, check_arguments, check_number, conv2d, mean_buffer, subpixel_upsampler
 
 
-class EDSR(nn.Module):
+class EDSR(Network):
     """EDSR: N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
 
     The baseline is 16 blocks of 64 filters; the paper's large model 32 blocks of 256 with `res_block_scaling` 0.1.
@@ -26,8 +19,8 @@ class EDSR(nn.Module):
     Inside, the network works on `(x - mean) * rgb_range` with the mean of DIV2K. Weights only mean what they should
     under the range that they were trained with: 255 for EDSR-PyTorch and BasicSR, 2 for krasserm/super-resolution,
     whose `(x - mean) / 127.5` on 0..255 is the same thing. The network is homogeneous in everything but its biases,
-    so multiplying these moves weights exactly to another range (`sr_runner.weights` does). The range stays an
-    argument all the same, because it decides how a network learns: an Adam step on a bias weighs 127 times less
+    so multiplying these moves weights exactly to another range (`sr_runner.weights` does). The range is
+    an argument all the same, because it decides how a network learns: an Adam step on a bias weighs 127 times less
     against activations of 0..255 than against those of krasserm's range, while a step on a kernel weighs the same.
     So recipes train with the range of their paper or code. Where fp16 activations overflow (65504), a smaller range
     helps; fp32 and bf16 do not care.
@@ -46,7 +39,6 @@ class EDSR(nn.Module):
 
     SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
-    """State names that belong to one scale and are new when the rest is transferred to another."""
 
     def __init__(
         self,
@@ -59,8 +51,8 @@ class EDSR(nn.Module):
         initialization: str = "torch",
     ) -> None:
         super().__init__()
-        check_arguments("EDSR", scale, self.SCALES, num_filters=num_filters, num_res_blocks=num_res_blocks)
-        check_initialization(initialization)
+        counts = {"num_filters": num_filters, "num_res_blocks": num_res_blocks}
+        check_arguments("EDSR", scale, self.SCALES, initialization, **counts)
         self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
         self.res_block_scaling = check_number("EDSR", "res_block_scaling", res_block_scaling)
         self.rgb_range = check_number("EDSR", "rgb_range", rgb_range, above=0)
@@ -77,16 +69,6 @@ class EDSR(nn.Module):
         x = x + self.body(x)
         sr: Tensor = self.tail(self.upsampler(x))
         return sr / self.rgb_range + self.mean
-
-    def hyperparameters(self) -> dict[str, int | float]:
-        """The arguments that build this network again; `initialization` is not one, as weights replace it."""
-        return {
-            "scale": self.scale,
-            "num_filters": self.num_filters,
-            "num_res_blocks": self.num_res_blocks,
-            "res_block_scaling": self.res_block_scaling,
-            "rgb_range": self.rgb_range,
-        }
 
 
 class ResBlock(nn.Module):

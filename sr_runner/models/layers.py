@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,30 @@ DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 INITIALIZATIONS = ("torch", "keras")
 
 
-def check_arguments(network: str, scale: int, scales: tuple[int, ...], **at_least_one: int) -> None:
-    """Refuse a scale that the network cannot do, and counts (filters, blocks, ...) below 1."""
+class Network(nn.Module):
+    """What sr-run's own networks have in common: each can be built again from its weights and `hyperparameters`."""
+
+    SCALES: ClassVar[tuple[int, ...]]
+    UPSAMPLER: ClassVar[tuple[str, ...]]
+    """How the names of those tensors begin that belong to one scale; they are new when the rest is transferred to
+    another scale."""
+
+    def hyperparameters(self) -> dict[str, int | float]:
+        """The arguments that build this network again: those of the constructor that are kept under their own name.
+
+        `initialization` is not one, as weights replace it.
+        """
+        kept = vars(self)
+        return {name: kept[name] for name in inspect.signature(type(self)).parameters if name in kept}
+
+
+def check_arguments(
+    network: str, scale: int, scales: tuple[int, ...], initialization: str = "torch", **at_least_one: int
+) -> None:
+    """Refuse a scale that the network does not have, counts (filters, blocks, ...) below 1, unknown initialisations."""
+    check_initialization(initialization)
     if isinstance(scale, bool) or not isinstance(scale, int) or scale not in scales:
-        can_do = f"{', '.join(map(str, scales[:-1]))} or {scales[-1]}" if len(scales) > 1 else f"{scales[0]}"
-        raise RequestError(f"scale={scale}: {network} can do {can_do}")
+        raise RequestError(f"scale={scale}: {network} can do {', '.join(map(str, scales[:-1]))} or {scales[-1]}")
     for name, value in at_least_one.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RequestError(f"model.{name}={value}: {network} needs a whole number of at least 1")

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_runner.models.edsr import ResBlock
-from sr_runner.models.layers import check_arguments, conv2d, upsampling_factors
+from sr_runner.models.layers import Network, check_arguments, conv2d, upsampling_factors
 
 SLOPE = 0.1
 
 
-class MSRResNet(nn.Module):
+class MSRResNet(Network):
     """MSRResNet: N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
 
     Nothing is shifted or scaled inside; the bilinearly upsampled input is added at the end. The weights begin small
@@ -30,7 +30,6 @@ class MSRResNet(nn.Module):
 
     SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4)
     UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
-    """State names that belong to one scale and are new when the rest is transferred to another."""
 
     def __init__(self, *, scale: int = 4, num_filters: int = 64, num_res_blocks: int = 16) -> None:
         super().__init__()
@@ -55,7 +54,3 @@ class MSRResNet(nn.Module):
         x = F.leaky_relu(self.hr_conv(self.upsampler(x)), SLOPE)
         residual: Tensor = self.tail(x)
         return residual + F.interpolate(lr, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
-
-    def hyperparameters(self) -> dict[str, int | float]:
-        """The arguments that build this network again."""
-        return {"scale": self.scale, "num_filters": self.num_filters, "num_res_blocks": self.num_res_blocks}

@@ -96,25 +96,25 @@ class SpandrelNetwork(nn.Module):
         return {"scale": self.scale, "architecture": self.architecture, "arguments": arguments}
 
 
-def _import() -> tuple[ModuleType, ModuleType]:
+def _spandrel() -> ModuleType:
     try:
         import spandrel
-        from spandrel import architectures
     except (ImportError, RuntimeError, AttributeError) as error:  # a torchvision that does not fit torch
         raise RequestError(
             f"spandrel's networks need the extra 'spandrel': pip install 'sr-run[spandrel]', with a torchvision built"
             f" for this torch ({error})"
         ) from error
-    return spandrel, architectures
+    module: ModuleType = spandrel
+    return module
 
 
 def _build(architecture: str, scale: int, arguments: dict[str, Any]) -> nn.Module:
-    spandrel, architectures = _import()
+    spandrel = _spandrel()
     known = [str(support.architecture.id) for support in spandrel.MAIN_REGISTRY]
     if architecture not in known:
         hint = nearest(architecture, known) or f" It knows {', '.join(known)}."
         raise RequestError(f"model.architecture={architecture}: spandrel has no such network.{hint}")
-    network_class = getattr(getattr(architectures, architecture), architecture, None)
+    network_class = getattr(getattr(spandrel.architectures, architecture), architecture, None)
     if network_class is None:
         raise RequestError(f"model.architecture={architecture}: is several networks; give one's weights instead")
     parameters = inspect.signature(network_class).parameters
@@ -126,7 +126,9 @@ def _build(architecture: str, scale: int, arguments: dict[str, Any]) -> nn.Modul
             arguments.setdefault(name, 3)
     for name in arguments:
         if name not in parameters:
-            raise RequestError(f"model.arguments.{name}: {architecture} has none such.{nearest(name, parameters)}")
+            raise RequestError(
+                f"model.arguments.{name}: {architecture} has no such argument.{nearest(name, parameters)}"
+            )
     missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
     if missing:
         raise RequestError(f"model.arguments: {architecture} needs {', '.join(missing)} as well")
@@ -157,7 +159,7 @@ def _is_modest(value: object) -> bool:
 
 
 def _descriptor(state: Mapping[str, Tensor]) -> Any:
-    spandrel, _ = _import()
+    spandrel = _spandrel()
     try:
         with torch.random.fork_rng(devices=[]):
             descriptor = spandrel.MAIN_REGISTRY.load(dict(state))

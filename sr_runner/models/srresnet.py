@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sr_runner.models.layers import check_arguments, check_initialization, conv2d, prelu, upsampling_factors
+from sr_runner.models.layers import Network, check_arguments, conv2d, prelu, upsampling_factors
 
 BATCH_NORM_EPS = 1e-3
 BLOCK_MOMENTUM = 0.2
@@ -16,7 +16,7 @@ BODY_MOMENTUM = 0.01
 """Keras' `epsilon` and `momentum` (0.8 in the blocks, 0.99 after them), the latter in torch's sense (1 - momentum)."""
 
 
-class SRResNet(nn.Module):
+class SRResNet(Network):
     """SRResNet: N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), inside [0, 1] by its tanh.
 
     Inside, the input is used as it is, without a mean shift; the output is (tanh + 1) / 2. BatchNorm makes a training
@@ -34,7 +34,6 @@ class SRResNet(nn.Module):
 
     SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
-    """State names that belong to one scale and are new when the rest is transferred to another."""
 
     def __init__(
         self,
@@ -45,8 +44,8 @@ class SRResNet(nn.Module):
         initialization: str = "torch",
     ) -> None:
         super().__init__()
-        check_arguments("SRResNet", scale, self.SCALES, num_filters=num_filters, num_res_blocks=num_res_blocks)
-        check_initialization(initialization)
+        counts = {"num_filters": num_filters, "num_res_blocks": num_res_blocks}
+        check_arguments("SRResNet", scale, self.SCALES, initialization, **counts)
         self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
         self.head = conv2d(3, num_filters, 9, initialization)
         self.head_act = prelu(num_filters, initialization)
@@ -66,10 +65,6 @@ class SRResNet(nn.Module):
         sr: Tensor = self.tail(self.upsampler(x))
         # At least fp32, also under autocast: in bf16 the sum with 1 has too few steps for 8-bit images.
         return (torch.tanh(sr.to(torch.promote_types(sr.dtype, torch.float32))) + 1) / 2
-
-    def hyperparameters(self) -> dict[str, int | float]:
-        """The arguments that build this network again; `initialization` is not one, as weights replace it."""
-        return {"scale": self.scale, "num_filters": self.num_filters, "num_res_blocks": self.num_res_blocks}
 
 
 def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:

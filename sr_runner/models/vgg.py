@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -38,7 +36,7 @@ class VGG19Features(nn.Module):
         RequestError: a name is unknown.
     """
 
-    def __init__(self, *, layer: str = "VGG54", normalisation: Literal["torchvision", "keras"] = "torchvision") -> None:
+    def __init__(self, *, layer: str = "VGG54", normalisation: str = "torchvision") -> None:
         super().__init__()
         if layer not in LAYERS:
             raise RequestError(f"layer={layer}: expected VGG22 or VGG54.{nearest(layer, LAYERS)}")
@@ -50,7 +48,7 @@ class VGG19Features(nn.Module):
         self.register_buffer("divisor", torch.tensor(divisor).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
         self.divisor: Tensor
-        self.features = nn.Sequential(*_layers(*LAYERS[layer]))
+        self.features = nn.Sequential(*_layers(layer))
         self.requires_grad_(False)
 
     @classmethod
@@ -84,15 +82,12 @@ def convolutions(layer: str = "VGG54") -> list[tuple[str, str, tuple[int, int]]]
     return result
 
 
-def _layers(last_block: int, last_conv: int) -> list[nn.Module]:
+def _layers(layer: str) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    channels = 3
-    for block, (width, count) in enumerate(BLOCKS[:last_block], start=1):
-        if block > 1:
+    for name, _, (inputs, outputs) in convolutions(layer):
+        if name != f"features.{len(layers)}":  # a new block
             layers.append(nn.MaxPool2d(2))
-        for _ in range(last_conv if block == last_block else count):
-            # Uninitialised: the weights come from a file, and no draw is taken from the global generator.
-            conv: nn.Conv2d = skip_init(nn.Conv2d, channels, width, 3, padding=1)  # type: ignore[no-untyped-call]
-            layers += [conv, nn.ReLU(inplace=True)]
-            channels = width
+        # Uninitialised: the weights come from a file, and no draw is taken from the global generator.
+        conv: nn.Conv2d = skip_init(nn.Conv2d, inputs, outputs, 3, padding=1)  # type: ignore[no-untyped-call]
+        layers += [conv, nn.ReLU(inplace=True)]
     return layers

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sr_runner.models import NETWORKS, Discriminator
-from sr_runner.models.wdsr_b import LINEAR
+from sr_runner.models import NETWORKS, Discriminator, Network
+from sr_runner.models.wdsr import LINEAR
 
 State = Mapping[str, Tensor]
 
-CLASSES: dict[str, type[nn.Module]] = {**NETWORKS, "discriminator": Discriminator}
+CLASSES: dict[str, type[Network]] = {**NETWORKS, "discriminator": Discriminator}
 
 # Changes what a network computes and leaves no trace in the shapes of its weights.
 SHAPELESS = {
