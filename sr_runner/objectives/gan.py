@@ -176,7 +176,7 @@ def _discriminator(file: str | Path) -> weights.LoadedWeights:
         loaded = weights.read(file)
     except RequestError as error:
         raise RequestError(f"objective.discriminator_weights={error}") from error
-    if loaded.part != "discriminator":
+    if loaded.network != "discriminator":
         raise RequestError(f"objective.discriminator_weights={loaded} is no SRGAN discriminator")
     return loaded
 

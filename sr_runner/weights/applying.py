@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_runner.errors import RequestError, nearest
+from sr_runner.models import Network
 from sr_runner.weights import shapes
 from sr_runner.weights.layouts import rescale_range, unwrapped
 from sr_runner.weights.reading import LoadedWeights
@@ -97,6 +98,11 @@ def name_of(network: nn.Module) -> str | None:
     return next((name for name, cls in shapes.CLASSES.items() if type(network) is cls), None)
 
 
+def hyperparameters_of(network: nn.Module) -> dict[str, int | float]:
+    """Those of one of sr-run's own networks; {} for anyone else's."""
+    return network.hyperparameters() if isinstance(network, Network) else {}
+
+
 def _upsampler_names(network: nn.Module) -> tuple[str, ...]:
     names = getattr(network, "UPSAMPLER", None)
     if not isinstance(names, tuple):
@@ -119,7 +125,7 @@ def _check_hyperparameters(
         if weights.network == "discriminator":
             advice = "objective.discriminator_weights takes it"
         raise RequestError(f"{weights} does not fit {name}: {advice}")
-    mine = _hyperparameters(network)
+    mine = hyperparameters_of(network)
     differing = {
         key: value
         for key, value in (weights.assumed | weights.hyperparameters).items()
@@ -138,7 +144,7 @@ def _check_hyperparameters(
 def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -> tuple[dict[str, Tensor], list[str]]:
     if name != "edsr" or weights.network != "edsr":
         return weights.state, []
-    new = _hyperparameters(network)["rgb_range"]
+    new = hyperparameters_of(network)["rgb_range"]
     old = (weights.assumed | weights.hyperparameters).get("rgb_range", new)
     if old == new:
         return weights.state, []
@@ -146,8 +152,8 @@ def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -
 
 
 def _untold(network: nn.Module, name: str | None, weights: LoadedWeights) -> list[str]:
-    mine = _hyperparameters(network) if name is not None and name == weights.network else {}
-    return [f"the file does not tell {key}: {_config_key(name or '', key)}={mine[key]:g} counts"
+    mine = hyperparameters_of(network) if name is not None and name == weights.network else {}
+    return [f"the file does not state {key}: {_config_key(name or '', key)}={mine[key]:g} is used"
             for key in weights.unknown if key in mine]  # fmt: skip
 
 
@@ -165,9 +171,9 @@ def _misfit(key: str, tensor: Tensor, own: dict[str, Tensor], upsampler: tuple[s
     if upsampler and key.startswith(upsampler):
         return "belongs to the upsampler"
     if own[key].shape != tensor.shape:
-        return f"{_shape(tensor)} in the file, {_shape(own[key])} in the network"
+        return f"{shapes.shape_of(tensor)} in the file, {shapes.shape_of(own[key])} in the network"
     if own[key].is_floating_point() != tensor.is_floating_point():
-        return f"{_kind(tensor)} in the file, {_kind(own[key])} in the network"
+        return f"{shapes.kind_of(tensor)} in the file, {shapes.kind_of(own[key])} in the network"
     return ""
 
 
@@ -191,19 +197,7 @@ def _check_outcome(report: Report, rule: Rule, upsampler: tuple[str, ...], weigh
         )
 
 
-def _hyperparameters(network: nn.Module) -> dict[str, int | float]:
-    return dict(network.hyperparameters())  # type: ignore[operator]  # every class in shapes.CLASSES has it
-
-
 def _config_key(network: str, name: str) -> str:
     if network == "discriminator":
         return {"patch_size": "data.patch_size", "num_filters": "objective.discriminator_filters"}[name]
     return name if name == "scale" else f"model.{name}"
-
-
-def _kind(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sr_runner.errors import RequestError, nearest
+from sr_runner.models import SpandrelNetwork
 from sr_runner.weights import layouts
-from sr_runner.weights.applying import name_of, unwrap
+from sr_runner.weights.applying import hyperparameters_of, name_of, unwrap
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,12 @@ def describe(network: nn.Module) -> dict[str, str]:
     `sr_run` is JSON: {"network": "edsr", "hyperparameters": {...}}, or {"network": null, "target": "my.module.Net"}.
     """
     inner = unwrap(network)
-    name = name_of(inner) or getattr(inner, "NAME", None)
-    if name is None:
-        body: dict[str, object] = {"network": None, "target": f"{type(inner).__module__}.{type(inner).__qualname__}"}
+    if isinstance(inner, SpandrelNetwork):
+        body: dict[str, object] = {"network": "spandrel", "hyperparameters": inner.hyperparameters()}
+    elif (name := name_of(inner)) is not None:
+        body = {"network": name, "hyperparameters": hyperparameters_of(inner)}
     else:
-        body = {"network": name, "hyperparameters": inner.hyperparameters()}  # type: ignore[operator]
+        body = {"network": None, "target": f"{type(inner).__module__}.{type(inner).__qualname__}"}
     return {"format": "pt", "sr_run": json.dumps(body)}
 
 
@@ -38,7 +40,7 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
 
     `safetensors` takes any network. `basicsr` (a `.pth` with `params`) takes EDSR and MSRResNet, `edsr-pytorch` (a
     `.pt`) EDSR; EDSR's weights are moved to rgb_range 255, which is exact. `res_block_scaling` is in neither file:
-    who loads it there has to set `res_scale`, as a warning says where it is not 1.
+    whoever loads it there has to set `res_scale`, as a warning says where it is not 1.
 
     Raises:
         RequestError: the layout is unknown, has no such network, or the path cannot be written.
@@ -47,14 +49,18 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
         raise RequestError(f"layout={layout}: expected {', '.join(LAYOUTS)}.{nearest(layout, LAYOUTS)}")
     inner, path = unwrap(network), Path(path)
     name = name_of(inner)
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in inner.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory (tied weights).
+    state = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in inner.state_dict().items()
+    }
     if layout == "safetensors":
         from safetensors.torch import save_file
 
-        return _write(path, lambda part: save_file(_unshared(state), part, metadata=describe(inner)))
+        return _write(path, lambda part: save_file(state, part, metadata=describe(inner)))
     if name != "edsr" and not (name == "msrresnet" and layout == "basicsr"):
         networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
-        raise RequestError(f"layout={layout}: it has {networks} alone, not {type(inner).__name__}: use safetensors")
+        raise RequestError(f"layout={layout}: it has only {networks}, not {type(inner).__name__}: use safetensors")
     if name == "edsr":
         if inner.res_block_scaling != 1:
             log.warning("%s does not hold res_block_scaling: set res_scale=%g there", path, inner.res_block_scaling)
@@ -64,16 +70,6 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
     else:
         content = layouts.to_edsr_pytorch(state)
     return _write(path, lambda part: torch.save(content, part))
-
-
-def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses tensors that share memory (tied weights), so each gets its own."""
-    seen: set[int] = set()
-    result = {}
-    for key, tensor in state.items():
-        result[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return result
 
 
 def _write(path: Path, save: Callable[[Path], object]) -> Path:

@@ -1,7 +1,7 @@
 """A program: the arrays that Keras' `save_weights` put into an HDF5 file, to standard output as `.npz`, in its order.
 
 Run by `tensorfile` in a process of its own, and without anything of sr_runner's: it imports in a fraction of a second.
-Exit status `REFUSED` says that standard error has a sentence about what is wrong with the file.
+With exit status `REFUSED`, standard error holds a sentence about what is wrong with the file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 REFUSED = 3
 _MOST_COMPRESSED = 4
@@ -28,11 +28,11 @@ def main(path: Path) -> int:
     try:
         with h5py.File(path, "r") as file:
             arrays = dict(_arrays(file, path.stat().st_size))
-    except _RefusedError as error:
-        return _say(str(error))
     except Exception as error:  # HDF5's own errors come as OSError, KeyError, RuntimeError, ValueError, ...
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        return _say(f"is damaged or no Keras weights file ({type(error).__name__}: {reason})")
+        damaged = f"is damaged or no Keras weights file ({type(error).__name__}: {reason})"
+        sys.stderr.write(str(error) if isinstance(error, _RefusedError) else damaged)
+        return REFUSED
     content = io.BytesIO()
     np.savez(content, **arrays)
     sys.stdout.buffer.write(content.getbuffer())
@@ -47,8 +47,8 @@ def _arrays(file: Any, size: int) -> Iterator[tuple[str, Any]]:
     root = _hard_link(file, "model_weights", h5py.Group) if "model_weights" in file else file
     if "layer_names" not in root.attrs and "layer_names0" not in root.attrs:
         if "layers" in root or "_layer_checkpoint_dependencies" in root:
-            _refuse("is in Keras 3's layout: save it in the older one, as model.save_weights('x.h5') did")
-        _refuse("is an HDF5 file, but not one that Keras' save_weights wrote (no 'layer_names')")
+            raise _RefusedError("is in Keras 3's layout: save it in the older one, as model.save_weights('x.h5') did")
+        raise _RefusedError("is an HDF5 file, but not one that Keras' save_weights wrote (no 'layer_names')")
     total = 0
     for layer in _names(root, "layer_names", size):
         group = _hard_link(root, layer, h5py.Group)
@@ -56,9 +56,9 @@ def _arrays(file: Any, size: int) -> Iterator[tuple[str, Any]]:
             dataset = _hard_link(group, weight, h5py.Dataset)
             total += dataset.size * dataset.dtype.itemsize
             if dataset.external or dataset.is_virtual or dataset.dtype.kind not in "fiub":
-                _refuse(f"holds {layer}/{weight} as something else than plain numbers")
+                raise _RefusedError(f"holds {layer}/{weight} as something other than plain numbers")
             if total > _MOST_COMPRESSED * size:
-                _refuse(f"claims more numbers ({layer}/{weight}: {dataset.shape}) than its size can hold")
+                raise _RefusedError(f"claims more numbers ({layer}/{weight}: {dataset.shape}) than its size can hold")
             array = np.asarray(dataset[()])
             name = weight if weight.split("/")[0] == layer else f"{layer}/{weight}"
             yield name, array.astype(array.dtype.newbyteorder("="))
@@ -75,7 +75,7 @@ def _names(group: Any, attribute: str, size: int) -> list[str]:
         if shape is None or 0 in shape:
             continue
         if len(shape) != 1 or shape[0] > size:
-            _refuse(f"claims more names ({chunk}: {shape}) than its size can hold")
+            raise _RefusedError(f"claims more names ({chunk}: {shape}) than its size can hold")
         names += [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[chunk]]
     return names
 
@@ -87,20 +87,11 @@ def _hard_link(group: Any, name: str, kind: type) -> Any:
     node = group
     for part in name.split("/"):
         if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
-            _refuse(f"is damaged: it lists {name} but does not hold it")
+            raise _RefusedError(f"is damaged: it lists {name} but does not hold it")
         node = node[part]
     if not isinstance(node, kind):
-        _refuse(f"is damaged: {name} is not a {kind.__name__.lower()}")
+        raise _RefusedError(f"is damaged: {name} is not a {kind.__name__.lower()}")
     return node
-
-
-def _refuse(why: str) -> NoReturn:
-    raise _RefusedError(why)
-
-
-def _say(why: str) -> int:
-    sys.stderr.write(why)
-    return REFUSED
 
 
 if __name__ == "__main__":

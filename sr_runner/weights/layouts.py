@@ -7,7 +7,7 @@ BasicSR: EDSR and MSRResNet under names of its own. Every tensor is the same as 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,27 +21,21 @@ RGB_RANGE = 255.0
 State = dict[str, Tensor]
 
 _WRAPPERS = ("module.", "_orig_mod.")
+# How the names of tensors begin, (theirs, ours); `#` stands for a number. Each table is read in both directions.
 _EDSR_PYTORCH = (
-    (re.compile(r"head\.0\.(weight|bias)"), r"head.\1"),
-    (re.compile(r"body\.(\d+)\.body\.0\.(weight|bias)"), r"body.\1.conv1.\2"),
-    (re.compile(r"body\.(\d+)\.body\.2\.(weight|bias)"), r"body.\1.conv2.\2"),
-    (re.compile(r"body\.(\d+)\.(weight|bias)"), r"body.\1.\2"),
-    (re.compile(r"tail\.0\.(\d+)\.(weight|bias)"), r"upsampler.\1.\2"),
-    (re.compile(r"tail\.1\.(weight|bias)"), r"tail.\1"),
+    ("head.0.", "head."),
+    ("body.#.body.0.", "body.#.conv1."),
+    ("body.#.body.2.", "body.#.conv2."),
+    ("tail.0.#.", "upsampler.#."),
+    ("tail.1.", "tail."),
 )
-_BASICSR_EDSR = (
-    (re.compile(r"conv_first\.(weight|bias)"), r"head.\1"),
-    (re.compile(r"body\.(\d+)\.conv([12])\.(weight|bias)"), r"body.\1.conv\2.\3"),
-    (re.compile(r"upsample\.(\d+)\.(weight|bias)"), r"upsampler.\1.\2"),
-    (re.compile(r"conv_last\.(weight|bias)"), r"tail.\1"),
-)
+_BASICSR_EDSR = (("conv_first.", "head."), ("upsample.#.", "upsampler.#."), ("conv_last.", "tail."))
 _BASICSR_MSRRESNET = (
-    (re.compile(r"conv_first\.(weight|bias)"), r"head.\1"),
-    (re.compile(r"body\.(\d+)\.conv([12])\.(weight|bias)"), r"body.\1.conv\2.\3"),
-    (re.compile(r"upconv1\.(weight|bias)"), r"upsampler.0.\1"),
-    (re.compile(r"upconv2\.(weight|bias)"), r"upsampler.3.\1"),
-    (re.compile(r"conv_hr\.(weight|bias)"), r"hr_conv.\1"),
-    (re.compile(r"conv_last\.(weight|bias)"), r"tail.\1"),
+    ("conv_first.", "head."),
+    ("upconv1.", "upsampler.0."),
+    ("upconv2.", "upsampler.3."),
+    ("conv_hr.", "hr_conv."),
+    ("conv_last.", "tail."),
 )
 
 
@@ -74,19 +68,19 @@ def is_edsr_pytorch(state: Mapping[str, Tensor]) -> bool:
 def from_edsr_pytorch(state: Mapping[str, Tensor]) -> tuple[State, float]:
     """(state of `models.EDSR`, its rgb_range, as `sub_mean` tells it)."""
     inner = {k: v for k, v in state.items() if not k.startswith(("sub_mean.", "add_mean."))}
-    return _rename(inner, _EDSR_PYTORCH), _range_of_sub_mean(state)
+    return _renamed(inner, _EDSR_PYTORCH), _range_of_sub_mean(state)
 
 
 def to_edsr_pytorch(state: Mapping[str, Tensor]) -> State:
     """The state of a `models.EDSR` with rgb_range 255 in EDSR-PyTorch's names."""
-    mean = RGB_RANGE * torch.tensor(DIV2K_MEAN)
-    result = {"sub_mean.weight": torch.eye(3).view(3, 3, 1, 1), "sub_mean.bias": -mean}
-    for name, tensor in state.items():
-        name = re.sub(r"^tail\.", "tail.1.", name)
-        name = re.sub(r"^upsampler\.", "tail.0.", name)
-        name = re.sub(r"^head\.", "head.0.", name)
-        result[re.sub(r"\.conv([12])\.", lambda m: f".body.{2 * int(m[1]) - 2}.", name)] = tensor
-    return result | {"add_mean.weight": torch.eye(3).view(3, 3, 1, 1), "add_mean.bias": mean}
+    mean, identity = RGB_RANGE * torch.tensor(DIV2K_MEAN), torch.eye(3).view(3, 3, 1, 1)
+    return {
+        "sub_mean.weight": identity,
+        "sub_mean.bias": -mean,
+        **_renamed(state, _EDSR_PYTORCH, to_theirs=True),
+        "add_mean.weight": identity,
+        "add_mean.bias": mean,
+    }
 
 
 def basicsr_network(state: Mapping[str, Tensor]) -> str | None:
@@ -100,27 +94,19 @@ def basicsr_network(state: Mapping[str, Tensor]) -> str | None:
 
 def from_basicsr(network: str, state: Mapping[str, Tensor]) -> State:
     """The state of `models.EDSR` (rgb_range 255) or `models.MSRResNet`."""
-    if network == "msrresnet":
-        return _rename(state, _BASICSR_MSRRESNET)
-    blocks = sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state)
-    after = (re.compile(r"conv_after_body\.(weight|bias)"), rf"body.{blocks}.\1")
-    return _rename(state, (*_BASICSR_EDSR, after))
+    return _renamed(state, _basicsr(network, state))
 
 
 def to_basicsr(network: str, state: Mapping[str, Tensor]) -> State:
     """The state of a `models.EDSR` with rgb_range 255, or of a `models.MSRResNet`, in BasicSR's names."""
-    result = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^head\.", "conv_first.", re.sub(r"^tail\.", "conv_last.", name))
-        if network == "msrresnet":
-            name = name.replace("hr_conv.", "conv_hr.")
-            name = re.sub(r"^upsampler\.([03])\.", lambda m: f"upconv{1 + int(m[1]) // 3}.", name)
-        else:
-            name = re.sub(
-                r"^upsampler\.", "upsample.", re.sub(r"^body\.\d+\.(?=weight|bias)", "conv_after_body.", name)
-            )
-        result[name] = tensor
-    return result
+    return _renamed(state, _basicsr(network, state), to_theirs=True)
+
+
+def _basicsr(network: str, state: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
+    if network == "msrresnet":
+        return _BASICSR_MSRRESNET
+    blocks = sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state)
+    return (*_BASICSR_EDSR, ("conv_after_body.", f"body.{blocks}."))
 
 
 def rescale_range(state: Mapping[str, Tensor], old: float, new: float) -> State:
@@ -147,10 +133,12 @@ def _range_of_sub_mean(state: Mapping[str, Tensor]) -> float:
     )
 
 
-def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[re.Pattern[str], str], ...]) -> State:
-    """Names that no rule knows are kept, so that whoever compares names with the network's finds them."""
+def _renamed(state: Mapping[str, Tensor], table: Iterable[tuple[str, str]], *, to_theirs: bool = False) -> State:
+    """Names that the table does not have are kept, so that whoever compares names with the network's finds them."""
+    pairs = [(ours, theirs) if to_theirs else (theirs, ours) for theirs, ours in table]
+    rules = [(re.compile(re.escape(old).replace(r"\#", r"(\d+)")), new.replace("#", r"\1")) for old, new in pairs]
     result = {}
     for name, tensor in state.items():
-        matches = ((pattern.fullmatch(name), to) for pattern, to in rules)
-        result[next((match.expand(to) for match, to in matches if match), name)] = tensor
+        matches = ((pattern.match(name), new) for pattern, new in rules)
+        result[next((match.expand(new) + name[match.end() :] for match, new in matches if match), name)] = tensor
     return result

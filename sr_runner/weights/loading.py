@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sr_runner.errors import RequestError
 from sr_runner.models.spandrel_network import SpandrelNetwork
-from sr_runner.models.vgg import LAYERS, VGG19Features, convolutions
+from sr_runner.models.vgg import VGG19Features, convolutions
 from sr_runner.weights import keras, layouts, shapes
 from sr_runner.weights.applying import apply
 from sr_runner.weights.reading import LoadedWeights, read
@@ -34,7 +34,7 @@ def load_model(
             `res_block_scaling=0.1` for EDSR's large model.
 
     Raises:
-        RequestError: the file is damaged or unknown, or does not tell something that has to be said.
+        RequestError: the file is damaged or unknown, or does not state something that has to be given.
     """
     if network is not None and not isinstance(network, nn.Module):
         raise RequestError(f"network={network!r}: a torch.nn.Module to load into is needed, not its name")
@@ -48,7 +48,7 @@ def load_model(
         return _of_spandrel(weights)
     if weights.unknown:
         raise RequestError(
-            f"{weights} does not tell {' and '.join(weights.unknown)}: say"
+            f"{weights} does not state {' and '.join(weights.unknown)}: give"
             f" {', '.join(_ADVICE[name] for name in weights.unknown)}"
         )
     built = shapes.build(weights.network, weights.assumed | weights.hyperparameters)
@@ -78,24 +78,21 @@ def vgg19_features(
     if seed is not None:
         return VGG19Features.seeded(seed, layer=layer)
     source = _vgg19_file() if weights is None else weights
-    file = read_source(source)
-    state, normalisation = layouts.strip_prefixes(file.tensors), "torchvision"
-    if (converted := keras.convert_vgg19(keras.layers(file.tensors))) is not None:
-        state, normalisation = converted, "keras"
-    network = VGG19Features(layer=layer, normalisation="keras" if normalisation == "keras" else "torchvision")
+    tensors = read_source(source).tensors
+    state = keras.convert_vgg19(keras.layers(tensors))
+    network = VGG19Features(layer=layer, normalisation="torchvision" if state is None else "keras")
+    if state is None:
+        state = layouts.strip_prefixes(tensors)
     if (odd := _not_of_vgg19(state)) is not None:
         raise RequestError(f"{shown(source)}: no VGG19 but another VGG, as it has a {odd}")
-    needed = {}
-    for name, _, (inputs, outputs) in convolutions(layer if layer in LAYERS else "VGG54"):
-        for key, shape in ((f"{name}.weight", (outputs, inputs, 3, 3)), (f"{name}.bias", (outputs,))):
-            if key not in state or tuple(state[key].shape) != shape:
-                raise RequestError(
-                    f"{shown(source)}: no VGG19 in torchvision's or Keras' layout (no {key} of the right shape)"
-                )
-            if not torch.isfinite(state[key]).all():
-                raise RequestError(f"{shown(source)}: a VGG19 whose {key} has values that are not finite")
-            needed[key] = state[key]
-    network.load_state_dict(needed)
+    for key, expected in network.state_dict().items():
+        if key not in state or state[key].shape != expected.shape:
+            raise RequestError(
+                f"{shown(source)}: no VGG19 in torchvision's or Keras' layout (no {key} of the right shape)"
+            )
+        if not torch.isfinite(state[key]).all():
+            raise RequestError(f"{shown(source)}: a VGG19 whose {key} has values that are not finite")
+    network.load_state_dict({key: state[key] for key in network.state_dict()})
     return network.eval()
 
 

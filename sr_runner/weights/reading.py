@@ -28,15 +28,15 @@ class LoadedWeights:
     state: dict[str, Tensor]
     """In sr-run's names and orders, floating point as fp32, on the CPU; a `state dict`'s own names otherwise."""
     hyperparameters: Hyperparameters = field(default_factory=dict)
-    """What the file tells, together with what the caller said of it."""
+    """What the file states, together with what the caller gave."""
     assumed: Hyperparameters = field(default_factory=dict)
-    """What the file does not tell, but its layout's code has as its default; the caller may say otherwise."""
+    """What the file does not state, but its layout's code has as its default; the caller may give another value."""
     target: str | None = None
     """Of sr-run's own files of someone else's network: its class."""
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The hyperparameters that the file does not tell and nobody has said."""
+        """The hyperparameters that neither the file nor the caller states."""
         names = shapes.SHAPELESS.get(self.network or "", ())
         return tuple(name for name in names if name not in self.hyperparameters | self.assumed)
 
@@ -44,11 +44,6 @@ class LoadedWeights:
     def digest(self) -> str:
         """Equal for equal weights of an equal network, wherever the file lies."""
         return digest(self.state, self.network, sorted((self.assumed | self.hyperparameters).items()))
-
-    @property
-    def part(self) -> str:
-        """`generator` or `discriminator`: which half of a GAN these weights are. A network alone is a generator."""
-        return "discriminator" if self.network == "discriminator" else "generator"
 
     def __str__(self) -> str:
         known = ", ".join(f"{k}={_text(v)}" for k, v in (self.hyperparameters | self.assumed).items())
@@ -60,8 +55,8 @@ class LoadedWeights:
 def read(source: str | Path, **what_the_file_cannot_tell: float) -> LoadedWeights:
     """Recognise the weights in a file, a checkpoint folder or behind a URL, by their contents.
 
-    `what_the_file_cannot_tell` are hyperparameters such as `res_block_scaling`; saying what the file tells
-    otherwise is an error. Without them, `unknown` of the result names what is missing.
+    `what_the_file_cannot_tell` are hyperparameters such as `res_block_scaling`; a value that contradicts the file is an
+    error. Without them, `unknown` of the result names what is missing.
 
     Raises:
         RequestError: there is no such file, it is damaged, or it does not fit the network that it looks like.

@@ -65,59 +65,49 @@ def infer(network: str, state: State) -> dict[str, int | float]:
     return hyperparameters
 
 
-def check_shapes(network: str, hyperparameters: Mapping[str, int | float], state: State) -> None:
+def check_shapes(network: str, hyperparameters: Mapping[str, Any], state: State) -> None:
     """Refuse a state that `network`, built with these hyperparameters, does not have exactly."""
-    with torch.device("meta"):  # shapes alone: nothing is allocated, however large the numbers are
-        expected = {k: tuple(v.shape) for k, v in CLASSES[network](**_arguments(hyperparameters)).state_dict().items()}
-    for name, shape in expected.items():
-        if name not in state and not OPTIONAL.fullmatch(name):
-            raise MisfitError(f"the weights look like those of {network}, but lack {name}")
-        if name in state and not OPTIONAL.fullmatch(name):
-            _check_numbers(network, name, state[name])
-        if name in state and tuple(state[name].shape) != shape:
-            raise MisfitError(
-                f"the weights look like those of {network}, but {name} is {_shape(state[name].shape)}"
-                f" where {_shape(shape)} was expected"
-            )
+    with torch.device("meta"):  # only shapes: nothing is allocated, however large the numbers are
+        expected = CLASSES[network](**hyperparameters).state_dict()
+    looks = f"the weights look like those of {network}, but"
+    for name in (name for name in expected if not OPTIONAL.fullmatch(name)):
+        if name not in state:
+            raise MisfitError(f"{looks} lack {name}")
+        tensor = state[name]
+        if not tensor.is_floating_point():
+            raise MisfitError(f"{looks} {name} is {kind_of(tensor)}, not floating point")
+        if not torch.isfinite(tensor).all():
+            raise MisfitError(f"{looks} {name} has values that are not finite")
+        if tensor.shape != expected[name].shape:
+            raise MisfitError(f"{looks} {name} is {shape_of(tensor)} where {shape_of(expected[name])} was expected")
     extra = [name for name in state if name not in expected]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise MisfitError(f"the weights look like those of {network}, but also hold {extra[0]}{more}")
+        raise MisfitError(f"{looks} also hold {extra[0]}{more}")
 
 
-def _check_numbers(network: str, name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise MisfitError(f"the weights look like those of {network}, but {name} is {kind}, not floating point")
-    if not torch.isfinite(tensor).all():
-        raise MisfitError(f"the weights look like those of {network}, but {name} has values that are not finite")
-
-
-def build(network: str, hyperparameters: Mapping[str, int | float]) -> nn.Module:
+def build(network: str, hyperparameters: Mapping[str, Any]) -> nn.Module:
     """The network, on the CPU, without taking draws from the global generator."""
     with torch.random.fork_rng(devices=[]):
-        return CLASSES[network](**_arguments(hyperparameters))
+        return CLASSES[network](**hyperparameters)
 
 
-def _arguments(hyperparameters: Mapping[str, int | float]) -> dict[str, Any]:
-    return dict(hyperparameters)
+def kind_of(tensor: Tensor) -> str:
+    """`float32`, `int64`, ..."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
-def _edsr(state: State) -> dict[str, int | float]:
+def shape_of(tensor: Tensor) -> str:
+    """`64x3x3x3`"""
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def _by_pixel_shuffles(state: State) -> dict[str, int | float]:
+    """EDSR, SRResNet and MSRResNet: a head of `num_filters`, and an upsampler of convolutions with pixel shuffles."""
     filters = _colour_head(state["head.weight"])
-    factors = [_factor(v, filters) for k, v in state.items() if re.fullmatch(r"upsampler\.\d+\.weight", k)]
+    shuffled = [v for k, v in state.items() if re.fullmatch(r"upsampler\.\d+(\.conv)?\.weight", k)]
     return {
-        "scale": math.prod(factors),
-        "num_filters": filters,
-        "num_res_blocks": _count(state, r"body\.\d+\.conv1\.weight"),
-    }
-
-
-def _srresnet(state: State) -> dict[str, int | float]:
-    filters = _colour_head(state["head.weight"])
-    factors = [_factor(v, filters) for k, v in state.items() if re.fullmatch(r"upsampler\.\d+\.conv\.weight", k)]
-    return {
-        "scale": math.prod(factors),
+        "scale": math.prod(_factor(weight, filters) for weight in shuffled),
         "num_filters": filters,
         "num_res_blocks": _count(state, r"body\.\d+\.conv1\.weight"),
     }
@@ -149,18 +139,18 @@ def _discriminator(state: State) -> dict[str, int | float]:
 
 
 _READERS = {
-    "edsr": _edsr,
+    "edsr": _by_pixel_shuffles,
     "wdsr_a": _wdsr,
     "wdsr_b": _wdsr_b,
-    "srresnet": _srresnet,
-    "msrresnet": _edsr,
+    "srresnet": _by_pixel_shuffles,
+    "msrresnet": _by_pixel_shuffles,
     "discriminator": _discriminator,
 }
 
 
 def _colour_head(weight: Tensor) -> int:
     if weight.dim() != 4 or weight.shape[1] != 3:
-        raise ValueError(f"its first convolution is {_shape(weight.shape)}, but must take 3 colour channels")
+        raise ValueError(f"its first convolution is {shape_of(weight)}, but must take 3 colour channels")
     return weight.shape[0]
 
 
@@ -174,7 +164,3 @@ def _factor(weight: Tensor, channels: int) -> int:
 
 def _count(state: State, pattern: str) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in state)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a single number"

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -47,11 +47,9 @@ SHARED_BYTES = 256 * 2**20
 class TensorFile:
     """The tensors of a file by name, in the file's order, on the CPU. Floating point is fp32, whatever it was."""
 
-    path: Path
-    kind: Literal["safetensors", "torch", "hdf5"]
     tensors: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
-    """The header of a safetensors file."""
+    metadata: dict[str, str]
+    """The header of a safetensors file; {} of the others."""
 
 
 def read_tensor_file(path: Path) -> TensorFile:
@@ -74,37 +72,34 @@ def read_tensor_file(path: Path) -> TensorFile:
     for magic, name in _ARCHIVES.items():
         if start.startswith(magic):
             _refuse(path, f"is a {name} archive: unpack it and give the weights file inside")
+    metadata: dict[str, str] = {}
     if start.startswith(_HDF5):
-        read = _read_hdf5(path)
-    elif len(start) > 8 and start[8:9] == b"{":
-        read = _read_safetensors(path)
+        tensors = _read_hdf5(path)
+    elif start[8:9] == b"{":
+        tensors, metadata = _read_safetensors(path)
     elif start.startswith(_ZIP) or start[0] == 0x80:
-        read = _read_torch(path, size, zipped=start.startswith(_ZIP))
+        tensors = _read_torch(path, size, zipped=start.startswith(_ZIP))
     else:
-        hint = " (TensorFlow checkpoints: save_weights('x.h5') in the code that wrote it)" if _is_tf(path) else ""
+        is_tensorflow = path.suffix == ".index" or ".data-" in path.name
+        hint = " (TensorFlow checkpoints: save_weights('x.h5') in the code that wrote it)" if is_tensorflow else ""
         _refuse(path, f"is no weights file: expected safetensors, a PyTorch .pt or .pth, or a Keras .h5{hint}")
-    if not read.tensors:
+    if not tensors:
         _refuse(path, "holds no tensors")
-    return read
+    return TensorFile({name: _as_fp32(path, name, tensor) for name, tensor in tensors.items()}, metadata)
 
 
-def _is_tf(path: Path) -> bool:
-    return path.suffix == ".index" or ".data-" in path.name
-
-
-def _read_safetensors(path: Path) -> TensorFile:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {str(key): str(value) for key, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys(), key=natural)}
+            return {name: file.get_tensor(name) for name in sorted(file.keys(), key=natural)}, metadata
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         _refuse(path, f"is damaged or no safetensors file ({_brief(error)})", error)
-    return TensorFile(path, "safetensors", {name: _as_fp32(path, name, t) for name, t in tensors.items()}, metadata)
 
 
-def _read_torch(path: Path, size: int, *, zipped: bool) -> TensorFile:
+def _read_torch(path: Path, size: int, *, zipped: bool) -> dict[str, Tensor]:
     if zipped:
         _check_zip(path, size)
     try:
@@ -122,7 +117,7 @@ def _read_torch(path: Path, size: int, *, zipped: bool) -> TensorFile:
         _refuse(path, f"is damaged or no PyTorch weights file ({_brief(error)})", error)
     tensors = {str(name): value for name, value in _state_dict(loaded).items() if isinstance(value, Tensor)}
     _check_sizes(path, size, tensors)
-    return TensorFile(path, "torch", {name: _as_fp32(path, name, t) for name, t in tensors.items()})
+    return tensors
 
 
 _FORBIDDEN = re.compile(r"weights_only|Unsupported (global|class)|not an allowed global")
@@ -166,7 +161,7 @@ def _check_sizes(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
             _refuse(path, f"claims more numbers ({name}: {'x'.join(map(str, tensor.shape))}) than its size can hold")
 
 
-def _read_hdf5(path: Path) -> TensorFile:
+def _read_hdf5(path: Path) -> dict[str, Tensor]:
     """Through a process of its own: there are damaged files over which the HDF5 library loops for ever or crashes."""
     if importlib.util.find_spec("h5py") is None:
         raise RequestError(f"{path}: is an HDF5 file, which needs h5py: pip install 'sr-run[keras-weights]'")
@@ -180,8 +175,7 @@ def _read_hdf5(path: Path) -> TensorFile:
     if done.returncode:
         _refuse(path, f"is damaged: the HDF5 library broke down over it (exit status {done.returncode})")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
-        tensors = {name: _as_fp32(path, name, torch.tensor(arrays[name])) for name in arrays.files}
-    return TensorFile(path, "hdf5", tensors)
+        return {name: torch.tensor(arrays[name]) for name in arrays.files}
 
 
 def _as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:

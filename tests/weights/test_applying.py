@@ -184,7 +184,7 @@ def test_numbers_of_another_kind_do_not_fit(tmp_path):
 def test_what_the_file_does_not_tell_and_the_network_decides_is_noted(tmp_path):
     network = EDSR(scale=2, res_block_scaling=0.1, **SMALL)
     loaded = weights.read(weights.export(network, tmp_path / "edsr.pt", "edsr-pytorch"))
-    note = "the file does not tell res_block_scaling: model.res_block_scaling=0.1 counts"
+    note = "the file does not state res_block_scaling: model.res_block_scaling=0.1 is used"
     assert weights.apply(network, loaded).notes == [note]
     assert f"  note: {note}" in weights.apply(network, loaded).lines()
 

@@ -105,7 +105,7 @@ def test_a_round_trip_through_a_layout_changes_no_tensor(tmp_path, layout):
 def test_a_discriminator_is_described_and_read_like_any_network(tmp_path):
     network = Discriminator(patch_size=16, num_filters=2)
     loaded = weights.read(weights.export(network, tmp_path / "d.safetensors"))
-    assert (loaded.part, loaded.hyperparameters) == ("discriminator", {"patch_size": 16, "num_filters": 2})
+    assert (loaded.network, loaded.hyperparameters) == ("discriminator", {"patch_size": 16, "num_filters": 2})
     other = Discriminator(patch_size=32, num_filters=2)
     with pytest.raises(RequestError, match=r"patch_size=16 \(not 32\)\. Set data\.patch_size=16"):
         weights.apply(other, loaded)
@@ -114,8 +114,8 @@ def test_a_discriminator_is_described_and_read_like_any_network(tmp_path):
 @pytest.mark.parametrize(
     ("network", "layout", "message"),
     [
-        (WDSRA(scale=2, num_filters=4), "basicsr", "it has EDSR and MSRResNet alone, not WDSRA: use safetensors"),
-        (SRResNet(num_filters=4), "edsr-pytorch", "it has EDSR alone, not SRResNet"),
+        (WDSRA(scale=2, num_filters=4), "basicsr", "it has only EDSR and MSRResNet, not WDSRA: use safetensors"),
+        (SRResNet(num_filters=4), "edsr-pytorch", "it has only EDSR, not SRResNet"),
         (Net(), "basicsr", "not Net"),
         (EDSR(scale=2, num_filters=4), "basicSR", "layout=basicSR: expected .* Did you mean 'basicsr'"),
     ],

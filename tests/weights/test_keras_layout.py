@@ -67,7 +67,7 @@ def test_a_discriminator_file_gives_the_originals_verdicts(tmp_path, patch):
     hr = np.random.default_rng(2).integers(0, 256, (2, patch, patch, 3)).astype(np.float64)
     expected, layers = originals.keras_discriminator(hr, 4)
     loaded = weights.read(originals.write_h5(tmp_path / "w.h5", layers))
-    assert (loaded.network, loaded.part) == ("discriminator", "discriminator")
+    assert loaded.network == "discriminator"
     assert loaded.hyperparameters == {"patch_size": patch, "num_filters": 4}
     network = Discriminator(patch_size=patch, num_filters=4)
     weights.apply(network, loaded)

@@ -148,7 +148,9 @@ def test_the_file_format_that_torch_wrote_before_1_6_is_read(tmp_path):
 def test_what_the_file_cannot_tell_is_asked_for_by_name(tmp_path):
     path = save(tmp_path / "edsr.pt", originals.EdsrPytorch(2, 4, 1, 1.0).state_dict())
     assert weights.read(path).unknown == ("res_block_scaling",)
-    with pytest.raises(RequestError, match=r"edsr\.pt .* does not tell res_block_scaling: say res_block_scaling=1\.0"):
+    with pytest.raises(
+        RequestError, match=r"edsr\.pt .* does not state res_block_scaling: give res_block_scaling=1\.0"
+    ):
         weights.load_model(path)
 
 
