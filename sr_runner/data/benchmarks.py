@@ -16,14 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import overload
 
-import numpy as np
-import numpy.typing as npt
-
+from sr_runner.data.dataset import Pair
+from sr_runner.data.images import EXTENSIONS, Pixels, read_image
 from sr_runner.errors import RequestError, nearest
 from sr_runner.imresize import imresize_uint8
-
-UInt8Image = npt.NDArray[np.uint8]
-Read = Callable[[], UInt8Image]
 
 BICUBIC = "bicubic"
 """`lr=bicubic`: make the LR images even where the folder has some."""
@@ -42,43 +38,34 @@ _LR_FOLDERS = (
 
 
 @dataclass(frozen=True)
-class ImagePair:
-    """An LR image and its HR image, uint8 HWC RGB."""
-
-    name: str
-    lr: UInt8Image
-    hr: UInt8Image
-
-
-@dataclass(frozen=True)
 class PairReader:
     """A pair that is still on disk; without `lr`, it is made from the HR image by MATLAB's bicubic."""
 
     name: str
-    hr: Read
-    lr: Read | None = None
+    hr: Callable[[], Pixels]
+    lr: Callable[[], Pixels] | None = None
 
-    def read(self, scale: int) -> ImagePair:
+    def read(self, scale: int) -> Pair:
         """The pair, the HR image cropped to what the LR image covers. Raises `RequestError` where they do not fit."""
         hr = self.hr()
+        height, width = hr.shape[0] // scale, hr.shape[1] // scale
+        if min(height, width) == 0:
+            raise RequestError(f"image '{self.name}' of {hr.shape[1]}x{hr.shape[0]} pixels is below scale={scale}.")
         if self.lr is None:
-            height, width = hr.shape[0] // scale, hr.shape[1] // scale
-            if min(height, width) == 0:
-                raise RequestError(f"image '{self.name}' of {hr.shape[1]}x{hr.shape[0]} pixels is below scale={scale}.")
             hr = hr[: height * scale, : width * scale]
-            return ImagePair(self.name, imresize_uint8(hr, Fraction(1, scale)), hr)
+            return Pair(self.name, imresize_uint8(hr, Fraction(1, scale)), hr)
         lr = self.lr()
-        height, width = min(lr.shape[0], hr.shape[0] // scale), min(lr.shape[1], hr.shape[1] // scale)
+        height, width = min(lr.shape[0], height), min(lr.shape[1], width)
         if abs(lr.shape[0] * scale - hr.shape[0]) >= scale or abs(lr.shape[1] * scale - hr.shape[1]) >= scale:
             raise RequestError(
                 f"image '{self.name}': an LR image of {lr.shape[1]}x{lr.shape[0]} pixels does not fit an HR image of "
                 f"{hr.shape[1]}x{hr.shape[0]} at scale={scale}. lr=bicubic makes the LR images from the HR images."
             )
-        return ImagePair(self.name, lr[:height, :width], hr[: height * scale, : width * scale])
+        return Pair(self.name, lr[:height, :width], hr[: height * scale, : width * scale])
 
 
 @dataclass(frozen=True)
-class Benchmark(Sequence[ImagePair]):
+class Benchmark(Sequence[Pair]):
     """The pairs of a benchmark, read from disk each time they are looked at: one image in memory at a time."""
 
     name: str
@@ -97,25 +84,20 @@ class Benchmark(Sequence[ImagePair]):
         return len(self.readers)
 
     @overload
-    def __getitem__(self, index: int) -> ImagePair: ...
+    def __getitem__(self, index: int) -> Pair: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[ImagePair]: ...
-    def __getitem__(self, index: int | slice) -> ImagePair | Sequence[ImagePair]:
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
         if isinstance(index, slice):
             return replace(self, readers=self.readers[index])
         return self.readers[index].read(self.scale)
 
-    def __iter__(self) -> Iterator[ImagePair]:
-        return (reader.read(self.scale) for reader in self.readers)
-
 
 @dataclass(frozen=True)
 class Finder:
-    """Finds benchmarks in folders. `read_image` and `extensions` say what an image is."""
+    """Finds benchmarks in folders."""
 
     scale: int
-    read_image: Callable[[Path], UInt8Image]
-    extensions: tuple[str, ...]
     lr: str | None = None
     """A folder of LR images to take instead, `bicubic` to make them, None for what the layout has."""
 
@@ -133,7 +115,7 @@ class Finder:
         several = [each for child in children if (each := self._benchmark(child)) is not None]
         if not several:
             raise RequestError(
-                f"data={folder}: neither images ({' '.join(self.extensions)}) nor a benchmark (HR/, GTmod12/, "
+                f"data={folder}: neither images ({' '.join(EXTENSIONS)}) nor a benchmark (HR/, GTmod12/, "
                 f"image_SRF_{self.scale}/, ...) in this folder or one below it."
             )
         return several
@@ -146,10 +128,8 @@ class Finder:
         lr_images = {} if lr_folder is None else self._images(lr_folder)
         readers = []
         for name, path in images.items():
-            lr = None
-            if lr_folder is not None:
-                lr = partial(self.read_image, _lr_for(path, lr_images, lr_folder, self.scale))
-            readers.append(PairReader(name, partial(self.read_image, path), lr))
+            lr = None if lr_folder is None else partial(read_image, _lr_for(path, lr_images, lr_folder, self.scale))
+            readers.append(PairReader(name, partial(read_image, path), lr))
         name = folder.parent.name if folder.name.upper() == "HR" else folder.resolve().name
         return Benchmark(name, self.scale, tuple(readers), bicubic=self.lr is None or "bic" in self.lr.lower())
 
@@ -181,7 +161,7 @@ class Finder:
         return any(folder != hr_folder or _LR_NAME.search(name) for name in self._images(folder))
 
     def _images(self, folder: Path) -> dict[str, Path]:
-        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in self.extensions]
+        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS]
         images: dict[str, Path] = {}
         for path in (path for path in paths if not path.name.startswith(".") and path.is_file()):
             if path.stem in images:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,9 @@ _ORDER, _IMAGE, _TOP, _LEFT, _FLIP, _ROTATE = range(6)
 
 _BLOCK = 1024
 """Samples drawn at once and kept: numpy's overhead of a draw is that of a thousand."""
+
+_RECENT = 4
+"""Blocks that are kept: threads that draw ahead may straddle two of them."""
 
 
 class Draws(NamedTuple):
@@ -49,8 +51,8 @@ class Sampler:
         self._seed = seed
         self._flip = flip
         self._rotate = rotate
-        self._tables = _Recent(self._table)
-        self._orders = _Recent(self._order)
+        self._tables = lru_cache(_RECENT)(self._table)
+        self._orders = lru_cache(_RECENT)(self._order)
 
     def draw(self, first: int, count: int) -> Draws:
         """Samples first .. first + count - 1."""
@@ -84,23 +86,6 @@ class Sampler:
         key = counter.bits(self._seed, _ORDER, epoch)
         ranks = counter.bits(key[:, None], _IMAGE, np.arange(images, dtype=np.int64)[None])
         return np.argsort(ranks, axis=1, kind="stable").reshape(1, -1)
-
-
-class _Recent:
-    """The last few values of a pure function of an integer: threads that draw ahead may straddle two blocks."""
-
-    def __init__(self, function: _Function) -> None:
-        self._function = function
-        self._values: OrderedDict[int, Indices] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __call__(self, block: int) -> Indices:
-        with self._lock:
-            if block not in self._values:
-                self._values[block] = self._function(block)
-                if len(self._values) > 4:
-                    self._values.popitem(last=False)
-            return self._values[block]
 
 
 def _span(blocks: _Function, length: int, first: int, count: int) -> Indices:

@@ -10,7 +10,6 @@ from PIL import Image
 from skimage import data
 
 from sr_runner.data.benchmarks import Benchmark, Finder
-from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.errors import RequestError
 from sr_runner.imresize import imresize_uint8
 
@@ -27,7 +26,7 @@ def save(path: Path, image: UInt8) -> None:
 
 
 def find(folder: Path, scale: int = 4, lr: str | None = None) -> list[Benchmark]:
-    return Finder(scale, read_image, EXTENSIONS, lr=lr).find(folder)
+    return Finder(scale, lr=lr).find(folder)
 
 
 @pytest.mark.parametrize("hr_folder", [".", "HR", "hr", "GTmod12", "original"])
@@ -118,7 +117,7 @@ def test_a_folder_of_benchmarks_gives_all_of_them_in_order(tmp_path: Path) -> No
     assert [benchmark.name for benchmark in find(tmp_path)] == ["B100", "Set5", "Urban100"]
 
 
-def test_pairs_are_read_one_at_a_time_and_in_order(tmp_path: Path) -> None:
+def test_pairs_are_read_one_at_a_time_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def reader(path: Path) -> UInt8:
@@ -127,7 +126,8 @@ def test_pairs_are_read_one_at_a_time_and_in_order(tmp_path: Path) -> None:
 
     for name in ("c", "a", "b"):
         save(tmp_path / f"{name}.png", HR)
-    [benchmark] = Finder(4, reader, EXTENSIONS).find(tmp_path)
+    monkeypatch.setattr("sr_runner.data.benchmarks.read_image", reader)
+    [benchmark] = find(tmp_path)
     assert read == [] and len(benchmark) == 3
     pairs = iter(benchmark)
     assert next(pairs).name == "a" and read == ["a"]

@@ -17,7 +17,6 @@ from sr_runner.commands.evaluate.report import Result, summary, writer_for
 from sr_runner.commands.evaluate.suite import Suite
 from sr_runner.commands.network import PRECISIONS, device_named
 from sr_runner.data.benchmarks import Benchmark, Finder, PairReader
-from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.data.sample import SamplePhotographs
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.perceptual import PERCEPTUAL, perceptual_distance
@@ -116,7 +115,7 @@ def _benchmarks(arguments: Arguments, scale: int) -> list[Benchmark]:
         words = [arguments.text("data", "")]  # one folder with commas in its name
     if lr not in (None, "bicubic") and len(words) > 1:
         raise RequestError(f"lr={lr}: a folder of LR images goes with one folder of HR images; give one data=….")
-    finder = Finder(scale, read_image, EXTENSIONS, lr=lr)
+    finder = Finder(scale, lr=lr)
     found: list[Benchmark] = []
     for word in words:
         folder = root / Path(word).expanduser()
