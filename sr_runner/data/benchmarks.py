@@ -72,7 +72,7 @@ class Benchmark(Sequence[Pair]):
     scale: int
     readers: tuple[PairReader, ...]
     bicubic: bool = True
-    """Whether the LR images are, as far as can be told, made by bicubic, as those of published results are."""
+    """Whether the LR images are, as far as their folder shows, made by bicubic, as those of published results are."""
 
     @property
     def degradation(self) -> str:
@@ -157,7 +157,7 @@ class Finder:
         return None
 
     def _has_lr(self, folder: Path, hr_folder: Path) -> bool:
-        """Whether LR images are in `folder`; where it has the HR images too, their names tell."""
+        """Whether LR images are in `folder`; where it has the HR images too, their names tell them apart."""
         return any(folder != hr_folder or _LR_NAME.search(name) for name in self._images(folder))
 
     def _images(self, folder: Path) -> dict[str, Path]:

@@ -71,7 +71,7 @@ class ImageCache:
             with path.open("rb") as file:
                 header = json.loads(file.read(_HEADER))
                 size = os.fstat(file.fileno()).st_size
-        except (FileNotFoundError, PermissionError, ValueError):  # without permission, `building` says so
+        except (FileNotFoundError, PermissionError, ValueError):  # without permission, `building` raises
             return None
         if header.get("format") != _FORMAT or header["facts"] != dict(facts):
             return None
@@ -122,7 +122,7 @@ class ImageCache:
         lock = self._folder / "locks" / _hashed(job)
         with contextlib.ExitStack() as stack:
             try:
-                alone = stack.enter_context(
+                exclusive = stack.enter_context(
                     locked(lock, waiting="Another process fills the image cache; waiting for it.")
                 )
             except OSError as error:
@@ -130,10 +130,10 @@ class ImageCache:
                     f"data.cache_dir={str(self._folder)!r}: cannot be written to ({error.strerror}); "
                     "choose another folder."
                 ) from error
-            if alone:
+            if exclusive:
                 self._sweep(job)
             yield
-            if alone:
+            if exclusive:
                 self._sweep(job)
 
     def _sweep(self, job: str) -> None:

@@ -32,7 +32,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DownloadError(RequestError):
-    """A file could not be had from where it was looked for."""
+    """A file could not be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _receive(remote: Remote, path: Path, have: int, report: Callable[[float], ob
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """First byte and size of the whole file, as far as the server says it; a server may ignore the wanted range."""
+    """First byte and size of the whole file, as far as the server states it; a server may ignore the wanted range."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status == 206 and match:
         return int(match[1]), None if match[2] == "*" else int(match[2])

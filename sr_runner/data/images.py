@@ -140,7 +140,7 @@ def _to_8_bit(samples: npt.NDArray[np.generic]) -> Pixels:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """`pixels` as EXIF orientation 1..8 wants them to be shown; anything else leaves them alone."""
+    """`pixels` as EXIF orientation 1..8 wants them to be shown; anything else leaves them as they are."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

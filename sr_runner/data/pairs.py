@@ -27,7 +27,7 @@ from sr_runner.errors import RequestError
 from sr_runner.imresize import imresize_uint8
 
 _PIXELS_AT_ONCE = 64_000_000
-"""Decoded by all threads together (a larger image is decoded alone); some 10 bytes of memory each while they are."""
+"""Decoded by all threads together (a larger image is decoded by itself); at some 10 bytes of memory each."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _build_all(
     text = "\n".join([str(scale), repr(maker), *(repr(source) for source in sources)])
     job = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     room = _Room(_PIXELS_AT_ONCE)
-    # tqdm shows the bar on terminals alone where `disable` is None.
+    # tqdm shows the bar only on terminals where `disable` is None.
     bar = tqdm(total=len(sources), desc="Decoding images", unit="image", disable=None if progress else True)
     with bar, cache.building(job), warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata: what matters about pixels raises

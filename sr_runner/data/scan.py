@@ -23,8 +23,8 @@ def find_images(key: str, where: str | Path) -> dict[str, ImageSource]:
     `where` is a folder (searched with the folders in it; hidden ones are left out, links are followed), a glob such as
     `/data/*/HR` or `/data/**/*_HR.png`, an image file, or an LMDB database as BasicSR makes them. Names are paths
     without extension, relative to the folder (of a glob: to its part before the first wildcard). `key` is the config's
-    name for it. Raises `RequestError` where there is nothing, no image, or two images that differ in their extension
-    alone.
+    name for it. Raises `RequestError` where there is nothing, no image, or two images that differ only in
+    their extension.
     """
     try:
         return _found(key, where)
@@ -77,7 +77,7 @@ def _is_hidden(path: Path) -> bool:
 
 def _files_below(folder: Path) -> list[Path]:
     found: list[Path] = []
-    seen: set[str] = set()  # a link to a folder above it would go round for ever
+    seen: set[str] = set()  # a link to a folder above it would be followed forever
     for parent, folders, files in os.walk(folder, onerror=partial(_unreadable, folder), followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:

@@ -17,17 +17,17 @@ DECODER = 1
 
 
 class ImageSource(Protocol):
-    """An encoded image somewhere. `str` of it tells a person where."""
+    """An encoded image somewhere; `str` of it is where, for messages."""
 
     @property
     def name(self) -> str:
-        """What tells it apart from every other image, on this machine."""
+        """Unique among all images on this machine."""
 
     def facts(self) -> Facts:
         """What changes when the image does, cheaply. Raises `RequestError` where it is gone."""
 
     def area(self) -> int:
-        """Number of pixels, from the header alone; 0 where that cannot be read."""
+        """Number of pixels, read only from the header; 0 where that cannot be read."""
 
     def read(self) -> Pixels:
         """H x W x 3 uint8 RGB. Raises `RequestError` where it is damaged."""

@@ -24,7 +24,7 @@ PERCEPTUAL = ("lpips", "dists")
 def perceptual_distance(name: str, *, crop: int, device: torch.device | str) -> Distance:
     """`lpips` (Zhang et al. 2018, v0.1 on AlexNet) or `dists` (Ding et al. 2020).
 
-    Raises `RequestError` that names the extra where its package is missing, and where its weights cannot be had.
+    Raises `RequestError` that names the extra where its package is missing, and where its weights cannot be downloaded.
     """
     package = {"lpips": "lpips", "dists": "DISTS_pytorch"}[name]
     try:

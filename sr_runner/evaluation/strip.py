@@ -39,7 +39,7 @@ class Crop:
 def picture_strip(lr: UInt8Image, sr: UInt8Image, hr: UInt8Image, *, scale: int, size: int = 96) -> Image.Image:
     """Bicubic | SR | HR of the most detailed crop of `size` HR pixels, PSNR under each (RGB).
 
-    All images are uint8 HWC. The crop depends on `hr`, `scale` and `size` alone, so that all evaluations of all runs
+    All images are uint8 HWC. The crop depends only on `hr`, `scale` and `size`, so that all evaluations of all runs
     show the same one. Pixels are enlarged as they are, without smoothing. The PSNR of the crop stands beside that of
     the whole image, `scale` border pixels left out as in the metrics.
     """

@@ -1,7 +1,7 @@
 """Networks, one file each. Each maps an LR batch N x 3 x H x W in [0, 1] to an SR batch, and does not clip.
 
 A config's `model._target_` may name any `nn.Module` that does so. `NETWORKS` is not a registry for configs: it lists
-the networks that a weights file can describe, since a file says what it holds and never which code to run.
+the networks that a weights file can describe, since a file states what it holds and never which code to run.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class SpandrelNetwork(nn.Module):
         super().__init__()
         self.file_contents = {}
         built = _build(architecture, scale, dict(arguments or {}))
-        # spandrel tells scale and size requirements of a network only when it reads one from its state.
+        # spandrel gives scale and size requirements of a network only when it reads one from its state.
         self._take(_descriptor(built.state_dict()), built)
         if self.scale != scale:
             raise RequestError(f"scale={scale}: model.arguments make {architecture} a network of scale {self.scale}")

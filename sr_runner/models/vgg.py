@@ -14,8 +14,8 @@ LAYERS = {"VGG22": (2, 2), "VGG54": (5, 4)}
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """Channels and number of convolutions of each block; a 2x2 max pooling lies between blocks."""
 
-# Mean and divisor of an RGB image in [0, 1]. Keras' weights take 0..255 minus the mean (and BGR: whoever converts
-# them turns the first kernel round instead).
+# Mean and divisor of an RGB image in [0, 1]. Keras' weights take 0..255 minus the mean (and BGR: when they are
+# converted, the first kernel is reversed instead).
 NORMALISATIONS = {
     "torchvision": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "keras": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
@@ -25,7 +25,7 @@ NORMALISATIONS = {
 class VGG19Features(nn.Module):
     """N x 3 x H x W RGB in [0, 1] -> features: N x 128 x H/2 x W/2 (VGG22) or N x 512 x H/16 x W/16 (VGG54).
 
-    A fixed yardstick: its parameters take no gradients, though its input's gradients pass through. State names are
+    Frozen: its parameters take no gradients, though its input's gradients pass through. State names are
     torchvision's (`features.0.weight`, ...). Built empty: load a state, or take `seeded`.
 
     Args:

@@ -22,7 +22,7 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l
 class ContentLoss:
     """`criterion(scale * VGG19(sr), scale * VGG19(hr))`, a scalar in fp32.
 
-    The network is a fixed yardstick: nobody trains it, so it is no part of a checkpoint. It follows the images to
+    The network is frozen, so it is no part of a checkpoint. It follows the images to
     their device and memory format, and computes in the precision of the autocast that is in force.
     """
 

@@ -153,7 +153,7 @@ class GanObjective:
         if self.gradient_penalty:
             against = against + self.gradient_penalty / 2 * squared_gradient_norm(discriminator.network, hr)
         terms["loss_discriminator"] = against
-        # Each loss reaches into both networks; each network gets the gradients of its own alone.
+        # Each loss reaches into both networks; each network gets only the gradients of its own.
         model.backward(terms["loss"] * share, own=True, retain_graph=True)
         discriminator.backward(against * share, own=True)
         return {name: term.detach() for name, term in terms.items()}

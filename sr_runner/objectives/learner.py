@@ -84,7 +84,7 @@ class Learner:
         return nullcontext() if self._autocast is None else self._autocast()
 
     def backward(self, loss: torch.Tensor, *, own: bool = False, retain_graph: bool = False) -> None:
-        """Add the gradients of `loss`: those of every network behind it, or with `own` of this one alone."""
+        """Add the gradients of `loss`: those of every network behind it, or with `own` only this one's."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward(inputs=self.parameters if own else None, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
@@ -98,7 +98,7 @@ class Learner:
                 self.scaler.unscale_(self.optimizer)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-            # A loss scaler leaves such updates out by itself, and has to be told of them.
+            # A loss scaler skips such updates by itself, and its own `step` has to see them.
             if self.skip_non_finite and self.scaler is None and not bool(torch.isfinite(norm)):
                 return self._end_step(norm)
             if self.grad_clip is not None:

@@ -101,7 +101,9 @@ def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
         )
     frozen = settings.get(FREEZE, False)
     if not isinstance(frozen, bool) or (frozen and len(settings) > 1) or (FREEZE in settings and not frozen):
-        raise RequestError(f"trainer.parameters={{{pattern}: {dict(settings)}}}: freeze: true stands alone")
+        raise RequestError(
+            f"trainer.parameters={{{pattern}: {dict(settings)}}}: expected freeze: true without other settings"
+        )
     rate = settings.get("lr", 1.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
         raise RequestError(f"trainer.parameters={{{pattern}: {{lr: {rate}}}}}: expected a number above 0, such as 1e-5")

@@ -107,7 +107,7 @@ def _upsampler_names(network: nn.Module) -> tuple[str, ...]:
     names = getattr(network, "UPSAMPLER", None)
     if not isinstance(names, tuple):
         raise RequestError(
-            f"checkpoint.init_rule=body: {type(network).__name__} does not say which of its tensors belong to one scale"
+            f"checkpoint.init_rule=body: {type(network).__name__} does not state which tensors belong to one scale"
             " (a class attribute UPSAMPLER with the beginnings of their names);"
             " checkpoint.init_rule=matching takes all that fit"
         )
@@ -120,8 +120,8 @@ def _check_hyperparameters(
     if name is None or weights.network is None:
         return
     if name != weights.network:
-        told = [f"{_config_key(weights.network, key)}={value:g}" for key, value in weights.hyperparameters.items()]
-        advice = f"set {' '.join([f'model={weights.network}', *told])}"
+        keys = [f"{_config_key(weights.network, key)}={value:g}" for key, value in weights.hyperparameters.items()]
+        advice = f"set {' '.join([f'model={weights.network}', *keys])}"
         if weights.network == "discriminator":
             advice = "objective.discriminator_weights takes it"
         raise RequestError(f"{weights} does not fit {name}: {advice}")

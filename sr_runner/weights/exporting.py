@@ -21,7 +21,7 @@ LAYOUTS = ("safetensors", "basicsr", "edsr-pytorch")
 
 
 def describe(network: nn.Module) -> dict[str, str]:
-    """The safetensors header that tells what network a state belongs to, so that `read` can build it again.
+    """The safetensors header that describes the network of a state, so that `read` can build it again.
 
     `sr_run` is JSON: {"network": "edsr", "hyperparameters": {...}}, or {"network": null, "target": "my.module.Net"}.
     """
@@ -40,7 +40,7 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
 
     `safetensors` takes any network. `basicsr` (a `.pth` with `params`) takes EDSR and MSRResNet, `edsr-pytorch` (a
     `.pt`) EDSR; EDSR's weights are moved to rgb_range 255, which is exact. `res_block_scaling` is in neither file:
-    whoever loads it there has to set `res_scale`, as a warning says where it is not 1.
+    set `res_scale` there; a warning is logged where it is not 1.
 
     Raises:
         RequestError: the layout is unknown, has no such network, or the path cannot be written.

@@ -16,7 +16,7 @@ from sr_runner.models.layers import DIV2K_MEAN
 from sr_runner.weights.shapes import MisfitError
 
 RGB_RANGE = 255.0
-"""What both codes train EDSR with; BasicSR's files do not say, EDSR-PyTorch's do."""
+"""What both codes train EDSR with; BasicSR's files do not state it, EDSR-PyTorch's do."""
 
 State = dict[str, Tensor]
 
@@ -66,7 +66,7 @@ def is_edsr_pytorch(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_edsr_pytorch(state: Mapping[str, Tensor]) -> tuple[State, float]:
-    """(state of `models.EDSR`, its rgb_range, as `sub_mean` tells it)."""
+    """(state of `models.EDSR`, its rgb_range, which follows from `sub_mean`)."""
     inner = {k: v for k, v in state.items() if not k.startswith(("sub_mean.", "add_mean."))}
     return _renamed(inner, _EDSR_PYTORCH), _range_of_sub_mean(state)
 
@@ -134,7 +134,7 @@ def _range_of_sub_mean(state: Mapping[str, Tensor]) -> float:
 
 
 def _renamed(state: Mapping[str, Tensor], table: Iterable[tuple[str, str]], *, to_theirs: bool = False) -> State:
-    """Names that the table does not have are kept, so that whoever compares names with the network's finds them."""
+    """Names that the table does not have are kept, so that a later check against the network's names finds them."""
     pairs = [(ours, theirs) if to_theirs else (theirs, ours) for theirs, ours in table]
     rules = [(re.compile(re.escape(old).replace(r"\#", r"(\d+)")), new.replace("#", r"\1")) for old, new in pairs]
     result = {}

@@ -73,7 +73,7 @@ def vgg19_features(
         seed: take random weights from this seed instead. For tests and smoke runs: no perceptual loss.
 
     Raises:
-        RequestError: the file is no VGG19, or there is none and no network; it says where to get one.
+        RequestError: the file is no VGG19, or there is none and no network; the message names where to get one.
     """
     if seed is not None:
         return VGG19Features.seeded(seed, layer=layer)
@@ -125,7 +125,7 @@ def spandrel_network(
     Args:
         scale: what it has to enlarge by.
         architecture: spandrel's name of it; with `weights`, a check of what the file holds.
-        arguments: of the architecture's class; not with `weights`, whose shapes tell them.
+        arguments: of the architecture's class; not together with `weights`, whose shapes determine them.
         weights: a file or URL to start from.
 
     Raises:
@@ -136,7 +136,7 @@ def spandrel_network(
             raise RequestError("model=spandrel: needs model.architecture=NAME or model.weights=FILE")
         return SpandrelNetwork(scale=scale, architecture=architecture, arguments=arguments)
     if arguments:
-        raise RequestError("model.arguments: not together with model.weights, whose shapes tell them")
+        raise RequestError("model.arguments: not together with model.weights, whose shapes determine them")
     try:
         loaded = read(weights)
         network = _spandrel_from(loaded)

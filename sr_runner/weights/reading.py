@@ -93,7 +93,7 @@ def _known(source: str, layout: str, network: str, state: dict[str, Tensor], tol
 
 
 def _own(source: str, file: TensorFile) -> LoadedWeights:
-    """A file with sr-run's header. The header is believed only where the tensors do not tell better."""
+    """A file with sr-run's header. The header counts only for what the tensors do not show."""
     header = parse_json(file.metadata["sr_run"])
     if not isinstance(header, dict):
         raise ValueError("is damaged: its sr_run header is no JSON object")
@@ -108,11 +108,11 @@ def _own(source: str, file: TensorFile) -> LoadedWeights:
     inferred = shapes.infer(network, file.tensors)
     for name, value in inferred.items():
         if name in stated and stated[name] != value:
-            raise ValueError(f"is damaged: its header says {name}={stated[name]}, its tensors {value}")
+            raise ValueError(f"is damaged: its header has {name}={stated[name]}, its tensors {value}")
     shapeless = {name: stated[name] for name in shapes.SHAPELESS[network] if name in stated}
     for name, value in shapeless.items():
         if not isinstance(value, int | float):
-            raise ValueError(f"is damaged: its header says {name}={value!r}")
+            raise ValueError(f"is damaged: its header has {name}={value!r}")
     shapes.check_shapes(network, inferred | shapeless, file.tensors)
     return LoadedWeights(source, "sr-run", network, file.tensors, inferred | shapeless)
 

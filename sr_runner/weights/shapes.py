@@ -34,7 +34,7 @@ _G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1
 
 
 class MisfitError(ValueError):
-    """Tensors look like a network's, but are not quite; the message says which one, and not which file."""
+    """Tensors look like a network's, but are not quite; the message names the tensor, and not the file."""
 
 
 def recognise(state: State) -> str | None:
@@ -51,7 +51,7 @@ def recognise(state: State) -> str | None:
 
 
 def infer(network: str, state: State) -> dict[str, int | float]:
-    """The hyperparameters of `network` that the shapes tell: all but `SHAPELESS[network]`.
+    """The hyperparameters of `network` that follow from the shapes: all but `SHAPELESS[network]`.
 
     Raises:
         MisfitError: a tensor is missing or of an impossible shape.

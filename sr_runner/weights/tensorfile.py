@@ -1,4 +1,4 @@
-"""Tensors out of a file that nobody vouches for: safetensors, PyTorch's `.pt`/`.pth`, Keras' HDF5.
+"""Tensors out of an untrusted file: safetensors, PyTorch's `.pt`/`.pth`, Keras' HDF5.
 
 The kind of a file is read from its first bytes, never from its name. Nothing in it is executed (`torch.load` runs with
 `weights_only`), and no size is believed before it has been compared with that of the file, so that a small hostile
@@ -162,18 +162,18 @@ def _check_sizes(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read_hdf5(path: Path) -> dict[str, Tensor]:
-    """Through a process of its own: there are damaged files over which the HDF5 library loops for ever or crashes."""
+    """In a process of its own: the HDF5 library loops forever or crashes on some damaged files."""
     if importlib.util.find_spec("h5py") is None:
         raise RequestError(f"{path}: is an HDF5 file, which needs h5py: pip install 'sr-run[keras-weights]'")
     command = [sys.executable, "-P", str(Path(__file__).with_name("hdf5_process.py")), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=HDF5_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        _refuse(path, f"is damaged: the HDF5 library found no end to it within {HDF5_SECONDS:g} s", error)
+        _refuse(path, f"is damaged: the HDF5 library did not finish reading it within {HDF5_SECONDS:g} s", error)
     if done.returncode == REFUSED:
         _refuse(path, done.stderr.decode(errors="replace").strip())
     if done.returncode:
-        _refuse(path, f"is damaged: the HDF5 library broke down over it (exit status {done.returncode})")
+        _refuse(path, f"is damaged: the HDF5 library crashed on it (exit status {done.returncode})")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
         return {name: torch.tensor(arrays[name]) for name in arrays.files}
 

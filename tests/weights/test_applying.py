@@ -107,7 +107,7 @@ def test_the_transfer_wants_everything_but_the_upsampler_to_fit(tmp_path):
         weights.apply(
             EDSR(scale=4, **SMALL), saved(EDSR(scale=2, num_filters=8, num_res_blocks=3), tmp_path), rule="body"
         )
-    with pytest.raises(RequestError, match="Sequential does not say which of its tensors"):
+    with pytest.raises(RequestError, match="Sequential does not state which tensors"):
         weights.apply(nn.Sequential(), saved(EDSR(scale=2, **SMALL), tmp_path), rule="body")
 
 

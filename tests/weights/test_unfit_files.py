@@ -168,7 +168,7 @@ def test_a_safetensors_header_that_claims_too_much_is_refused(tmp_path):
         ('{"network": "edsr", "hyperparameters": []}', "right kind"),
         ('{"network": "unet", "hyperparameters": {}}', "holds a network 'unet'"),
         ('{"network": "wdsr_a", "hyperparameters": {}}', "look like those of wdsr_a"),
-        ('{"network": "edsr", "hyperparameters": {"num_res_blocks": 1000000000}}', "says num_res_blocks=1000000000"),
+        ('{"network": "edsr", "hyperparameters": {"num_res_blocks": 1000000000}}', "has num_res_blocks=1000000000"),
         ('{"network": "edsr", "hyperparameters": {"rgb_range": "os.system"}}', "says rgb_range='os.system'"),
         ('{"network": "edsr", "hyperparameters": {"rgb_range": -1}}', "rgb_range"),
     ],
@@ -219,7 +219,7 @@ def test_hdf5_that_reaches_out_of_the_file_or_claims_too_much_is_refused(tmp_pat
 
 def test_an_hdf5_file_that_its_library_never_finishes_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorfile, "HDF5_SECONDS", 0.001)
-    assert "found no end to it within 0.001 s" in refusal(good_file("h5", tmp_path))
+    assert "did not finish reading it within 0.001 s" in refusal(good_file("h5", tmp_path))
 
 
 def test_files_that_are_no_weights_say_what_they_are(tmp_path):

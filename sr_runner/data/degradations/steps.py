@@ -18,7 +18,7 @@ from sr_runner.errors import RequestError
 
 
 class Step(Protocol):
-    """One thing that happens to pictures on their way from HR to LR. A frozen dataclass, so that `repr` says it all."""
+    """One thing that happens to pictures on their way from HR to LR: a frozen dataclass of its parameters."""
 
     def __call__(self, canvas: Canvas, draw: Draw) -> Canvas:
         """Do it to every picture, with parameters from `draw`; must not depend on the other pictures of the batch."""
