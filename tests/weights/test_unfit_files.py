@@ -169,7 +169,7 @@ def test_a_safetensors_header_that_claims_too_much_is_refused(tmp_path):
         ('{"network": "unet", "hyperparameters": {}}', "holds a network 'unet'"),
         ('{"network": "wdsr_a", "hyperparameters": {}}', "look like those of wdsr_a"),
         ('{"network": "edsr", "hyperparameters": {"num_res_blocks": 1000000000}}', "has num_res_blocks=1000000000"),
-        ('{"network": "edsr", "hyperparameters": {"rgb_range": "os.system"}}', "says rgb_range='os.system'"),
+        ('{"network": "edsr", "hyperparameters": {"rgb_range": "os.system"}}', "has rgb_range='os.system'"),
         ('{"network": "edsr", "hyperparameters": {"rgb_range": -1}}', "rgb_range"),
     ],
 )
