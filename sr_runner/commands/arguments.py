@@ -1,102 +1,153 @@
-"""Command lines of the small tools: sources as they are, options as `key=value`, read strictly."""
+"""Command lines of the small tools: sources as they are, options as `key=value` in Hydra's grammar.
+
+The options of a command are a keyword-only dataclass: the annotation of a field is the type that its value must have,
+the docstring below it is its line on the help page. Hydra's own parser reads the values. (OmegaConf 2.3 could check
+them, but knows no `Literal` and has no room for `checkpoint=s3` beside `checkpoint.root=...`.)
+"""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, field, fields
+from itertools import pairwise
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sr_runner.errors import RequestError, nearest
 
-_OPTION = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+Options = TypeVar("Options")
+
+_OPTION = re.compile(r"\+{0,2}([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+_WORDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null",
+    list[str]: "a list, a,b or [a,b]", dict[str, Any]: "a mapping, {key: value}",
+}  # fmt: skip
+_INDENT, _WIDTH = 28, 120
 
 
-class Arguments:
-    """What was asked for: `sources`, and the options by key.
+def option(default: Any, *, key: str = "", least: int | None = None) -> Any:
+    """A field of options whose key on the command line is not its name, or whose number is at least `least`."""
+    return field(default=default, metadata={"key": key, "least": least})
 
-    `keys` are the options there are; a key in `open_groups` ("model.") may be followed by any name.
-    Raises `RequestError` for an option that does not exist, for one that is given twice, and for `--key` notation.
+
+def parse(words: Sequence[str], kind: type[Options]) -> tuple[list[str], Options]:
+    """The sources among `words`, and the options as a `kind`. A field that is a dict takes `field.ANY=value`.
+
+    Raises `RequestError` for an option that does not exist, is given twice or has a value of the wrong type, and for
+    `--key`. `+key=value` and `++key=value`, with which Hydra adds keys, are read as `key=value`.
     """
-
-    def __init__(self, argv: Sequence[str], keys: Iterable[str], open_groups: Iterable[str] = ()) -> None:
-        self.sources: list[str] = []
-        self._values: dict[str, str] = {}
-        self._keys, self._open_groups = tuple(keys), tuple(open_groups)
-        for word in argv:
-            self._take(word)
-
-    def text(self, key: str, default: str) -> str:
-        """The value as it was written."""
-        return self._values.get(key, default)
-
-    def words(self, key: str) -> list[str]:
-        """The values of a list, `a,b,c`."""
-        return [word.strip() for word in self._values.get(key, "").split(",") if word.strip()]
-
-    def flag(self, key: str) -> bool:
-        """true or false; false where it was not given."""
-        value = self._values.get(key, "false").lower()
-        if value not in _TRUE + _FALSE:
-            raise RequestError(f"{key}={self._values[key]}: true or false is needed.")
-        return value in _TRUE
-
-    def integer(self, key: str, default: int, least: int) -> int:
-        """A whole number of at least `least`."""
-        value = self.optional_integer(key, least)
-        return default if value is None else value
-
-    def optional_integer(self, key: str, least: int) -> int | None:
-        """As `integer`, None where it was not given."""
-        text = self._values.get(key)
-        if text is None:
-            return None
-        if not re.fullmatch(r"-?\d+", text) or int(text) < least:
-            raise RequestError(f"{key}={text}: a whole number of at least {least} is needed.")
-        return int(text)
-
-    def choice(self, key: str, choices: Sequence[str]) -> str:
-        """One of `choices`; the first where it was not given."""
-        value = self._values.get(key, choices[0])
-        if value not in choices:
-            raise RequestError(f"{key}={value}: one of {', '.join(choices)} is needed.{nearest(value, choices)}")
-        return value
-
-    def choices(self, key: str, choices: Sequence[str]) -> list[str]:
-        """Some of `choices`, `a,b`; none where it was not given."""
-        words = self.words(key)
-        for word in words:
-            if word not in choices:
-                raise RequestError(f"{key}={word}: of {', '.join(choices)} some are needed.{nearest(word, choices)}")
-        return words
-
-    def group(self, prefix: str) -> Mapping[str, int | float | str]:
-        """The options that begin with `prefix`, without it; numbers as numbers."""
-        return {k.removeprefix(prefix): _number(v) for k, v in self._values.items() if k.startswith(prefix)}
-
-    def _take(self, word: str) -> None:
-        option = _OPTION.fullmatch(word)
-        if option is None or (option[1] not in self._keys and Path(word).exists()):
-            if word.startswith("-") and not Path(word).exists():
-                written = word.lstrip("-").partition("=")[0].replace("-", "_")
-                raise RequestError(f"{word}: options are written key=value.{nearest(written, self._keys)}")
-            self.sources.append(word)
-            return
-        key, value = option[1], option[2]
-        if key not in self._keys and not key.startswith(self._open_groups or ("\0",)):
-            hint = nearest(key, self._keys) or f" Options: {', '.join(self._keys)}."
-            raise RequestError(f"{key}={value}: there is no option '{key}'.{hint}")
-        if key in self._values:
-            raise RequestError(f"{key} is given twice: {self._values[key]} and {value}.")
-        if value == "":
-            raise RequestError(f"{key}=: a value is needed.")
-        self._values[key] = value
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
+    sources: list[str] = []
+    given: dict[str, Any] = {}
+    options, hints = _options(kind), get_type_hints(kind)
+    for word in words:
+        match = _OPTION.fullmatch(word)
+        if match is None or (match[1] not in options and Path(word).exists()):
+            sources.append(_source(word, options))
             continue
-    return text
+        key, text = match[1], match[2]
+        group, _, rest = key.partition(".")
+        if key in options:
+            name, into = options[key].name, given
+            value = _value(word, text, hints[name], options[key].metadata.get("least"))
+        elif rest and get_origin(hints.get(group)) is dict:
+            name, into = rest, given.setdefault(group, {})
+            value = _read(text)
+        else:
+            guess = nearest(key, options) or f" Options: {', '.join(options)}."
+            raise RequestError(f"{word}: there is no option '{key}'.{guess}")
+        if name in into:
+            raise RequestError(f"{word}: {key} is given twice.")
+        into[name] = value
+    return sources, kind(**given)
+
+
+def options_help(kind: type[Any], but: type[Any] = object) -> str:
+    """The lines of a help page about the options of `kind`, its own first; without those of its base `but`."""
+    hints, keys = get_type_hints(kind), {each.name: key for key, each in _options(kind).items()}
+    lines = []
+    for name, doc in _docstrings(kind).items():
+        if name in vars(but).get("__dataclass_fields__", {}):
+            continue
+        default = next(_written(each) for each in fields(kind) if each.name == name)
+        left = f"{keys[name]}.KEY=VALUE" if get_origin(hints[name]) is dict else f"{keys[name]}={default}"
+        choices = " | ".join(_choices(hints[name]))
+        first, *rest = textwrap.wrap(f"{doc} ({choices})" if choices else doc, _WIDTH - _INDENT)
+        lines += [f"  {left:<{_INDENT - 4}}  {first}", *(" " * _INDENT + line for line in rest)]
+    return "\n".join(lines)
+
+
+def _options(kind: type[Any]) -> dict[str, Field[Any]]:
+    return {each.metadata.get("key") or each.name: each for each in fields(kind)}
+
+
+def _source(word: str, keys: Iterable[str]) -> str:
+    if word.startswith(("-", "~")) and not Path(word).exists():
+        written = word.lstrip("-~").partition("=")[0].replace("-", "_")
+        raise RequestError(f"{word}: options are written key=value.{nearest(written, keys)}")
+    return word
+
+
+def _value(word: str, text: str, hint: Any, least: int | None) -> Any:
+    """`text` as a value of the type `hint`."""
+    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    is_list = get_origin(hint) is list
+    value = _read(f"[{text}]" if is_list and text[:1] != "[" else text)
+    if is_list:
+        value = [str(each) for each in value] if isinstance(value, list) else re.split(r"\s*,\s*", text)
+    elif str in kinds and not isinstance(value, str | None):
+        value = text
+    too_small = least is not None and isinstance(value, int) and value < least
+    if text == "" or too_small or not any(_fits(value, each) for each in kinds):
+        expected = [_WORDS.get(each) or f"one of {', '.join(_choices(each))}" for each in kinds]
+        expected[0] += "" if least is None else f" of at least {least}"
+        raise RequestError(f"{word}: expected {' or '.join(expected)}.{nearest(text, _choices(hint))}")
+    return value
+
+
+def _read(text: str) -> Any:
+    """The value of `text` in Hydra's grammar. What has no reading there (`ü`, `?a=b`) is taken as it is written, since
+    most values are names of files."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        return text
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return all(_fits(each, get_args(kind)[0]) for each in value)
+    return type(value) is (get_origin(kind) or kind) or (kind is float and type(value) is int)
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values of the `Literal` in `hint`."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [choice for each in get_args(hint) for choice in _choices(each)]
+
+
+def _written(option: Field[Any]) -> str:
+    default = option.default if option.default_factory is MISSING else option.default_factory()
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _docstrings(kind: type[Any]) -> dict[str, str]:
+    """The docstring of each field, those of `kind` itself before those of its bases."""
+    docs: dict[str, str] = {}
+    for each in kind.__mro__[:-1]:
+        (body,) = (node.body for node in ast.parse(inspect.getsource(each)).body if isinstance(node, ast.ClassDef))
+        for statement, doc in pairwise(body):
+            match statement, doc:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs.setdefault(name, " ".join(text.split()))
+    return docs

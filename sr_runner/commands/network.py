@@ -1,17 +1,39 @@
-"""What the small tools share: where and how precisely their networks compute."""
+"""What the small tools share: networks by name, and where and how precisely they compute."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sr_runner.commands.options import Inference
 from sr_runner.errors import RequestError
 from sr_runner.inference.ensemble import self_ensemble
 from sr_runner.inference.tiling import Upscale
+from sr_runner.runs.network import Load, load_network
+from sr_runner.runs.resolve import Source, find_source
+from sr_runner.training.device import resolve_precision
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+
+@dataclass(frozen=True)
+class Opened:
+    """A network at work."""
+
+    source: Source
+    network: nn.Module
+    upscale: Upscale
+    scale: int
+
+
+def open_network(name: str, options: Inference, device: torch.device, load: Load) -> Opened:
+    """The network that `name` means, ready to run on `device`. Raises `RequestError` for one that cannot be had."""
+    source = find_source(name, outputs=Path(options.outputs), checkpoints=options.store)
+    network = load_network(source, load, options.network or "", options.model)
+    upscale = _at_work(network, device, precision=options.precision, ensemble=options.self_ensemble)
+    return Opened(source, network, upscale, _scale_of(upscale, device))
 
 
 def device_named(wanted: str) -> torch.device:
@@ -20,17 +42,19 @@ def device_named(wanted: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = wanted.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise RequestError(f"device={wanted}: one of auto, cpu, cuda or cuda:N is needed.")
+        raise RequestError(f"device={wanted}: expected auto, cpu, cuda or cuda:N.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= count:
         raise RequestError(f"device={wanted}: this machine has {count} CUDA devices; device=auto takes what is there.")
     return torch.device(wanted)
 
 
-def network_at_work(network: nn.Module, device: torch.device, *, precision: str, ensemble: bool) -> Upscale:
+def _at_work(network: nn.Module, device: torch.device, *, precision: str, ensemble: bool) -> Upscale:
     """`network` on `device`, in evaluation mode, as a function of an LR batch. fp32 means it: TF32 is off."""
     if precision == "fp16" and device.type != "cuda":
         raise RequestError(f"precision=fp16 needs a GPU, and the device is {device}; expected fp32 or bf16.")
+    if precision == "auto":
+        precision = resolve_precision(precision, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
@@ -45,7 +69,7 @@ def network_at_work(network: nn.Module, device: torch.device, *, precision: str,
     return self_ensemble(upscale) if ensemble else upscale
 
 
-def scale_of(upscale: Upscale, device: torch.device) -> int:
+def _scale_of(upscale: Upscale, device: torch.device) -> int:
     """The factor by which `upscale` enlarges, found by trying it."""
     lr = torch.zeros(1, 3, 32, 48, device=device)
     sr = upscale(lr)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from sr_runner.evaluation.metrics import METRICS, Score, UInt8Image, score
-from sr_runner.inference.tiling import OVERLAP, TILE, Interrupted, Upscale, never, upscale_image
+from sr_runner.inference import OVERLAP, TILE
+from sr_runner.inference.tiling import Interrupted, Upscale, never, upscale_image
 
 log = logging.getLogger(__name__)
 

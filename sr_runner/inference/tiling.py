@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from sr_runner.errors import RequestError
+from sr_runner.inference import OVERLAP, TILE
 
 Upscale = Callable[[Tensor], Tensor]
 """An SR network, or anything that does what one does: 1 x 3 x h x w to 1 x 3 x (h * scale) x (w * scale), in [0, 1]."""
-
-TILE = 256
-"""LR pixels that one tile contributes in each direction."""
-OVERLAP = 40
-"""LR pixels of context around a tile: covers the receptive field of every network here except `edsr_large` (68)."""
 
 
 class Interrupted(Exception):

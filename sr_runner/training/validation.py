@@ -23,7 +23,8 @@ from sr_runner.distributed.world import World
 from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
 from sr_runner.evaluation.protocol import OnImage
 from sr_runner.evaluation.protocol import Pair as ScoredPair
-from sr_runner.inference.tiling import TILE, Interrupted
+from sr_runner.inference import TILE
+from sr_runner.inference.tiling import Interrupted
 from sr_runner.tracking import Tracker
 
 log = logging.getLogger(__name__)

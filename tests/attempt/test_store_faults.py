@@ -17,7 +17,7 @@ import pytest
 from kill_and_resume import senders_of
 from mlflow import MlflowClient
 from store_servers import MlflowArtifactServer, S3Server
-from support import TINY, command, environment
+from support import TINY, command, environment, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -74,7 +74,7 @@ def fetched(server: S3Server, output: str, to: Path) -> list[bytes]:
     place = re.search(r"Checkpoint  (\S+)/([^/\s]+/[^/]+/step-\d+)", output)
     assert place is not None
     copy = subprocess.run(
-        command("cp", place[2], str(to), "--root", place[1], module="sr_runner.commands.ckpt"),
+        [*started("sr_runner.commands.ckpt"), "cp", place[2], str(to), f"checkpoint.root={place[1]}"],
         env=environment() | dict(server.environment()), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert copy.returncode == 0, copy.stderr
@@ -202,7 +202,7 @@ def test_a_run_goes_on_on_another_machine_that_knows_but_the_store_and_the_track
 
     url = f"s3://bucket/{tmp_path.name}" if kind == "s3" else f"mlflow:{tracking.uri}#{experiment}"
     listed = subprocess.run(
-        command("ls", "--root", url, "--json", module="sr_runner.commands.ckpt"),
+        [*started("sr_runner.commands.ckpt"), "ls", f"checkpoint.root={url}", "--json"],
         env=environment() | dict(server.environment()), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert listed.returncode == 0, listed.stderr

@@ -7,8 +7,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from sr_runner.checkpoint import CheckpointManager, LocalStore, TrainingState
+from sr_runner.attempt.build import build
+from sr_runner.checkpoint import CheckpointManager, LocalStore, MlflowStore, TrainingState
+from sr_runner.checkpoint.stores import store_at
+from sr_runner.commands.arguments import parse
 from sr_runner.commands.ckpt import main
+from sr_runner.commands.options import Places
+from sr_runner.config.compose import composed
 
 IDENTITY = "edsr-x2-0123456789ab"
 
@@ -38,57 +43,122 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
 
 
 def test_ls_tells_runs_attempts_steps_metric_size_and_age(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run(capsys, "ls", "--root", str(root))
+    text = run(capsys, "ls", f"checkpoint.root={root}")
     assert f"{IDENTITY}/a0001-00aa" in text and "step        20  PSNR  30.00" in text
-    rows = json.loads(run(capsys, "ls", "--root", str(root), "--json", f"{IDENTITY}/a0001-00aa"))
+    rows = json.loads(run(capsys, "ls", f"checkpoint.root={root}", "--json", f"{IDENTITY}/a0001-00aa"))
     assert [row["step"] for row in rows] == [10, 20, 30, 40] and rows[0]["bytes"] > 0
 
 
 def test_verify_finds_the_damaged_one_and_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "verify", "--root", str(root)).count("ok ") == 5
+    assert run(capsys, "verify", f"checkpoint.root={root}").count("ok ") == 5
     broken = root / IDENTITY / "a0001-00aa" / "step-00000030" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1])
     before = sorted(path for path in root.rglob("*"))
-    text = run(capsys, "verify", "--root", str(root), code=1)
+    text = run(capsys, "verify", f"checkpoint.root={root}", code=1)
     assert "DAMAGED" in text and "step-00000030  model.safetensors has" in text
     assert sorted(path for path in root.rglob("*")) == before
 
 
 def test_diff_names_config_keys_and_tensors(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run(capsys, "diff", "--root", str(root), f"{IDENTITY}/a0001-00aa/step-20", f"{IDENTITY}/a0002-00bb")
+    text = run(capsys, "diff", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa/step-20", f"{IDENTITY}/a0002-00bb")
     assert "optimizer.lr: 0.001 | 0.0001" in text and "weight: differs by up to 10" in text
 
 
 def test_export_writes_a_file_that_other_readers_read(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(capsys, "export", "--root", str(root), f"{IDENTITY}/a0001-00aa", str(tmp_path / "w.safetensors"))
+    run(capsys, "export", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(tmp_path / "w.safetensors"))
     assert safetensors.torch.load_file(tmp_path / "w.safetensors")["weight"].tolist() == [40, 40, 40]
     again = run(
-        capsys, "export", "--root", str(root), f"{IDENTITY}/a0001-00aa", str(tmp_path / "w.safetensors"), code=2
+        capsys, "export", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(tmp_path / "w.safetensors"), code=2
     )
     assert "exists already" in again
 
 
 def test_prune_only_says_what_would_go_until_it_is_told_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("prune", "--root", str(root), f"{IDENTITY}/a0001-00aa", "--keep-last", "1")
+    arguments = ("prune", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", "keep_last=1")
     steps = root / IDENTITY / "a0001-00aa"
     assert run(capsys, *arguments).count("would delete") == 2 and len(list(steps.iterdir())) == 4
-    run(capsys, *arguments, "--yes")
+    run(capsys, *arguments, "delete=true")
     assert sorted(path.name for path in steps.iterdir()) == ["step-00000020", "step-00000040"]
+
+
+def test_prune_keeps_by_the_words_of_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{IDENTITY}/a0001-00aa"
+
+    def gone(*words: str) -> list[str]:
+        rows = json.loads(run(capsys, "prune", f"checkpoint.root={root}", name, "--json", *words))
+        return [row["name"][-2:] for row in rows if not row["deleted"]]
+
+    assert gone("keep_last=1", "keep_best=0") == ["10", "20", "30"]
+    assert gone("keep_last=1", "keep_best=2") == ["30"]
+    assert gone("keep_last=1", "best_mode=min") == ["10", "20", "30"]
+    assert gone("keep_last=1", "keep_best=0", "keep_every=20") == ["10", "30"]
+    assert gone("keep_last=1", "keep_best=0", "keep_minutes=1e9") == ["20", "30"]
+    assert gone("keep_last=1", "best_metric=train/loss") == ["10", "20", "30"]
 
 
 def test_cp_copies_whole_checkpoints_and_refuses_damaged_ones(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(capsys, "cp", "--root", str(root), f"{IDENTITY}/a0001-00aa", str(tmp_path / "copy"))
-    assert run(capsys, "verify", "--root", str(tmp_path / "copy")).count("ok ") == 4
+    run(capsys, "cp", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(tmp_path / "copy"))
+    assert run(capsys, "verify", f"checkpoint.root={tmp_path / 'copy'}").count("ok ") == 4
     broken = root / IDENTITY / "a0001-00aa" / "step-00000030" / "state.json"
     broken.write_text("{}")
     assert "state.json" in run(
-        capsys, "cp", "--root", str(root), f"{IDENTITY}/a0001-00aa", str(tmp_path / "other"), code=1
+        capsys, "cp", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(tmp_path / "other"), code=1
     )
 
 
 def test_a_name_that_is_not_there_gets_one_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "edsr-x9: no such run" in run(capsys, "verify", "--root", str(root), "edsr-x9", code=2)
+    assert "edsr-x9: no such run" in run(capsys, "verify", f"checkpoint.root={root}", "edsr-x9", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no command: expected one of ls, verify"),
+        (["lss"], "lss: expected one of ls, verify, diff, export, prune, cp. Did you mean 'ls'?"),
+        (["diff", "a"], "diff a: expected sr-ckpt diff A B"),
+        (["ls", "a", "b"], "ls a b: expected sr-ckpt ls [NAME]"),
+        (["prune", "a", "keep_last=-1"], "keep_last=-1"),
+        (["prune", "a", "keep_minutes=0"], "keep_minutes=0"),
+        (["prune", "a", "--yes"], "--yes: options are written key=value."),
+        (["prune", "a", "keep_lst=1"], "Did you mean 'keep_last'?"),
+        (["ls", "keep_last=1"], "there is no option 'keep_last'"),
+        (["ls", "checkpoint=mflow"], "expected one of local, s3, mlflow. Did you mean 'mlflow'?"),
+        (["ls", "checkpoint=s3"], "checkpoint=s3: expected a URL, checkpoint.root=s3://bucket/prefix"),
+        (["ls", "checkpoint=s3", "checkpoint.root=x"], "not x"),
+        (["ls", "checkpoint=mlflow", "checkpoint.root=x"], "checkpoint.root=x: checkpoint=mlflow keeps"),
+        (["ls", "checkpoint=mlflow", "tracker.uri=ftp://x"], "tracker.uri='ftp://x'"),
+    ],
+)
+def test_a_wrong_request_ends_with_status_2_and_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = run(capsys, *words, code=2)
+    assert message in error and len(error.splitlines()) == 1
+
+
+def test_the_store_is_the_one_that_a_run_with_the_same_words_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for words in (["outputs=else"], ["checkpoint.root=kept"], ["checkpoint=mlflow", "outputs=else"]):
+        config, _ = composed([*words, "tracker.experiment=mine"])
+        store = build(config.checkpoint.store, "checkpoint.store", root=config.checkpoint.root)
+        _, options = parse([*words, "tracker.experiment=mine"], Places)
+        assert store_at(options.store).url == store.url
+
+
+def test_checkpoints_in_mlflow_are_found_by_the_words_of_the_run_that_wrote_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store = MlflowStore(uri=uri, experiment="mine", outputs=tmp_path, wait_for_run=0)
+    manager = CheckpointManager(store, f"{IDENTITY}/a0001-00aa", keep=[_All()], scratch=tmp_path)
+    manager.save(TrainingState(10, {"weight": torch.ones(3)}, {}, "", {}, {}), wait=True)
+    words = ("checkpoint=mlflow", f"tracker.uri={uri}", "tracker.experiment=mine")
+    assert [row["step"] for row in json.loads(run(capsys, "ls", "--json", *words))] == [10]
+    assert run(capsys, "verify", IDENTITY, *words).startswith("ok ")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -56,6 +57,19 @@ def test_the_format_can_be_chosen(folder: Path, ending: str) -> None:
     assert np.abs(pixels - expected()).mean() <= (2 if ending == "jpg" else 0)
 
 
+def test_the_files_that_were_made_can_be_had_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "photos" / "a.png").write_bytes(b"nonsense")
+    assert main(["edsr.safetensors", "photos", "output=large", "--json"]) == 1
+    made = json.loads(capsys.readouterr().out)
+    assert made == [{"file": "large/deep/bx2.png", "image": "photos/deep/b.png", "width": 106, "height": 82}]
+
+
+def test_precision_auto_is_one_that_the_device_computes(folder: Path) -> None:
+    assert main(["edsr.safetensors", "cat.png", "output=large", "precision=auto", "device=cpu"]) == 0
+    difference = np.abs(np.asarray(Image.open(folder / "large" / "catx2.png")).astype(int) - expected())
+    assert difference.mean() < 2
+
+
 def test_tiles_give_the_same_image(folder: Path) -> None:
     assert main(["edsr.safetensors", "cat.png", "output=large", "tile=16", "overlap=6"]) == 0
     difference = np.abs(np.asarray(Image.open(folder / "large" / "catx2.png")).astype(int) - expected())
@@ -90,8 +104,8 @@ def test_one_damaged_image_does_not_keep_the_others_from_being_made(
         (["edsr.safetensors", "edsr.safetensors", "output=o"], "not a kind of image that is read"),
         (["edsr.safetensors", "empty", "output=o"], "empty: no image in this folder"),
         (["edsr.safetensors", "cat.png", "photos/cat.jpg", "output=o"], "would both become o/catx2.png"),
-        (["edsr.safetensors", "cat.png", "output=o", "format=gif"], "format=gif: one of png, webp, jpg"),
-        (["edsr.safetensors", "cat.png", "output=o", "tile=0"], "tile=0: a whole number of at least 1"),
+        (["edsr.safetensors", "cat.png", "output=o", "format=gif"], "format=gif: expected one of png, webp, jpg"),
+        (["edsr.safetensors", "cat.png", "output=o", "tile=0"], "tile=0: expected a whole number of at least 1"),
         (["nowhere", "cat.png", "output=o"], "nowhere: no such file"),
     ],
 )
@@ -118,8 +132,3 @@ def test_the_command_line_works_in_a_process_of_its_own(folder: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "large/catx2.png: 106 x 82" in done.stderr
-
-
-def test_help_is_a_page(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-h"]) == 0
-    assert "sr-upscale MODEL IMAGE-OR-FOLDER... output=FOLDER" in capsys.readouterr().out

@@ -5,12 +5,14 @@ Imports nothing heavy before there is work to do: `--help` answers at once.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from sr_runner import load_model
-from sr_runner.commands.console import run_command
+from sr_runner.commands.arguments import option, parse
+from sr_runner.commands.console import help_page, run_command
+from sr_runner.commands.options import Inference
 
 if TYPE_CHECKING:
     from sr_runner.runs.network import Load
@@ -29,37 +31,47 @@ Common commands
   sr-eval bicubic data=benchmark/Set5 scale=4         reproduces the published row
   sr-eval a.pt b.pth data=Set5,B100 root=benchmark output=table.csv,table.md
   sr-eval edsr-x4-3f9a12c40b1e data=benchmark self_ensemble=true pictures=pictures
-
-Options
-  data=...            folders of HR images or of a benchmark (HR and LR_bicubic/X4, GTmod12 and LRbicx4, image_SRF_4,
-                      DIV2K_valid_HR and DIV2K_valid_LR_bicubic/X4), or a folder of such folders; sample: photographs
-                      that come with scikit-image and scikit-learn
-  root=.              where data's folders are
-  scale=4             left out: the models'
-  lr=...              a folder of LR images, or bicubic: make them from the HR images even where there are some
-  metrics=lpips,dists LPIPS and DISTS as well (pip install 'sr-run[lpips]', 'sr-run[dists]')
-  output=table.csv    also .json, .md, .txt, or several; in CSV a row per image: image, psnr, ssim, psnr_y, ssim_y
-  pictures=FOLDER     the best and the worst image of each benchmark, with maps of the error
-  tracker=mlflow      log into the run that a checkpoint belongs to, or into one of the experiment tracker.experiment
-  tracker.uri=...     ... on this server or database
-  self_ensemble=true  mean over the eight flips and rotations: better, and eight times as slow
-  device=auto         auto, cpu, cuda or cuda:N
-  precision=fp32      fp32, bf16 or fp16
-  tile=256 overlap=40 LR pixels per tile and around it: bounds the memory
-  outputs=outputs     where runs are; checkpoint.root=FOLDER or URL: where their checkpoints are, if elsewhere
-  model.KEY=VALUE     what a weights file cannot tell, such as model.res_block_scaling=0.1
-  network=mine.Net    the class of a network of your own; its arguments come from the run's config and model.KEY=VALUE
-Exit status: 0 done, 2 the request was wrong, 1 it failed.
 """
+
+
+@dataclass(kw_only=True)
+class Options(Inference):
+    """What `sr-eval` can be asked for."""
+
+    data: list[str] = field(default_factory=list)
+    """Folders of HR images or of a benchmark (HR and LR_bicubic/X4, GTmod12 and LRbicx4, image_SRF_4, DIV2K_valid_HR
+    and DIV2K_valid_LR_bicubic/X4), or a folder of such folders; sample: photographs that come with scikit-image and
+    scikit-learn."""
+    root: str = "."
+    """Where data's folders are."""
+    scale: int | None = option(None, least=1)
+    """null: the models'."""
+    lr: str | None = None
+    """A folder of LR images, or bicubic: make them from the HR images even where there are some."""
+    metrics: list[Literal["lpips", "dists"]] = field(default_factory=list)
+    """Further metrics (pip install 'sr-run[lpips]', 'sr-run[dists]')."""
+    output: list[str] = field(default_factory=list)
+    """Files: table.csv (a row per image: image, psnr, ssim, psnr_y, ssim_y), also .json, .md, .txt."""
+    pictures: str | None = None
+    """A folder for the best and the worst image of each benchmark, with maps of the error."""
+    tracker: Literal["none", "mlflow"] = "none"
+    """mlflow: log into the run that a checkpoint belongs to, or into a new one of tracker.experiment."""
+    tracker_experiment: str | None = option(None, key="tracker.experiment")
+    """The MLflow experiment; null: sr-eval for new results, sr-run for the checkpoints of checkpoint=mlflow."""
+
+
+def page() -> str:
+    return help_page(HELP, {"Options": Options}, json="the results as JSON in the place of the table")
 
 
 def main(argv: Sequence[str] | None = None, load: Load = load_model) -> int:
     """The exit status of `sr-eval` with these arguments; `load` makes networks of weights files."""
-    words = list(sys.argv[1:] if argv is None else argv)
 
-    def work() -> None:
+    def work(words: list[str], as_json: bool) -> int:
+        models, options = parse(words, Options)
         from sr_runner.commands.evaluate.command import run
 
-        run(words, load)
+        run(models, options, load, as_json=as_json)
+        return 0
 
-    return run_command("sr-eval", HELP, words, work)
+    return run_command("sr-eval", page, argv, work)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from sr_runner.commands.evaluate.published import known_network
-from sr_runner.commands.network import network_at_work, scale_of
+from sr_runner.commands.network import open_network
+from sr_runner.commands.options import Inference
 from sr_runner.errors import RequestError
 from sr_runner.inference.tiling import Upscale
-from sr_runner.runs.network import Load, load_network
-from sr_runner.runs.resolve import Source, find_source
+from sr_runner.runs.network import Load
+from sr_runner.runs.resolve import Source
 
 BICUBIC = "bicubic"
 
@@ -33,24 +32,9 @@ class Model:
     source: Source | None = None
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How networks are found and run."""
-
-    device: torch.device
-    precision: str
-    self_ensemble: bool
-    outputs: Path
-    checkpoints: str
-    network: str
-    """A class of the user's for networks that sr-run does not know, or empty; see `load_network`."""
-    arguments: Mapping[str, Any]
-    """`model.*`: what files cannot tell."""
-
-
-def open_models(wanted: Sequence[str], setting: Setting, load: Load) -> list[Model]:
+def open_models(wanted: Sequence[str], options: Inference, device: torch.device, load: Load) -> list[Model]:
     """The models, ready to run, under labels that differ. Raises `RequestError` for one that cannot be had."""
-    models = [Model(BICUBIC) if name == BICUBIC else _network(name, setting, load) for name in wanted]
+    models = [Model(BICUBIC) if name == BICUBIC else _network(name, options, device, load) for name in wanted]
     count = Counter(model.label for model in models)
     return [
         replace(model, label=name) if count[model.label] > 1 else model
@@ -73,16 +57,14 @@ def common_scale(models: Sequence[Model], wanted: int | None) -> int:
     return scale
 
 
-def _network(name: str, setting: Setting, load: Load) -> Model:
-    source = find_source(name, outputs=setting.outputs, checkpoints=setting.checkpoints)
-    network = load_network(source, load, setting.network, setting.arguments)
-    hyperparameters: dict[str, object] = getattr(network, "hyperparameters", dict)()
-    upscale = network_at_work(network, setting.device, precision=setting.precision, ensemble=setting.self_ensemble)
+def _network(name: str, options: Inference, device: torch.device, load: Load) -> Model:
+    opened = open_network(name, options, device, load)
+    hyperparameters: dict[str, object] = getattr(opened.network, "hyperparameters", dict)()
     return Model(
-        label=source.label,
-        upscale=upscale,
-        scale=scale_of(upscale, setting.device),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        published_as=None if setting.self_ensemble else known_network(type(network).__name__, hyperparameters),
-        source=source,
+        label=opened.source.label,
+        upscale=opened.upscale,
+        scale=opened.scale,
+        parameters=sum(parameter.numel() for parameter in opened.network.parameters()),
+        published_as=None if options.self_ensemble else known_network(type(opened.network).__name__, hyperparameters),
+        source=opened.source,
     )

@@ -1,34 +1,28 @@
-"""What `sr-upscale` does: reads its arguments, finds the images, enlarges and saves them."""
+"""What `sr-upscale` does: finds the images, enlarges and saves them."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from sr_runner.commands.arguments import Arguments
-from sr_runner.commands.network import PRECISIONS, device_named, network_at_work, scale_of
+from sr_runner.commands.network import device_named, open_network
+from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.errors import RequestError, RunError
-from sr_runner.inference.tiling import OVERLAP, TILE, upscale_image
-from sr_runner.runs.network import Load, load_network
-from sr_runner.runs.resolve import find_source
+from sr_runner.inference.tiling import upscale_image
+from sr_runner.runs.network import Load
 
 log = logging.getLogger(__name__)
-
-KEYS = (
-    "output", "format", "existing", "self_ensemble", "device", "precision", "tile", "overlap", "outputs",
-    "checkpoint.root", "network",
-)  # fmt: skip
 
 _SAVING: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 4},
@@ -45,44 +39,36 @@ class Job:
     target: Path
 
 
-def run(words: Sequence[str], load: Load) -> None:
-    """`sr-upscale` with these arguments. Raises `RequestError`, `RunError` and `OSError`."""
-    arguments = Arguments(words, KEYS, open_groups=("model.",))
-    if len(arguments.sources) < 2:
+def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) -> None:
+    """Enlarge `sources[1:]` with the model `sources[0]`. Raises `RequestError`, `RunError` and `OSError`."""
+    if len(sources) < 2:
         raise RequestError("a model and at least one image or folder are needed. sr-upscale --help tells more.")
-    output = arguments.text("output", "")
-    if not output:
+    if not options.output:
         raise RequestError("output=… is needed: the folder that the SR images go to.")
-    file_format = arguments.choice("format", tuple(_SAVING))
-    skip = arguments.choice("existing", ("replace", "skip")) == "skip"
-    tile, overlap = arguments.integer("tile", TILE, least=1), arguments.integer("overlap", OVERLAP, least=0)
-    device = device_named(arguments.text("device", "auto"))
-    outputs = Path(arguments.text("outputs", "outputs"))
-    checkpoints = arguments.text("checkpoint.root", str(outputs / "checkpoints"))
-    images = _images(arguments.sources[1:])
-    source = find_source(arguments.sources[0], outputs=outputs, checkpoints=checkpoints)
-    upscale = network_at_work(
-        load_network(source, load, arguments.text("network", ""), arguments.group("model.")),
-        device,
-        precision=arguments.choice("precision", PRECISIONS),
-        ensemble=arguments.flag("self_ensemble"),
-    )
-    scale = scale_of(upscale, device)
-    jobs = _jobs(images, Path(output), f"x{scale}.{file_format}")
-    enlarge = partial(upscale_image, upscale, scale=scale, device=device, tile=tile, overlap=overlap)
-    failed = 0
+    device = device_named(options.device)
+    images = _images(sources[1:])
+    opened = open_network(sources[0], options, device, load)
+    jobs = _jobs(images, Path(options.output), f"x{opened.scale}.{options.format}")
+    failed, made = 0, []
     for job in tqdm(jobs, unit="image", disable=not sys.stderr.isatty()):
-        if skip and job.target.exists():
+        if options.existing == "skip" and job.target.exists():
             continue
         start = time.perf_counter()
         try:
-            sr = enlarge(read_image(job.image))
+            sr = upscale_image(
+                opened.upscale, read_image(job.image),
+                scale=opened.scale, device=device, tile=options.tile, overlap=options.overlap,
+            )  # fmt: skip
         except RequestError as error:
             log.error("%s", error)
             failed += 1
             continue
-        _save(Image.fromarray(sr), job.target, file_format)
-        log.info("%s: %d x %d in %.1f s", job.target, sr.shape[1], sr.shape[0], time.perf_counter() - start)
+        _save(Image.fromarray(sr), job.target, options.format)
+        height, width, seconds = *sr.shape[:2], time.perf_counter() - start
+        log.info("%s: %d x %d in %.1f s", job.target, width, height, seconds)
+        made.append({"file": str(job.target), "image": str(job.image), "width": width, "height": height})
+    if as_json:
+        sys.stdout.write(json.dumps(made, indent=1) + "\n")
     if failed:
         raise RunError(f"{failed} of {len(jobs)} images could not be enlarged; the messages above say why.")
 

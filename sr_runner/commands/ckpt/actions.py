@@ -1,0 +1,208 @@
+"""What the commands of `sr-ckpt` do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sr_runner.attempt.build import policies
+from sr_runner.checkpoint import format
+from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Manifest, Name
+from sr_runner.checkpoint.reader import read
+from sr_runner.checkpoint.retention import Info, doomed
+from sr_runner.checkpoint.stores import Store, store_at
+from sr_runner.commands.ckpt import Export, Prune
+from sr_runner.commands.options import Places
+from sr_runner.config.settings import CheckpointSettings
+from sr_runner.errors import RequestError, RunError
+from sr_runner.runs.catalogue import Catalogue, difference
+
+
+@dataclass
+class Shelf:
+    """One store, and what is needed to read in it."""
+
+    store: Store
+    scratch: Path
+
+    def names(self, wanted: str | None) -> list[Name]:
+        """The checkpoints that `wanted` names, all of them without it, by identity, attempt and step."""
+        if wanted is None:
+            return self._all("")
+        attempt = Catalogue(self.scratch / "none", self.store, self.scratch).find(wanted)
+        names = [name for name in self._all(f"{attempt}/") if attempt.step in (None, name.step)]
+        if not names:
+            raise RequestError(f"{wanted}: there is no such checkpoint in {self.store.url}")
+        return names
+
+    def newest(self, wanted: str) -> Name:
+        return self.names(wanted)[-1]
+
+    def manifest(self, name: Name) -> Manifest:
+        return Manifest.read(self.store.get(str(name), self.scratch, only=[MANIFEST]))
+
+    def folder(self, name: Name) -> Path:
+        return self.store.get(str(name), self.scratch)
+
+    def _all(self, prefix: str) -> list[Name]:
+        return sorted(name for text in self.store.list(prefix) if (name := Name.parse(text)) is not None)
+
+
+@dataclass
+class Report:
+    """What a command has found or done: `rows` for `--json`, `lines` for people."""
+
+    rows: list[dict[str, Any]]
+    lines: Sequence[str]
+    status: int = 0
+
+
+def run(command: str, names: list[str], options: Places, *, as_json: bool) -> int:
+    """The exit status of `command`. Raises `RequestError`, `RunError` and `OSError`."""
+    commands: dict[str, Callable[..., Report]] = {
+        "ls": _ls, "verify": _verify, "diff": _diff, "export": _export, "prune": _prune, "cp": _copy,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="sr-ckpt-") as scratch:
+        try:
+            report = commands[command](Shelf(store_at(options.store), Path(scratch)), options, *names)
+        except DamagedError as damage:
+            raise RunError(str(damage)) from damage
+    text = json.dumps(report.rows, indent=1) if as_json else "\n".join(report.lines)
+    sys.stdout.write(text + "\n" if text else "")
+    return report.status
+
+
+def _ls(shelf: Shelf, options: Places, wanted: str | None = None) -> Report:
+    rows: list[dict[str, Any]] = []
+    for name in shelf.names(wanted):
+        row: dict[str, Any] = {"identity": name.identity, "attempt": name.attempt, "step": name.step}
+        try:
+            manifest = shelf.manifest(name)
+            row |= {
+                "metrics": dict(manifest.metrics),
+                "bytes": sum(size for size, _ in manifest.files.values()),
+                "age_seconds": round(time.time() - manifest.created),
+            }
+        except DamagedError as damage:
+            row["damage"] = str(damage)
+        rows.append(row)
+
+    def lines() -> Iterator[str]:
+        last = ""
+        for row in rows:
+            attempt = f"{row['identity']}/{row['attempt']}"
+            if attempt != last:
+                yield attempt
+                last = attempt
+            if "damage" in row:
+                yield f"  step {row['step']:>9}  damaged: {row['damage']}"
+                continue
+            psnr = row["metrics"].get("valid/psnr")
+            quality = f"PSNR {psnr:6.2f}" if psnr is not None else " " * 11
+            yield f"  step {row['step']:>9}  {quality}  {row['bytes'] / 2**20:8.1f} MiB  {_age(row['age_seconds'])} ago"
+
+    return Report(rows, list(lines()))
+
+
+def _verify(shelf: Shelf, options: Places, *wanted: str) -> Report:
+    rows, lines = [], []
+    for name in [name for each in wanted or [None] for name in shelf.names(each)]:
+        try:
+            format.load(shelf.folder(name), expected_step=name.step)
+            reason = ""
+        except DamagedError as damage:
+            reason = str(damage)
+        rows.append({"name": str(name), "ok": not reason, "reason": reason})
+        lines.append(f"{'DAMAGED' if reason else 'ok     '}  {name}  {reason}")
+    return Report(rows, lines, status=int(any(not row["ok"] for row in rows)))
+
+
+def _diff(shelf: Shelf, options: Places, *wanted: str) -> Report:
+    a, b = (read(_folder_of(shelf, each)) for each in wanted)
+    rows: list[dict[str, Any]] = []
+    facts = [dict(state.training.get("facts", {})) | {"step": state.step} for state in (a, b)]
+    rows += [{"kind": "config", "name": k, "a": x, "b": y} for k, (x, y) in difference(*facts).items()]
+    for name in sorted(a.model.keys() | b.model.keys()):
+        x, y = a.model.get(name), b.model.get(name)
+        if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype:
+            shapes = [f"{tuple(t.shape)} {t.dtype}" if t is not None else None for t in (x, y)]
+            rows.append({"kind": "tensor", "name": name, "a": shapes[0], "b": shapes[1]})
+        elif not x.equal(y):
+            gap = float((x.double() - y.double()).abs().max())
+            rows.append({"kind": "tensor", "name": name, "largest_difference": gap})
+
+    def lines() -> Iterator[str]:
+        for row in rows:
+            gap = row.get("largest_difference")
+            what = f"differs by up to {gap:.3g}" if gap is not None else f"{row['a']} | {row['b']}"
+            yield f"{row['kind']:<6}  {row['name']}: {what}"
+        if not rows:
+            yield "the same config, step and weights"
+
+    return Report(rows, list(lines()))
+
+
+def _export(shelf: Shelf, options: Export, wanted: str, to: str) -> Report:
+    folder, file = _folder_of(shelf, wanted), Path(to)
+    format.load(folder)
+    if file.exists():
+        raise RequestError(f"{file} exists already; choose another name")
+    if options.layout == "safetensors":
+        file.write_bytes((folder / format.MODEL).read_bytes())
+    else:
+        from sr_runner.weights import export, load_model
+
+        export(load_model(folder), file, options.layout)
+    return Report([{"file": str(file)}], [f"wrote {file}"])
+
+
+def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
+    settings = CheckpointSettings(
+        keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
+        keep_minutes=options.keep_minutes, best_metric=options.best_metric, best_mode=options.best_mode,
+    )  # fmt: skip
+    try:
+        settings.check()
+    except RequestError as error:  # the same keys, without their group
+        raise RequestError(str(error).removeprefix("checkpoint.")) from error
+    names, infos = {name.step: name for name in shelf.names(wanted)}, []
+    for step, name in names.items():
+        try:
+            manifest = shelf.manifest(name)
+            infos.append(Info(step, manifest.created, manifest.metrics))
+        except DamagedError as damage:
+            sys.stderr.write(f"sr-ckpt: {name} is damaged ({damage}) and stays\n")
+    gone = [names[step] for step in doomed(infos, policies(settings))]
+    for name in gone if options.delete else []:
+        shelf.store.delete(str(name))
+    verb = "deleted" if options.delete else "would delete"
+    rows = [{"name": str(name), "deleted": options.delete} for name in gone]
+    return Report(rows, [f"{verb} {name}" for name in gone] or ["nothing to delete"])
+
+
+def _copy(shelf: Shelf, options: Places, wanted: str, to: str) -> Report:
+    target, rows = store_at(to), []
+    for name in shelf.names(wanted):
+        folder = shelf.folder(name)
+        format.load(folder, expected_step=name.step)  # what is damaged is not spread
+        target.put(str(name), [Blob.of_file(folder / file) for file in (*FILES, MANIFEST)])
+        rows.append({"name": str(name), "to": target.url})
+    return Report(rows, [f"copied {row['name']} to {row['to']}" for row in rows])
+
+
+def _folder_of(shelf: Shelf, wanted: str) -> Path:
+    path = Path(wanted).expanduser()
+    return path if (path / MANIFEST).is_file() else shelf.folder(shelf.newest(wanted))
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
