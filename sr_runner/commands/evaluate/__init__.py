@@ -51,7 +51,7 @@ class Options(Inference):
     metrics: list[Literal["lpips", "dists"]] = field(default_factory=list)
     """Further metrics (pip install 'sr-run[lpips]', 'sr-run[dists]')."""
     output: list[str] = field(default_factory=list)
-    """Files: table.csv (a row per image: image, psnr, ssim, psnr_y, ssim_y), also .json, .md, .txt."""
+    """Files: table.csv (a row per image: image, psnr, ssim, psnr_y, ssim_y), also .json and .md."""
     pictures: str | None = None
     """A folder for the best and the worst image of each benchmark, with maps of the error."""
     tracker: Literal["none", "mlflow"] = "none"

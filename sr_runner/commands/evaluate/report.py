@@ -1,4 +1,4 @@
-"""Results of several models on several benchmarks, as text, Markdown, CSV and JSON."""
+"""Results of several models on several benchmarks, as a table, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sr_runner.commands.evaluate.published import Published, images_of
 from sr_runner.errors import RequestError
@@ -91,48 +92,46 @@ def as_json(results: Sequence[Result]) -> str:
 
 def summary(results: Sequence[Result]) -> str:
     """A table per benchmark, for a terminal."""
-    return "\n".join(f"{title}\n\n{_aligned(header, rows)}" for title, header, rows in _tables(results))
-
-
-def as_text(results: Sequence[Result]) -> str:
-    """The summary, and a table of the images for each model and benchmark."""
-    details = [f"{_image_title(result)}\n\n{_aligned(*_image_table(result))}" for result in results]
-    return "\n".join([summary(results), *details])
+    return "\n".join(f"{title}\n\n{_aligned(rows)}" for title, rows in _tables(results))
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """The summary and the images as Markdown tables."""
-    tables = [f"## {title}\n\n{_piped(header, rows)}" for title, header, rows in _tables(results)]
-    images = [f"### {_image_title(result)}\n\n{_piped(*_image_table(result))}" for result in results]
-    return "\n".join([*tables, *images])
+    """The summary, and a table of the images for each model and benchmark."""
+    parts = [f"## {title}\n\n{_piped(rows)}" for title, rows in _tables(results)]
+    for result in results:
+        rows = [["image", *_header(result)], *([str(row["image"]), *_figures(row, result)] for row in result.rows())]
+        parts.append(f"### {result.benchmark}, {result.model}\n\n{_piped(rows)}")
+    return "\n".join(parts)
 
 
-FORMATS: dict[str, Callable[[Sequence[Result]], str]] = {
-    ".csv": as_csv,
-    ".json": as_json,
-    ".md": as_markdown,
-    ".txt": as_text,
-}
+FORMATS: dict[str, Callable[[Sequence[Result]], str]] = {".csv": as_csv, ".json": as_json, ".md": as_markdown}
 
 
 def writer_for(path: Path) -> Callable[[Sequence[Result]], str]:
     """The format that the ending of `path` asks for. Raises `RequestError` for another ending."""
     if path.suffix.lower() not in FORMATS:
-        raise RequestError(f"output={path}: the name must end in one of {' '.join(FORMATS)}.")
+        raise RequestError(f"output={path}: expected a name that ends in one of {' '.join(FORMATS)}.")
     return FORMATS[path.suffix.lower()]
 
 
-def _tables(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[str]]]]:
+def _tables(results: Sequence[Result]) -> list[tuple[str, list[list[str]]]]:
+    """A title and rows of cells, the header among them, for each benchmark."""
     tables = []
     for name in dict.fromkeys(result.benchmark for result in results):
         here = [result for result in results if result.benchmark == name]
-        first = here[0]
-        count = len(first.evaluation.scores)
+        first, count = here[0], len(here[0].evaluation.scores)
         title = (
             f"{name}, scale {first.scale}: {count} image{'s' * (count != 1)}{_other_count(here)}, {first.degradation}, "
             f"{first.scale} border pixels cropped"
         )
-        tables.append((title, *_columns(here)))
+        has_published = any(result.published is not None for result in here)
+        rows = [["model", *_header(first), *["published"] * has_published, "parameters", "s/Mpx"]]
+        for result in here:
+            row = [result.model, *_figures(result.mean, result)]
+            row += [str(result.published or "")] * has_published
+            row += ["" if result.parameters is None else f"{result.parameters:,}"]
+            rows.append([*row, f"{result.evaluation.seconds_per_megapixel:.3f}"])
+        tables.append((title, rows))
     return tables
 
 
@@ -144,69 +143,30 @@ def _other_count(results: Sequence[Result]) -> str:
     return f" (published: of {images})"
 
 
-def _columns(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    extra = list(results[0].extra)
-    has_published = any(result.published is not None for result in results)
-    header = ["model", "PSNR-Y", "SSIM-Y", "PSNR", "SSIM", *(name.upper() for name in extra)]
-    header += ["published"] * has_published + ["parameters", "s/Mpx"]
-    rows = []
-    for result in results:
-        mean = result.mean
-        row = [result.model, _db(mean["psnr_y"]), _unit(mean["ssim_y"]), _db(mean["psnr"]), _unit(mean["ssim"])]
-        row += [_unit(mean[name]) for name in extra]
-        if has_published:
-            row.append("" if result.published is None else str(result.published))
-        row.append("" if result.parameters is None else f"{result.parameters:,}")
-        row.append(f"{result.evaluation.seconds_per_megapixel:.3f}")
-        rows.append(row)
-    return header, rows
+def _header(result: Result) -> list[str]:
+    return ["PSNR-Y", "SSIM-Y", "PSNR", "SSIM", *(name.upper() for name in result.extra)]
 
 
-def _image_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    extra = list(result.extra)
-    header = ["image", "PSNR-Y", "SSIM-Y", "PSNR", "SSIM", *(name.upper() for name in extra)]
-    rows = [
-        [
-            str(row["image"]),
-            _db(float(row["psnr_y"])),
-            _unit(float(row["ssim_y"])),
-            _db(float(row["psnr"])),
-            _unit(float(row["ssim"])),
-            *(_unit(float(row[name])) for name in extra),
-        ]
-        for row in result.rows()
+def _figures(row: Mapping[str, Any], result: Result) -> list[str]:
+    """The cells below `_header`."""
+    return [
+        f"{row[name]:.4f}" if "psnr" not in name else f"{row[name]:.3f}"
+        for name in ("psnr_y", "ssim_y", "psnr", "ssim", *result.extra)
     ]
-    return header, rows
-
-
-def _image_title(result: Result) -> str:
-    return f"{result.benchmark}, {result.model}"
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _db(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else str(value)
-
-
-def _unit(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _aligned(header: list[str], rows: list[list[str]]) -> str:
+def _aligned(rows: list[list[str]]) -> str:
     """Columns of one width, the first to the left and the rest to the right."""
-    table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(cells)).rstrip()
-        for cells in (list(zip(row, widths, strict=True)) for row in table)
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _piped(header: list[str], rows: list[list[str]]) -> str:
+def _piped(rows: list[list[str]]) -> str:
+    header, *escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]]) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *escaped]) + "\n"

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ _SAVING: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image and where its SR image goes."""
-
-    image: Path
-    target: Path
-
-
 def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) -> None:
     """Enlarge `sources[1:]` with the model `sources[0]`. Raises `RequestError`, `RunError` and `OSError`."""
     if len(sources) < 2:
@@ -50,23 +41,23 @@ def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) 
     opened = open_network(sources[0], options, device, load)
     jobs = _jobs(images, Path(options.output), f"x{opened.scale}.{options.format}")
     failed, made = 0, []
-    for job in tqdm(jobs, unit="image", disable=not sys.stderr.isatty()):
-        if options.existing == "skip" and job.target.exists():
+    for target, image in tqdm(jobs.items(), unit="image", disable=not sys.stderr.isatty()):
+        if options.existing == "skip" and target.exists():
             continue
         start = time.perf_counter()
         try:
             sr = upscale_image(
-                opened.upscale, read_image(job.image),
+                opened.upscale, read_image(image),
                 scale=opened.scale, device=device, tile=options.tile, overlap=options.overlap,
             )  # fmt: skip
         except RequestError as error:
             log.error("%s", error)
             failed += 1
             continue
-        _save(Image.fromarray(sr), job.target, options.format)
+        _save(Image.fromarray(sr), target, options.format)
         height, width, seconds = *sr.shape[:2], time.perf_counter() - start
-        log.info("%s: %d x %d in %.1f s", job.target, width, height, seconds)
-        made.append({"file": str(job.target), "image": str(job.image), "width": width, "height": height})
+        log.info("%s: %d x %d in %.1f s", target, width, height, seconds)
+        made.append({"file": str(target), "image": str(image), "width": width, "height": height})
     if as_json:
         sys.stdout.write(json.dumps(made, indent=1) + "\n")
     if failed:
@@ -101,8 +92,8 @@ def _images_below(folder: Path) -> dict[Path, str]:
     return {path: path.relative_to(folder).with_suffix("").as_posix() for path in images}
 
 
-def _jobs(images: dict[Path, str], output: Path, ending: str) -> list[Job]:
-    """Raises `RequestError` where two images would go to one file, or one onto itself."""
+def _jobs(images: dict[Path, str], output: Path, ending: str) -> dict[Path, Path]:
+    """The image of each SR image. Raises `RequestError` where two images would go to one file, or one onto itself."""
     taken: dict[Path, Path] = {}
     for image, name in images.items():
         target = output / f"{name}{ending}"
@@ -111,7 +102,7 @@ def _jobs(images: dict[Path, str], output: Path, ending: str) -> list[Job]:
         if target.exists() and target.samefile(image):
             raise RequestError(f"{image} would be written over by its own SR image; choose another output folder.")
         taken[target] = image
-    return [Job(image, target) for target, image in taken.items()]
+    return taken
 
 
 def _save(image: Image.Image, target: Path, file_format: str) -> None:
