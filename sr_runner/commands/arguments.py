@@ -11,7 +11,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,10 @@ def parse(words: Sequence[str], kind: type[Options]) -> tuple[list[str], Options
     for word in words:
         match = _OPTION.fullmatch(word)
         if match is None or (match[1] not in options and Path(word).exists()):
-            sources.append(_source(word, options))
+            if word.startswith(("-", "~")) and not Path(word).exists():
+                guess = nearest(word.lstrip("-~").partition("=")[0].replace("-", "_"), options)
+                raise RequestError(f"{word}: options are written key=value.{guess}")
+            sources.append(word)
             continue
         key, text = match[1], match[2]
         group, _, rest = key.partition(".")
@@ -83,13 +86,6 @@ def options_help(kind: type[Any], but: type[Any] = object) -> str:
 
 def _options(kind: type[Any]) -> dict[str, Field[Any]]:
     return {each.metadata.get("key") or each.name: each for each in fields(kind)}
-
-
-def _source(word: str, keys: Iterable[str]) -> str:
-    if word.startswith(("-", "~")) and not Path(word).exists():
-        written = word.lstrip("-~").partition("=")[0].replace("-", "_")
-        raise RequestError(f"{word}: options are written key=value.{nearest(written, keys)}")
-    return word
 
 
 def _value(word: str, text: str, hint: Any, least: int | None) -> Any:

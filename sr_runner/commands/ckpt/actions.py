@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,60 +54,43 @@ class Shelf:
         return sorted(name for text in self.store.list(prefix) if (name := Name.parse(text)) is not None)
 
 
-@dataclass
-class Report:
-    """What a command has found or done: `rows` for `--json`, `lines` for people."""
-
-    rows: list[dict[str, Any]]
-    lines: Sequence[str]
-    status: int = 0
+Report = tuple[list[dict[str, Any]], list[str]]
+"""What a command has found or done: rows for `--json`, lines for people."""
 
 
 def run(command: str, names: list[str], options: Places, *, as_json: bool) -> int:
-    """The exit status of `command`. Raises `RequestError`, `RunError` and `OSError`."""
+    """The exit status of `command`: 1 where it found damage. Raises `RequestError`, `RunError` and `OSError`."""
     commands: dict[str, Callable[..., Report]] = {
         "ls": _ls, "verify": _verify, "diff": _diff, "export": _export, "prune": _prune, "cp": _copy,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="sr-ckpt-") as scratch:
         try:
-            report = commands[command](Shelf(store_at(options.store), Path(scratch)), options, *names)
+            rows, lines = commands[command](Shelf(store_at(options.store), Path(scratch)), options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
-    text = json.dumps(report.rows, indent=1) if as_json else "\n".join(report.lines)
+    text = json.dumps(rows, indent=1) if as_json else "\n".join(lines)
     sys.stdout.write(text + "\n" if text else "")
-    return report.status
+    return int(any(row.get("ok") is False for row in rows))
 
 
 def _ls(shelf: Shelf, options: Places, wanted: str | None = None) -> Report:
     rows: list[dict[str, Any]] = []
+    lines: list[str] = []
     for name in shelf.names(wanted):
         row: dict[str, Any] = {"identity": name.identity, "attempt": name.attempt, "step": name.step}
+        if not rows or (rows[-1]["identity"], rows[-1]["attempt"]) != (name.identity, name.attempt):
+            lines.append(f"{name.identity}/{name.attempt}")
         try:
             manifest = shelf.manifest(name)
-            row |= {
-                "metrics": dict(manifest.metrics),
-                "bytes": sum(size for size, _ in manifest.files.values()),
-                "age_seconds": round(time.time() - manifest.created),
-            }
+            size, age = sum(size for size, _ in manifest.files.values()), round(time.time() - manifest.created)
+            row |= {"metrics": dict(manifest.metrics), "bytes": size, "age_seconds": age}
+            quality = f"PSNR {row['metrics']['valid/psnr']:6.2f}" if "valid/psnr" in row["metrics"] else " " * 11
+            lines.append(f"  step {name.step:>9}  {quality}  {size / 2**20:8.1f} MiB  {_age(age)} ago")
         except DamagedError as damage:
             row["damage"] = str(damage)
+            lines.append(f"  step {name.step:>9}  damaged: {damage}")
         rows.append(row)
-
-    def lines() -> Iterator[str]:
-        last = ""
-        for row in rows:
-            attempt = f"{row['identity']}/{row['attempt']}"
-            if attempt != last:
-                yield attempt
-                last = attempt
-            if "damage" in row:
-                yield f"  step {row['step']:>9}  damaged: {row['damage']}"
-                continue
-            psnr = row["metrics"].get("valid/psnr")
-            quality = f"PSNR {psnr:6.2f}" if psnr is not None else " " * 11
-            yield f"  step {row['step']:>9}  {quality}  {row['bytes'] / 2**20:8.1f} MiB  {_age(row['age_seconds'])} ago"
-
-    return Report(rows, list(lines()))
+    return rows, lines
 
 
 def _verify(shelf: Shelf, options: Places, *wanted: str) -> Report:
@@ -120,7 +103,7 @@ def _verify(shelf: Shelf, options: Places, *wanted: str) -> Report:
             reason = str(damage)
         rows.append({"name": str(name), "ok": not reason, "reason": reason})
         lines.append(f"{'DAMAGED' if reason else 'ok     '}  {name}  {reason}")
-    return Report(rows, lines, status=int(any(not row["ok"] for row in rows)))
+    return rows, lines
 
 
 def _diff(shelf: Shelf, options: Places, *wanted: str) -> Report:
@@ -137,15 +120,12 @@ def _diff(shelf: Shelf, options: Places, *wanted: str) -> Report:
             gap = float((x.double() - y.double()).abs().max())
             rows.append({"kind": "tensor", "name": name, "largest_difference": gap})
 
-    def lines() -> Iterator[str]:
-        for row in rows:
-            gap = row.get("largest_difference")
-            what = f"differs by up to {gap:.3g}" if gap is not None else f"{row['a']} | {row['b']}"
-            yield f"{row['kind']:<6}  {row['name']}: {what}"
-        if not rows:
-            yield "the same config, step and weights"
-
-    return Report(rows, list(lines()))
+    lines = [
+        f"{row['kind']:<6}  {row['name']}: "
+        + (f"{row['a']} | {row['b']}" if "a" in row else f"differs by up to {row['largest_difference']:.3g}")
+        for row in rows
+    ]
+    return rows, lines or ["the same config, step and weights"]
 
 
 def _export(shelf: Shelf, options: Export, wanted: str, to: str) -> Report:
@@ -159,7 +139,7 @@ def _export(shelf: Shelf, options: Export, wanted: str, to: str) -> Report:
         from sr_runner.weights import export, load_model
 
         export(load_model(folder), file, options.layout)
-    return Report([{"file": str(file)}], [f"wrote {file}"])
+    return [{"file": str(file)}], [f"wrote {file}"]
 
 
 def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
@@ -183,7 +163,7 @@ def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
         shelf.store.delete(str(name))
     verb = "deleted" if options.delete else "would delete"
     rows = [{"name": str(name), "deleted": options.delete} for name in gone]
-    return Report(rows, [f"{verb} {name}" for name in gone] or ["nothing to delete"])
+    return rows, [f"{verb} {name}" for name in gone] or ["nothing to delete"]
 
 
 def _copy(shelf: Shelf, options: Places, wanted: str, to: str) -> Report:
@@ -193,7 +173,7 @@ def _copy(shelf: Shelf, options: Places, wanted: str, to: str) -> Report:
         format.load(folder, expected_step=name.step)  # what is damaged is not spread
         target.put(str(name), [Blob.of_file(folder / file) for file in (*FILES, MANIFEST)])
         rows.append({"name": str(name), "to": target.url})
-    return Report(rows, [f"copied {row['name']} to {row['to']}" for row in rows])
+    return rows, [f"copied {row['name']} to {row['to']}" for row in rows]
 
 
 def _folder_of(shelf: Shelf, wanted: str) -> Path:
