@@ -109,10 +109,11 @@ def test_help_and_version_import_nothing_heavy(tool: str, option: str) -> None:
 
 def test_a_reader_that_goes_away_is_no_failure() -> None:
     program = "from sr_runner.commands.ckpt import main; import sys; sys.exit(main(['--help']))"
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=writing,
+        [sys.executable, "-c", program], env=buffered | {"PYTHONPATH": str(ROOT)}, stdout=writing,
         stderr=subprocess.PIPE, text=True, timeout=60,
     )  # fmt: skip
     os.close(writing)

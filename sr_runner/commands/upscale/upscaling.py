@@ -33,7 +33,7 @@ _SAVING: dict[str, dict[str, Any]] = {
 def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) -> None:
     """Enlarge `sources[1:]` with the model `sources[0]`. Raises `RequestError`, `RunError` and `OSError`."""
     if len(sources) < 2:
-        raise RequestError("a model and at least one image or folder are needed. sr-upscale --help tells more.")
+        raise RequestError("a model and at least one image or folder are needed. sr-upscale --help lists the options.")
     if not options.output:
         raise RequestError("output=… is needed: the folder that the SR images go to.")
     device = device_named(options.device)
