@@ -29,9 +29,7 @@ log = logging.getLogger(__name__)
 def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) -> None:
     """Evaluate the models named by `sources`. Raises `RequestError`, `RunError` and `OSError`."""
     if not sources:
-        raise RequestError(
-            "no model: name a run, a checkpoint, a weights file or bicubic. sr-eval --help lists the options."
-        )
+        raise RequestError("no model: expected a run, a checkpoint, a weights file or bicubic. See sr-eval --help.")
     if not options.data:
         raise RequestError("data=… is needed: a folder of HR images or of benchmarks, or data=sample.")
     device, record = device_named(options.device), _record(options)
