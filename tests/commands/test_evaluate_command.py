@@ -20,7 +20,7 @@ from support import ROOT, started
 from sr_runner.checkpoint import CheckpointManager, LocalStore, TrainingState
 from sr_runner.commands.evaluate import main
 from sr_runner.imresize import imresize_uint8
-from sr_runner.inference import upscale_image
+from sr_runner.inference.tiling import upscale_image
 from sr_runner.models import EDSR
 from sr_runner.weights import describe, export, load_model
 

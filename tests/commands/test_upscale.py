@@ -14,7 +14,7 @@ from skimage import data
 from support import ROOT, started
 
 from sr_runner.commands.upscale import main
-from sr_runner.inference import upscale_image
+from sr_runner.inference.tiling import upscale_image
 from sr_runner.models import EDSR
 from sr_runner.weights import export
 

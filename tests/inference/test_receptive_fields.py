@@ -8,8 +8,8 @@ import torch
 from tiles import upscale_tiled
 from torch import Tensor, nn
 
-from sr_runner.inference import OVERLAP, upscale_image
-from sr_runner.inference.tiling import to_unit_range
+from sr_runner.inference import OVERLAP
+from sr_runner.inference.tiling import to_unit_range, upscale_image
 from sr_runner.models import EDSR, WDSRA, WDSRB, MSRResNet, SRResNet
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -9,8 +9,7 @@ from tiles import upscale_tiled
 from torch import Tensor, nn
 
 from sr_runner.errors import RequestError
-from sr_runner.inference import Interrupted, upscale_image
-from sr_runner.inference.tiling import windows
+from sr_runner.inference.tiling import Interrupted, upscale_image, windows
 
 
 def nearest(lr: Tensor) -> Tensor:
