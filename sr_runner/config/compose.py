@@ -51,6 +51,11 @@ def composed(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> tuple[
             OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(explain(error, overrides)) from error
+    for group, option in choices.items():
+        if option.startswith("_"):
+            raise RequestError(
+                f"{group}={option}: only what its options share. Options: {', '.join(options_of(group))}"
+            )
     configs.check(config)
     return config, choices
 
@@ -110,7 +115,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{error.override}: not of the form key=value ({text.splitlines()[-1].strip()})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = [str(name) for name in error.options or ()]
+        options = [str(name) for name in error.options or () if not str(name).startswith("_")]
         if not options:
             return f"{error.missing_cfg_file}: no such config"
         return f"{group}={option}: no such {group}.{nearest(option, options)} Options: {', '.join(sorted(options))}"
@@ -135,8 +140,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def options_of(group: str) -> list[str]:
-    """The options of a config group, in alphabetical order."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    """The options of a config group, in alphabetical order; what several of them share stands in `_<name>.yaml`."""
+    return sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
 
 
 def _unknown_key(key: str, text: str, overrides: Sequence[str]) -> str:

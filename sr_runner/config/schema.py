@@ -10,18 +10,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from sr_runner.config.settings import SCALES, CheckpointSettings, TrainerSettings
+from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings
 from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked
 
 
-@dataclass
-class Schema:
+@dataclass(kw_only=True)
+class Schema(RunSettings):
     """What a config may hold. Groups whose keys are those of a class (`_target_`) are checked against that class."""
 
-    scale: int = 2
-    seed: int = 0
-    outputs: str = "outputs"
     model: Any = MISSING
     objective: Any = MISSING
     optimizer: Any = MISSING
@@ -39,12 +36,9 @@ def register_schema() -> None:
 def check(config: DictConfig) -> None:
     """Raises `RequestError` for values that no part needs to be built for to be seen as wrong."""
     _no_unknown_keys(config, "", Schema)
-    if config.scale not in SCALES:
-        raise RequestError(f"scale={config.scale}: expected one of {', '.join(map(str, SCALES))}")
-    if not 0 <= config.seed < 2**63:
-        raise RequestError(f"seed={config.seed}: expected a whole number from 0 to 2^63 - 1")
-    settings(config, "trainer", TrainerSettings).check()
-    settings(config, "checkpoint", CheckpointSettings).check()
+    RunSettings(scale=config.scale, seed=config.seed, outputs=config.outputs)
+    settings(config, "trainer", TrainerSettings)
+    settings(config, "checkpoint", CheckpointSettings)
     rate = OmegaConf.select(config, "optimizer.lr")
     is_number = isinstance(rate, Real) and not isinstance(rate, bool)
     if rate is not None and not (is_number and 0 < float(rate) < float("inf")):
@@ -52,7 +46,7 @@ def check(config: DictConfig) -> None:
 
 
 def settings(config: DictConfig, group: str, kind: type[Any]) -> Any:
-    """`config.<group>` as its plain dataclass."""
+    """`config.<group>` as its plain dataclass. Raises `RequestError` for a value out of range, or an unknown key."""
     values = OmegaConf.to_container(config[group], resolve=True)
     assert isinstance(values, dict)
     _no_unknown_keys(values, f"{group}.", kind)

@@ -1,7 +1,7 @@
-"""The runner's own keys, as plain dataclasses.
+"""The runner's own keys, as plain dataclasses: type, default, explanation and check of each stand here only.
 
-They are the schema behind `conf/trainer` and `conf/checkpoint` and the constructor arguments of the parts, so that a
-key is described, typed and checked in one place. No Hydra, no OmegaConf in here.
+They are the schema that every config begins with, and what the parts are built from; `sr-run --help` prints them. No
+Hydra, no OmegaConf in here. Making one raises `RequestError` for a value out of range.
 """
 
 from __future__ import annotations
@@ -24,15 +24,33 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-@dataclass
+@dataclass(kw_only=True)
+class RunSettings:
+    """The keys that belong to no group."""
+
+    scale: int = 2
+    """2, 3, 4 or 8, where model and data allow it."""
+    seed: int = 0
+    """Everything random follows from it."""
+    outputs: str = "outputs"
+    """Folder for all that a run writes."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise RequestError(f"scale={self.scale}: expected one of {', '.join(map(str, SCALES))}")
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"seed={self.seed}: expected a whole number from 0 to 2^63 - 1")
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """`trainer.*`: how long, how often, on what."""
 
-    steps: int = 1000
+    steps: int = 300_000
     """Updates of the weights in all, those before a resume included."""
     eval_every: int = 1000
     """Steps between evaluations on the validation images; the last step is always evaluated."""
-    log_every: int = 50
+    log_every: int = 100
     """Steps between points of `train/*`; each is the mean (loss) or rate since the point before."""
     resume: Any = False
     """false: a fresh attempt. true: go on with the newest attempt of this config. An id or path: exactly that run."""
@@ -66,13 +84,12 @@ class TrainerSettings:
     pictures: int = 4
     """Validation images whose bicubic | SR | HR strips go to the tracker at every evaluation."""
 
-    def check(self) -> None:
-        """Raises `RequestError` for a value out of range."""
+    def __post_init__(self) -> None:
         at_least_one = ("steps", "eval_every", "log_every", "accumulate", "threads")
         for key in at_least_one:
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise RequestError(f"trainer.{key}={value}: a whole number of at least 1 is needed")
+                raise RequestError(f"trainer.{key}={value}: expected a whole number of at least 1")
         if self.on_nan not in ("stop", "skip"):
             raise RequestError(f"trainer.on_nan={self.on_nan}: expected stop or skip")
         if self.pictures < 0:
@@ -90,7 +107,7 @@ class TrainerSettings:
             raise RequestError(f"trainer.ema_decay={self.ema_decay}: expected a number between 0 and 1, or null")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CheckpointSettings:
     """`checkpoint.*`: where checkpoints live, how often, which stay."""
 
@@ -105,6 +122,7 @@ class CheckpointSettings:
     keep_best: int = 1
     """The best N by `best_metric` stay as well."""
     best_metric: str = "valid/psnr"
+    """A metric of the evaluations."""
     best_mode: str = "max"
     """max or min."""
     keep_every: int | None = None
@@ -127,12 +145,11 @@ class CheckpointSettings:
     init_options: Any = None
     """What the file of `init_from` cannot tell, such as {res_block_scaling: 0.1}."""
 
-    def check(self) -> None:
-        """Raises `RequestError` for a value out of range."""
+    def __post_init__(self) -> None:
         for key, least in (("every", 1), ("keep_every", 1), ("keep_last", 0), ("keep_best", 0), ("max_failures", 1)):
             value = getattr(self, key)
             if value is not None and value < least:
-                raise RequestError(f"checkpoint.{key}={value}: a whole number of at least {least} is needed")
+                raise RequestError(f"checkpoint.{key}={value}: expected a whole number of at least {least}")
         if self.when_busy not in ("wait", "replace"):
             raise RequestError(f"checkpoint.when_busy={self.when_busy}: expected wait or replace")
         if self.lease_seconds is not None and not self.lease_seconds >= 1:

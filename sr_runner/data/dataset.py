@@ -97,7 +97,7 @@ class PairData:
         seed: int,
         cache_dir: str | Path,
         workers: int = 1,
-        valid_images: int | None = None,
+        valid_images: int | None = 10,
         flip: bool = True,
         rotate: bool = True,
         cache: str = "disk",

@@ -93,9 +93,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Records nothing and imports nothing. Takes the keys of the other trackers, so that overrides of them compose."""
 
-    def __init__(
-        self, *, uri: str | None = None, experiment: str | None = None, run_name: str | None = None, **others: object
-    ) -> None:
+    def __init__(self, **keys_of_others: object) -> None:
         self.run_id: str | None = None
 
     def start(self, run: RunRecord) -> None: ...
