@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
 import json
 import re
 import textwrap
@@ -31,9 +29,8 @@ _GROUPS = {
 def page(conf: Path) -> str:
     """The help page for the config tree in `conf`."""
     groups = "\n".join(_group(conf, name, what) for name, what in _GROUPS.items() if (conf / name).is_dir())
-    keys = "\n".join(
-        [*_keys(RunSettings, ""), *_keys(TrainerSettings, "trainer."), *_keys(CheckpointSettings, "checkpoint.")]
-    )
+    settings = (("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings))
+    keys = "\n".join(line for prefix, kind in settings for line in _keys(kind, prefix))
     return f"""\
 sr-run: train super-resolution networks. Every run is composed from config groups, recorded in MLflow, and can be
 killed and resumed without changing a bit of its result.
@@ -74,9 +71,8 @@ def _group(conf: Path, name: str, what: str) -> str:
     width = max((len(option.stem) for option in options), default=0)
     lines = [f"  {name}  ({what}{f'; default {default}' if (default := _default(conf, name)) else ''})"]
     for option in options:
-        comment = _first_comment(option)
-        if name == "experiment":  # the command that an experiment begins with says its name again
-            comment = comment.partition(" -- ")[2] or comment
+        first, *_ = re.findall(r"(?m)^# *(?!@package)(\S.*)", option.read_text(encoding="utf-8"))
+        comment = first.rpartition(" -- ")[2]  # an experiment's begins with its command
         comment = textwrap.shorten(comment, 118 - width - 6, placeholder=" ...")
         lines.append(f"    {option.stem:<{width}}  {comment}".rstrip())
     return "\n".join(lines)
@@ -87,29 +83,13 @@ def _default(conf: Path, group: str) -> str:
     return found[1] if found and found[1] != "null" else ""
 
 
-def _first_comment(path: Path) -> str:
-    """The first comment of a config; an experiment's begins with its command, which is told apart by `sr-run`."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            text = line.lstrip("# ").strip() if line.startswith("#") else ""
-            if text and not text.startswith("@package"):
-                return text
-    return ""
-
-
 def _keys(settings: type[Any], prefix: str) -> list[str]:
     """`key=default` and what the docstring under the field says, wrapped."""
-    (body,) = (node.body for node in ast.parse(inspect.getsource(settings)).body if isinstance(node, ast.ClassDef))
-    documented = {
-        field.target.id: text.value.value
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }  # fmt: skip
+    explained = dict(re.findall(r'(?ms)^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(settings)))
     lines = []
     for field in fields(settings):
         default = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        text = " ".join(str(documented[field.name]).split())
         key = f"  {f'{prefix}{field.name}={default}':<34}  "
+        text = " ".join(explained[field.name].split())
         lines.append(textwrap.fill(text, 118, initial_indent=key, subsequent_indent=" " * 38))
     return lines

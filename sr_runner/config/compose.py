@@ -53,9 +53,7 @@ def composed(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> tuple[
         raise RequestError(explain(error, overrides)) from error
     for group, option in choices.items():
         if option.startswith("_"):
-            raise RequestError(
-                f"{group}={option}: only what its options share. Options: {', '.join(options_of(group))}"
-            )
+            raise RequestError(f"{group}={option}: no such {group}. Options: {', '.join(options_of(group))}")
     configs.check(config)
     return config, choices
 

@@ -36,10 +36,8 @@ class RunSettings:
     """Folder for all that a run writes."""
 
     def __post_init__(self) -> None:
-        if self.scale not in SCALES:
-            raise RequestError(f"scale={self.scale}: expected one of {', '.join(map(str, SCALES))}")
-        if not 0 <= self.seed < 2**63:
-            raise RequestError(f"seed={self.seed}: expected a whole number from 0 to 2^63 - 1")
+        _check("scale", self.scale, self.scale in SCALES, f"one of {', '.join(map(str, SCALES))}")
+        _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1")
 
 
 @dataclass(kw_only=True)
@@ -85,26 +83,19 @@ class TrainerSettings:
     """Validation images whose bicubic | SR | HR strips go to the tracker at every evaluation."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "eval_every", "log_every", "accumulate", "threads")
-        for key in at_least_one:
+        for key in ("steps", "eval_every", "log_every", "accumulate", "threads"):
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise RequestError(f"trainer.{key}={value}: expected a whole number of at least 1")
-        if self.on_nan not in ("stop", "skip"):
-            raise RequestError(f"trainer.on_nan={self.on_nan}: expected stop or skip")
-        if self.pictures < 0:
-            raise RequestError(f"trainer.pictures={self.pictures}: expected 0 (none) or more")
-        if self.precision not in PRECISIONS:
-            raise RequestError(f"trainer.precision={self.precision}: expected one of {', '.join(PRECISIONS)}")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
-            raise RequestError(f"trainer.device={self.device}: expected one of auto, cpu, cuda or cuda:N")
-        if self.grace_seconds is not None and not self.grace_seconds > 0:
-            raise RequestError(f"trainer.grace_seconds={self.grace_seconds}: expected a number above 0, or null")
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise RequestError(f"trainer.grad_clip={self.grad_clip}: expected a number above 0, or null for none")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise RequestError(f"trainer.ema_decay={self.ema_decay}: expected a number between 0 and 1, or null")
+            _check(f"trainer.{key}", value, value is None or value >= 1, "a whole number of at least 1")
+        grace, clip, decay = self.grace_seconds, self.grad_clip, self.ema_decay
+        kind, colon, index = self.device.partition(":")
+        is_device = index.isdigit() and kind == "cuda" if colon else kind in ("auto", "cpu", "cuda")
+        _check("trainer.on_nan", self.on_nan, self.on_nan in ("stop", "skip"), "stop or skip")
+        _check("trainer.pictures", self.pictures, self.pictures >= 0, "0 (none) or more")
+        _check("trainer.precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        _check("trainer.device", self.device, is_device, "one of auto, cpu, cuda or cuda:N")
+        _check("trainer.grace_seconds", grace, grace is None or grace > 0, "a number above 0, or null")
+        _check("trainer.grad_clip", clip, clip is None or clip > 0, "a number above 0, or null")
+        _check("trainer.ema_decay", decay, decay is None or 0 < decay < 1, "a number between 0 and 1, or null")
 
 
 @dataclass(kw_only=True)
@@ -148,15 +139,15 @@ class CheckpointSettings:
     def __post_init__(self) -> None:
         for key, least in (("every", 1), ("keep_every", 1), ("keep_last", 0), ("keep_best", 0), ("max_failures", 1)):
             value = getattr(self, key)
-            if value is not None and value < least:
-                raise RequestError(f"checkpoint.{key}={value}: expected a whole number of at least {least}")
-        if self.when_busy not in ("wait", "replace"):
-            raise RequestError(f"checkpoint.when_busy={self.when_busy}: expected wait or replace")
-        if self.lease_seconds is not None and not self.lease_seconds >= 1:
-            raise RequestError(f"checkpoint.lease_seconds={self.lease_seconds}: expected 1 or more, or null")
-        if self.keep_minutes is not None and not self.keep_minutes > 0:
-            raise RequestError(f"checkpoint.keep_minutes={self.keep_minutes}: expected a number above 0, or null")
-        if self.init_rule not in INIT_RULES:
-            raise RequestError(f"checkpoint.init_rule={self.init_rule}: expected one of {', '.join(INIT_RULES)}")
-        if self.best_mode not in ("max", "min"):
-            raise RequestError(f"checkpoint.best_mode={self.best_mode}: expected max or min")
+            _check(f"checkpoint.{key}", value, value is None or value >= least, f"a whole number of at least {least}")
+        lease, minutes, rule = self.lease_seconds, self.keep_minutes, self.init_rule
+        _check("checkpoint.when_busy", self.when_busy, self.when_busy in ("wait", "replace"), "wait or replace")
+        _check("checkpoint.lease_seconds", lease, lease is None or lease >= 1, "1 or more, or null")
+        _check("checkpoint.keep_minutes", minutes, minutes is None or minutes > 0, "a number above 0, or null")
+        _check("checkpoint.init_rule", rule, rule in INIT_RULES, f"one of {', '.join(INIT_RULES)}")
+        _check("checkpoint.best_mode", self.best_mode, self.best_mode in ("max", "min"), "max or min")
+
+
+def _check(key: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise RequestError(f"{key}={value}: expected {expected}")

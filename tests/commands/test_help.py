@@ -23,7 +23,7 @@ def test_every_setting_is_there_with_its_default_and_an_explanation(lines: list[
     for prefix, settings in (("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings)):
         for field in fields(settings):
             (line,) = (line for line in lines if line.startswith(f"  {prefix}{field.name}="))
-            assert len(line.split()) > 2, line
+            assert len(line.split()) > 2 and "  " not in line.partition("=")[2].partition("  ")[2].strip(), line
     text = "\n".join(lines)
     assert (
         "  trainer.steps=300000 " in text and "  trainer.grad_clip=null " in text and "trainer.compile=false " in text
