@@ -143,12 +143,11 @@ def _export(shelf: Shelf, options: Export, wanted: str, to: str) -> Report:
 
 
 def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
-    settings = CheckpointSettings(
-        keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
-        keep_minutes=options.keep_minutes, best_metric=options.best_metric, best_mode=options.best_mode,
-    )  # fmt: skip
     try:
-        settings.check()
+        settings = CheckpointSettings(
+            keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
+            keep_minutes=options.keep_minutes, best_metric=options.best_metric, best_mode=options.best_mode,
+        )  # fmt: skip
     except RequestError as error:  # the same keys, without their group
         raise RequestError(str(error).removeprefix("checkpoint.")) from error
     names, infos = {name.step: name for name in shelf.names(wanted)}, []
