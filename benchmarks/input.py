@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sr_runner.data import FolderData, SampleData, to_batch
+from sr_runner.data import FolderData, Loader, SampleData, to_batch
 from sr_runner.evaluation import score
 from sr_runner.imresize import imresize_uint8
 
@@ -124,9 +124,9 @@ def speed(arguments: argparse.Namespace, work: Path) -> None:
 
     def floats() -> None:
         for part in next(loader):
-            to_batch(part, "cpu")
+            to_batch(torch.from_numpy(part), "cpu")
 
-    loader = data.batches(0)
+    loader = Loader(lambda number: data.samples(number * batch, batch), workers=0)
     contestants: dict[str, Callable[[], object]] = {
         "field's loader, PNG sub-images": lambda: sub_image_batch(made, batch, patch, scale),
         "sr-run, uint8 batches": lambda: next(loader),
@@ -161,7 +161,7 @@ def ready(data: FolderData) -> None:
     """What a batch that is ready costs the consumer."""
     data._workers = 1
     seconds = []
-    with data.batches(0) as loader:
+    with data.stream(0) as loader:
         for _ in range(40):
             time.sleep(0.02)
             began = time.perf_counter()

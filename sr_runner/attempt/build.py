@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,28 +18,29 @@ from torch import nn
 
 from sr_runner.checkpoint import BestN, EveryMinutes, EverySteps, LastN, Policy, Store
 from sr_runner.config import schema as configs
+from sr_runner.config.compose import parse
+from sr_runner.config.identity import flatten, identity_facts
 from sr_runner.config.settings import CheckpointSettings, TrainerSettings
-from sr_runner.data import checks
+from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, nearest
-from sr_runner.objectives import Learner
+from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
-from sr_runner.tracking import NoTracker
+from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises; once is enough
 
 
-def build(node: DictConfig, key: str, /, **extra: Any) -> Any:
+def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any) -> Any:
     """Make the object that `node._target_` names from the rest of `node`.
 
     Raises `RequestError` that names `key` and what is wrong: a class that is not there, an argument it does not take
-    (with the nearest it does take), or what its constructor objects to.
+    (with the nearest it does take), what its constructor objects to, or what the object lacks of the Protocol `kind`.
     """
-    target = _locate(node, key)
-    _check_arguments(target, node, key, extra)
+    _check_arguments(node, key)
     try:
-        return hydra.utils.instantiate(node, **extra, _convert_="all")
+        part = hydra.utils.instantiate(node, **extra, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, RequestError):
@@ -46,6 +48,13 @@ def build(node: DictConfig, key: str, /, **extra: Any) -> Any:
         if isinstance(cause, ValueError | TypeError | NotImplementedError):
             raise RequestError(f"{key}: {node._target_} refuses this: {cause}") from error
         raise
+    if kind is not None:
+        # Not hasattr: a property such as `fingerprint` can be asked for only later.
+        wanted = [name for name in {**inspect.get_annotations(kind), **vars(kind)} if name[0] != "_"]
+        if lacking := [name for name in wanted if inspect.getattr_static(part, name, inspect) is inspect]:
+            what = f"{kind.__module__}.{kind.__name__}"
+            raise RequestError(f"{key}._target_={node._target_} has no {', '.join(lacking)}: expected a {what}")
+    return part
 
 
 def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
@@ -69,17 +78,17 @@ def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
         raise RequestError(f"{key}._target_={name}: {module_name} has no {attribute!r}.{guess}") from error
 
 
-def _check_arguments(target: Callable[..., Any], node: DictConfig, key: str, extra: Mapping[str, Any]) -> None:
-    accepted = _accepted(target)
-    if accepted is None:
-        return
-    for name in map(str, node):
-        if not name.startswith("_") and name not in accepted:
-            takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+def _check_arguments(node: DictConfig, key: str) -> None:
+    """Of `node` and of the parts within."""
+    accepted = _accepted(_locate(node, key))
+    for name in (str(each) for each in node if str(each)[0] != "_"):
+        if accepted is not None and name not in accepted:
+            takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
             raise RequestError(
-                f"{key}.{name}={node[name]}: {node._target_} has no such argument."
-                f"{nearest(name, accepted)} {takes[0].upper()}{takes[1:]}"
+                f"{key}.{name}={node[name]}: {node._target_} has no such argument.{nearest(name, accepted)} {takes}"
             )
+        if isinstance(node[name], DictConfig) and "_target_" in node[name]:
+            _check_arguments(node[name], f"{key}.{name}")
 
 
 def _accepted(target: Callable[..., Any]) -> list[str] | None:
@@ -93,24 +102,30 @@ def _accepted(target: Callable[..., Any]) -> list[str] | None:
     return [parameter.name for parameter in parameters if parameter.name != "self"]
 
 
-def build_model(node: DictConfig, asked: set[str]) -> nn.Module:
-    """The network. Somebody's own class gets those keys of the group that it takes; `asked` are the keys that were
-    asked for by hand (`model.num_filters`), which it has to take."""
-    if not str(node.get("_target_", "")).startswith("sr_runner."):
-        accepted = _accepted(_locate(node, "model"))
-        if accepted is not None:
-            values = {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
-            spare = [k for k in values if not k.startswith("_") and k not in accepted and f"model.{k}" not in asked]
-            node = OmegaConf.create({k: value for k, value in values.items() if k not in spare})
-    network = build(node, "model")
-    if not isinstance(network, nn.Module):
-        raise RequestError(f"model._target_={node._target_} is a {type(network).__name__}, not a torch.nn.Module")
-    return network
+def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """`config` as the classes that `overrides` name can take it.
+
+    `model._target_=mine.Net` leaves the keys of the option file, which was written for another class: those that the
+    new class does not take are dropped, unless they were given by hand as well. The same at every `_target_`.
+    """
+    given = {k for each in parse(overrides) if not each.is_delete() for k in flatten(each.value(), each.key_or_group)}
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    for key in (each.removesuffix("._target_") for each in given if each.endswith("._target_")):
+        OmegaConf.resolve(config)  # others may refer to what is dropped
+        node = OmegaConf.select(config, key)
+        accepted = _accepted(_locate(node, key))
+        for name in () if accepted is None else [each for each in map(str, node) if each not in accepted]:
+            if name[0] != "_" and not any(f"{each}.".startswith(f"{key}.{name}.") for each in given):
+                del node[name]
+    return config
 
 
 @torch.no_grad()
-def check_model(model: nn.Module, *, scale: int, lr_patch: int) -> None:
+def check_model(model: object, *, scale: int, lr_patch: int) -> None:
     """Raises `RequestError` unless `model` makes an SR batch of the right size, before a run is started for nothing."""
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"model._target_ makes a {type(model).__name__}: expected a torch.nn.Module")
     training = model.training
     model.eval()
     try:
@@ -138,33 +153,38 @@ class Parts:
     checkpoint: CheckpointSettings
     device: torch.device
     model: nn.Module
-    objective: Any
-    data: Any
-    tracker: Any
+    objective: Objective
+    data: Data
+    tracker: Tracker
     store: Store | None
     learners: dict[str, Learner]
     """By network: the objective's own, on their device."""
     world: World
 
+    def identity_facts(self, init_from: str | None = None) -> dict[str, Any]:
+        """What determines the weights; `data` are prepared by now. `init_from`: digest of the pre-trained weights."""
+        parts = {"model": self.model, "objective": self.objective, "data": self.data}
+        return identity_facts(self.config, parts, self.data.fingerprint, init_from)
 
-def build_parts(config: DictConfig, asked: set[str], world: World | None = None) -> Parts:
-    """Every part of a run. Raises `RequestError` for whatever in the config cannot be.
+
+def build_parts(config: DictConfig, overrides: Sequence[str], world: World | None = None) -> Parts:
+    """Every part of a run, from the config that `overrides` compose. Raises `RequestError` for whatever cannot be.
 
     Of several processes only the first gets the tracker and the store that the config names.
     """
-    world = world or SingleProcess()
+    world, config = world or SingleProcess(), fitted(config, overrides)
     trainer: TrainerSettings = configs.settings(config, "trainer", TrainerSettings)
     checkpoint: CheckpointSettings = configs.settings(config, "checkpoint", CheckpointSettings)
     device = devices.resolve_device(trainer.device)
     precision = devices.resolve_precision(trainer.precision, device)
     devices.configure(device, deterministic=trainer.deterministic, threads=trainer.threads)
     devices.seed_everything(config.seed)
-    model = build_model(config.model, asked)
-    objective = build(config.objective, "objective")
+    model: nn.Module = build(config.model, "model")
+    objective: Objective = build(config.objective, "objective", Objective)
     optimizer = build(_partial(config.optimizer), "optimizer")
     scheduler = build(_partial(config.scheduler), "scheduler") if config.scheduler is not None else None
 
-    data = build(config.data, "data")
+    data: Data = build(config.data, "data", Data)
     checks.divisible("data.batch_size", data.batch_size, world.size)
     check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))
     memory_format = torch.channels_last if trainer.channels_last else torch.contiguous_format
@@ -188,19 +208,10 @@ def build_parts(config: DictConfig, asked: set[str], world: World | None = None)
         raise RequestError(f"optimizer or scheduler: {error}") from error
     if not world.is_main:
         return Parts(config, trainer, checkpoint, device, model, objective, data, NoTracker(), None, learners, world)
-    tracker = build(config.tracker, "tracker")
-    store = build(config.checkpoint.store, "checkpoint.store", root=checkpoint.root) if checkpoint.store else None
+    tracker = build(config.tracker, "tracker", Tracker)
+    named = config.checkpoint.store
+    store = build(named, "checkpoint.store", Store, root=checkpoint.root) if named else None
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world)
-
-
-def file_contents(parts: Parts) -> dict[str, str | None]:
-    """What stands in a run's identity for the files that `model` and `objective` name by their place: key -> digest."""
-    groups = (("model", parts.model), ("objective", parts.objective))
-    return {
-        f"{group}.{key}": digest
-        for group, part in groups
-        for key, digest in getattr(part, "file_contents", {}).items()  # anyone's class may be without
-    }
 
 
 def _partial(node: DictConfig) -> DictConfig:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sr_runner.attempt import logs
-from sr_runner.attempt.build import Parts, build_parts, file_contents
+from sr_runner.attempt.build import Parts, build_parts
 from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
@@ -21,13 +21,13 @@ from sr_runner.attempt.report import Outcome, as_json, print_report
 from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.attempt.start import orchestrate
 from sr_runner.config.identity import identity as identity_of
-from sr_runner.config.identity import identity_facts
+from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation import Evaluation
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
-from sr_runner.tracking import RunRecord, SweepParent
+from sr_runner.tracking import RunRecord, Status, SweepParent
 from sr_runner.training.orchestrator import Orchestrator
 from sr_runner.training.result import Result, Start
 
@@ -51,9 +51,8 @@ def execute(
     """
     began = time.perf_counter()
     logs.remember()
-    asked = {override.lstrip("+").partition("=")[0] for override in overrides}
     world = join(stop)
-    parts = build_parts(config, asked, world)
+    parts = build_parts(config, overrides, world)
     stop.grace_seconds = parts.trainer.grace_seconds
     if not world.is_main:
         seen = train_as_peer(parts, stop)
@@ -68,7 +67,7 @@ def execute(
         catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch, parts.tracker.attempt_of)
         _check_store(parts)
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
-        facts = identity_facts(config, parts.data.fingerprint, pretrained, file_contents(parts))
+        facts = parts.identity_facts(pretrained)
         identity = identity_of(choices.get("model", "model"), config.scale, facts)
         holding = Holding(parts, catalogue, stop)
         with holding:
@@ -90,12 +89,12 @@ def execute(
 
 def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
     """Write a sheet of `data.preview` training samples, LR beside HR, instead of training; where it is."""
-    parts = build_parts(config, {override.lstrip("+").partition("=")[0] for override in overrides})
+    parts = build_parts(config, overrides)
     outputs = Path(config.outputs)
     _check_writable(outputs)
     parts.data.prepare(progress=sys.stderr.isatty())
     path = outputs / "preview.png"
-    parts.data.preview_sheet(config.data.preview).save(path)
+    preview_of(parts.data, config.data.preview).save(path)
     return path
 
 
@@ -135,7 +134,7 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: Star
         log.critical("the run failed", exc_info=True)
         raise
     finally:
-        ended = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]
+        ended: Status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]  # type: ignore[assignment]
         if orchestrator.recording:
             for name in ("config.yaml", "overrides.txt", "run.log"):
                 tracker.artifact(folder / name)

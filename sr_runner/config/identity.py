@@ -5,37 +5,50 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-# Keys of `data` that say where images are and how they are read; which images they are is in the fingerprint.
-_NOT_OF_THE_DATA = re.compile(r"_target_|workers|cache.*|train.*|valid.*|preview.*|root|folder|url|base_url|download.*")
 _OF_THE_TRAINER = ("precision", "accumulate", "grad_clip", "parameters", "ema_decay", "on_nan")
 
 
+class Part(Protocol):
+    """What a model, an objective or data may declare of their own keys. Both are optional, since anyone's class is a
+    part: without them every key of the group is in the identity, as the config has it."""
+
+    not_in_identity: ClassVar[Collection[str]] = ()
+    """The keys that cannot change the weights, such as `workers`."""
+
+    @property
+    def file_contents(self) -> Mapping[str, str | None]:
+        """The keys that name files: a digest of what was read (None: nothing was), counts instead of the place."""
+        return {}
+
+
 def identity_facts(
-    config: DictConfig, fingerprint: str, init_from: str | None = None, files: Mapping[str, str | None] | None = None
+    config: DictConfig, parts: Mapping[str, object], fingerprint: str, init_from: str | None = None
 ) -> dict[str, Any]:
     """Everything that determines a run's weights, flat: `{"optimizer.lr": 0.0001, ...}`.
 
-    `fingerprint` stands for the content of the training images, wherever they lie, `init_from` for that of the
-    pre-trained weights, and `files` for that of other files, by the key that names them (`objective.vgg_weights`).
-    `trainer.steps` is not in it (a finished run can be extended), unless a schedule is stretched over it and so says
-    it itself.
+    `parts` are the built ones by group, which may declare what `Part` has. `fingerprint` stands for the content of the
+    training images, wherever they lie, and `init_from` for that of the pre-trained weights. `trainer.steps` is not in
+    it (a finished run can be extended), unless a schedule is stretched over it and so says it itself.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     facts: dict[str, Any] = {"scale": plain["scale"], "seed": plain["seed"], "data": fingerprint}
-    for group in ("model", "objective", "optimizer", "scheduler"):
-        facts |= flatten(plain[group], group)
-    facts |= {f"data.{k}": v for k, v in flatten(plain["data"]).items() if not _NOT_OF_THE_DATA.match(k)}
+    for group in ("model", "objective", "optimizer", "scheduler", "data"):
+        left_out = {*getattr(parts.get(group), "not_in_identity", ())}
+        counted = plain[group] and {key: value for key, value in plain[group].items() if key not in left_out}
+        files = getattr(parts.get(group), "file_contents", {})
+        facts |= flatten(counted, group) | {f"{group}.{key}": digest for key, digest in files.items()}
+    for key in ("scale", "seed"):
+        if facts.get(f"data.{key}") == facts[key]:
+            del facts[f"data.{key}"]  # near misses and differences name it once
     facts |= {f"trainer.{key}": plain["trainer"][key] for key in _OF_THE_TRAINER}
     if init_from is not None:
         facts |= {"checkpoint.init_from": init_from, "checkpoint.init_rule": plain["checkpoint"]["init_rule"]}
-    facts |= files or {}
-    facts.pop("data.scale", None), facts.pop("data.seed", None)
     return facts
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypedDict, TypeVar, overload
+from typing import ClassVar, Protocol, TypedDict, overload
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sr_runner.data import checks
 from sr_runner.data.assemble import assemble
+from sr_runner.data.base import Pair
 from sr_runner.data.batches import DegradedSamples, FloatBatches, HostSamples, Samples
 from sr_runner.data.cache import ImageCache, MappedImages
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.images import Pixels
 from sr_runner.data.loader import Loader
 from sr_runner.data.pairs import CachedPair, Degraded, MatlabBicubic, cache_pairs
-from sr_runner.data.preview import sheet
 from sr_runner.data.resident import ResidentImages, ResidentSamples
 from sr_runner.data.sampling import Sampler
 from sr_runner.data.sources import PairSource
@@ -30,15 +28,6 @@ from sr_runner.errors import RequestError
 
 _MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A validation pair: H x W x 3 uint8 RGB views into the cache; HR is exactly `scale` times LR in both sizes."""
-
-    name: str
-    lr: Pixels
-    hr: Pixels
 
 
 class PairSources(Protocol):
@@ -74,11 +63,7 @@ class PairOptions(_RequiredOptions, total=False):
 
 
 class PairData:
-    """Batches of random crops for training and whole pairs for validation.
-
-    Sample `n` is a pure function of (`seed`, `n`): `samples`, `batches` and `stream` may start anywhere, with any batch
-    size and any number of workers. The constructor checks its arguments and nothing else; `prepare` comes before all
-    the rest.
+    """Random crops and whole pairs of images (see `Data`), whatever those come from.
 
     `patch_size` is in HR pixels. `valid_images` limits validation to the first so many pairs (None: all). `cache_dir`
     holds the decoded images; with `cache="device"` the training images are copied to the device that `stream` is for,
@@ -86,6 +71,17 @@ class PairData:
     a `Degradation`, of every crop anew. `preview` is for whoever runs this: how many samples to show instead of
     training. Raises `RequestError` in the words of the config.
     """
+
+    not_in_identity: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_dir", "valid_images", "preview"})
+
+    def __init_subclass__(cls) -> None:
+        """The signature lists what `**options` stands for, for `help()` and for checks of configs."""
+        own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if own and own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            above = inspect.signature(cls.__bases__[0]).parameters.values()
+            rest = {each.name: each for each in above if each.kind is each.KEYWORD_ONLY}
+            own = list((rest | {each.name: each for each in own[:-1]}).values())
+        cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -107,7 +103,7 @@ class PairData:
         self.scale = checks.whole_number("scale", scale, at_least=1)
         self.patch_size = checks.patch_size(patch_size, scale=scale)
         self.batch_size = checks.whole_number("data.batch_size", batch_size, at_least=1)
-        self.preview = checks.whole_number("data.preview", preview, at_least=0)
+        checks.whole_number("data.preview", preview, at_least=0)
         self._seed = checks.whole_number("seed", seed, at_least=0)
         self._workers = checks.whole_number("data.workers", workers, at_least=0)
         if valid_images is not None:
@@ -121,11 +117,7 @@ class PairData:
         self._prepared: _Prepared | None = None
 
     def prepare(self, progress: bool = True) -> None:
-        """Fetch and decode what is not in the cache yet; `progress` shows a bar on a terminal.
-
-        Raises `RequestError`, which names the file, for damaged images, images smaller than the patch and pairs whose
-        sizes do not fit.
-        """
+        """Raises `RequestError` for damaged images, images smaller than the patch and pairs whose sizes do not fit."""
         if self._prepared is not None:
             return
         self._sources.fetch(progress=progress)
@@ -150,10 +142,7 @@ class PairData:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the training images' content, in order, and of what is done to them.
-
-        Paths, times, batch size and patch size are no part of it, and validation images are not either.
-        """
+        """Paths, times, batch size and patch size are no part of it, and validation images are not either."""
         digest = hashlib.sha256(f"x{self.scale} flip={self._flip} rotate={self._rotate}".encode())
         if self._degradation is not None:
             digest.update(self._degradation.identity.encode())
@@ -174,7 +163,7 @@ class PairData:
 
     @property
     def valid(self) -> Sequence[Pair]:
-        """The first `valid_images` validation pairs: those of the evaluations during training."""
+        """The first `valid_images` validation pairs, as views into the cache."""
         return self._ready.valid[: self._valid_images]
 
     @property
@@ -188,14 +177,6 @@ class PairData:
         assert lr is not None
         return lr.numpy(), hr.numpy()
 
-    def batches(self, first: int, count: int | None = None, *, pin_memory: bool = False) -> Loader:
-        """An endless loader of uint8 batches (N x h x w x 3, N x H x W x 3) in host memory, pinned if wanted.
-
-        Its first batch holds samples first .. first + count - 1 (`count`: `batch_size`), the next go on from there.
-        """
-        samples, size = self._host_samples(torch.device("cpu"), pin_memory=pin_memory), count or self.batch_size
-        return Loader(lambda batch: samples(first + batch * size, size), workers=self._workers)
-
     def stream(
         self,
         first: int,
@@ -205,11 +186,7 @@ class PairData:
         channels_last: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> Loader:
-        """The same batches as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on `device`, ready for the train step.
-
-        `share` (which, of how many): one of so many equal parts of every batch. Raises `RequestError` where
-        `batch_size` does not divide so.
-        """
+        """See `Data.stream`; `count`: `batch_size`."""
         place = torch.device(device)
         part, parts = share
         checks.divisible("data.batch_size", self.batch_size, parts)
@@ -221,10 +198,6 @@ class PairData:
             samples, first + part * size, size, every=every, device=place, channels_last=channels_last
         )
         return Loader(batches, workers=self._workers, finish=batches.finish)
-
-    def preview_sheet(self, count: int) -> Image.Image:
-        """The first `count` samples side by side, LR (enlarged, unfiltered) and HR, with the numbers of the samples."""
-        return sheet(*self.samples(0, count))
 
     def _host_samples(self, device: torch.device, *, pin_memory: bool = False) -> Samples:
         lr_patch = None if self._degradation is not None else self.patch_size // self.scale
@@ -269,17 +242,6 @@ class PairData:
                 f"{pair.source.hr}: {pair.hr.width} x {pair.hr.height} pixels are less than "
                 f"data.patch_size={self.patch_size}; {fitting}, or take the image out."
             )
-
-
-_Kind = TypeVar("_Kind", bound=type[PairData])
-
-
-def shows_options(kind: _Kind) -> _Kind:
-    """Class decorator: the signature lists what `**options` stands for, for `help()` and for checks of configs."""
-    own = {p.name: p for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD}
-    shared = {p.name: p for p in inspect.signature(PairData).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    kind.__signature__ = inspect.Signature(list((shared | own).values()))  # type: ignore[attr-defined]
-    return kind
 
 
 class _Prepared:

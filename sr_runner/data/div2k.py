@@ -12,7 +12,7 @@ from typing import Unpack
 
 from sr_runner.data import checks
 from sr_runner.data.archives import unpack_images
-from sr_runner.data.dataset import PairData, PairOptions, shows_options
+from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.div2k_archives import ARCHIVES, BASE_URL
 from sr_runner.data.download import DownloadError, Remote, download, sha256_of
@@ -190,7 +190,6 @@ class Div2kPhotographs:
         ]
 
 
-@shows_options
 class Div2kData(PairData):
     """DIV2K with its official LR images; other arguments as in `PairData`.
 
@@ -201,6 +200,9 @@ class Div2kData(PairData):
     ranges of image numbers from 1 to 900, such as `1-800`, or lists of those. `archives` replaces the table of sizes
     and SHA-256.
     """
+
+    # Where images are; which images they are is in the fingerprint.
+    not_in_identity = PairData.not_in_identity | {"root", "train", "valid", "download", "base_url", "archives"}
 
     def __init__(
         self,

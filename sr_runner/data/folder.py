@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Unpack
 
 from sr_runner.data import checks, names
-from sr_runner.data.dataset import PairData, PairOptions, shows_options
+from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.names import Ranges
 from sr_runner.data.scan import find_images
@@ -79,7 +79,6 @@ class FolderPhotographs:
         return {"name": name, "source": ", ".join(str(path.absolute()) for path in paths)}
 
 
-@shows_options
 class FolderData(PairData):
     """Own images; other arguments as in `PairData`.
 
@@ -92,8 +91,13 @@ class FolderData(PairData):
 
     Without `valid`, validation images are held out of `train`: those in `valid_list` (names, or a file of names, one a
     line), else the share `valid_fraction`, at least one image (none where it is 0); which ones depends on their names
-    alone.
+    only.
     """
+
+    # Where images are and what they are called; which images they are is in the fingerprint.
+    not_in_identity = PairData.not_in_identity | {
+        "train", "train_lr", "valid", "valid_lr", "valid_fraction", "valid_list", "hr_pattern", "lr_pattern",
+    }  # fmt: skip
 
     def __init__(
         self,

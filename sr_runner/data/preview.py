@@ -7,18 +7,19 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sr_runner.data.images import Pixels
+from sr_runner.data.base import Data
 
 _MARGIN, _CAPTION = 4, 14
 
 
-def sheet(lr: Pixels, hr: Pixels) -> Image.Image:
-    """Samples (count x h x w x 3 and count x H x W x 3 uint8) in a grid, each as LR beside HR with its number below.
+def preview(data: Data, count: int) -> Image.Image:
+    """The first `count` samples of prepared data in a grid, each as LR beside HR with its number below.
 
     LR pixels are shown as squares, so that what a degradation did to them can be seen.
     """
-    count, patch = hr.shape[0], hr.shape[1]
-    scale = patch // lr.shape[1]
+    with data.stream(0, count) as batches:
+        lr, hr = ((batch * 255).round().byte().permute(0, 2, 3, 1).numpy() for batch in next(batches))
+    patch, scale = hr.shape[1], data.scale
     columns = max(1, math.ceil(math.sqrt(count / 2)))
     cell = 2 * patch + 2 * _MARGIN, patch + _CAPTION + _MARGIN
     page = Image.new("RGB", (columns * cell[0] + _MARGIN, math.ceil(count / columns) * cell[1] + _MARGIN), "white")

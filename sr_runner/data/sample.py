@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from sr_runner.data.dataset import PairData, PairOptions, shows_options
+from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.sources import ImageFile, PairSource
 from sr_runner.errors import RequestError
@@ -35,7 +35,6 @@ class SamplePhotographs:
         return {"name": "sample", "source": "photographs shipped with scikit-image and scikit-learn"}
 
 
-@shows_options
 class SampleData(PairData):
     """The sample photographs, with LR images by MATLAB's bicubic; arguments as in `PairData`."""
 

@@ -29,8 +29,8 @@ class TrainedBy:
 class Objective(Protocol):
     """A loss and the step that minimises it. Holds no state of the run: that is the learners'.
 
-    One that reads files which its arguments name may have `file_contents`, a mapping of such an argument to a digest of
-    what was read (None: nothing was): a run's identity then holds the content instead of the place.
+    What an objective may declare for a run's identity (files that its arguments name, keys that do not count) is in
+    `sr_runner.config.identity.Part`.
     """
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:

@@ -12,7 +12,7 @@ import torch
 
 from sr_runner.checkpoint import CheckpointManager, Origin, RunState, SaveReport, TrainingState
 from sr_runner.config.settings import TrainerSettings
-from sr_runner.data import PairData
+from sr_runner.data import Data
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RunError
 from sr_runner.evaluation import Evaluation
@@ -43,7 +43,7 @@ class Orchestrator:
         *,
         objective: Objective,
         learners: Mapping[str, Learner],
-        data: PairData,
+        data: Data,
         tracker: Tracker,
         checkpoints: CheckpointManager | None,
         settings: TrainerSettings,

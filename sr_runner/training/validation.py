@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sr_runner.checkpoint.state import RunState
-from sr_runner.data import Pair, PairData
+from sr_runner.data import Data, Pair
 from sr_runner.distributed.world import World
 from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
 from sr_runner.evaluation.protocol import OnImage
@@ -58,7 +58,7 @@ class Validation:
 
     def __init__(
         self,
-        data: PairData,
+        data: Data,
         tracker: Tracker,
         *,
         device: torch.device,

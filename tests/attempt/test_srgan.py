@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 from support import TINY, SrRun, command, environment
 
-from sr_runner.attempt.build import build_parts, file_contents
+from sr_runner.attempt.build import build_parts
 from sr_runner.config.compose import composed
 from sr_runner.config.identity import identity_facts
 from sr_runner.models import VGG19Features
@@ -69,8 +69,9 @@ def test_a_run_goes_on_with_the_same_vgg19_wherever_the_file_lies(sr_run: SrRun,
 def test_the_identity_holds_what_a_vgg19_file_contains_and_not_its_place(tmp_path: Path) -> None:
     torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg19.pth")
     arguments = [*TINY, *GAN, "objective.vgg_seed=null", f"objective.vgg_weights={tmp_path}/vgg19.pth", "tracker=none"]
-    config, _ = composed(arguments)
-    facts = identity_facts(config, "", None, file_contents(build_parts(config, set())))
+    parts = build_parts(composed(arguments)[0], arguments)
+    parts.data.prepare(progress=False)
+    facts = parts.identity_facts()
     assert re.fullmatch("[0-9a-f]{16}", facts["objective.vgg_weights"])
     assert str(tmp_path) not in str(facts)
 
@@ -163,4 +164,4 @@ def test_parameters_are_frozen_and_slowed_from_the_command_line(sr_run: SrRun, t
 
 def test_frozen_parameters_are_part_of_the_identity() -> None:
     plain, frozen = (composed(rules)[0] for rules in ([], ["trainer.parameters={body: {freeze: true}}"]))
-    assert identity_facts(plain, "") != identity_facts(frozen, "")
+    assert identity_facts(plain, {}, "") != identity_facts(frozen, {}, "")

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 from support import SrRun
 
-from sr_runner.attempt.build import build, build_model
+from sr_runner.attempt.build import build
 from sr_runner.config.compose import composed, options_of
 from sr_runner.config.settings import config_dir
 
@@ -88,7 +88,7 @@ def test_the_three_stages_of_srgan_are_commands_in_their_headers() -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_network_of_a_recipe_has_the_published_size(name: str) -> None:
-    network = build_model(recipe(name).model, set())
+    network = build(recipe(name).model, "model")
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
 
 
@@ -132,7 +132,7 @@ def test_the_command_line_wins_over_a_recipe() -> None:
 @pytest.mark.parametrize("name", [name for name, facts in RECIPES.items() if facts[1] == "srgan"])
 def test_the_objective_of_every_gan_recipe_can_be_built(name: str) -> None:
     objective: Any = build(recipe(name, "objective.vgg_seed=0").objective, "objective")
-    assert objective.networks(build_model(recipe(name).model, set()), patch_size=32).keys() == {
+    assert objective.networks(build(recipe(name).model, "model"), patch_size=32).keys() == {
         "model",
         "discriminator",
     }

@@ -16,6 +16,7 @@ from PIL import Image
 from sr_runner.data import FolderData, PairData, to_batch
 from sr_runner.data.degradations import Blur, Degradation, Noise, Resize
 from sr_runner.data.pairs import _Room
+from sr_runner.data.preview import preview
 from sr_runner.errors import RequestError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -62,14 +63,11 @@ def assert_same(this: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...])
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_the_stream_is_the_uint8_batches_as_floats(workers: int, options: dict[str, Any], make: Make) -> None:
+def test_the_stream_is_the_uint8_samples_as_floats(workers: int, options: dict[str, Any], make: Make) -> None:
     data = make(workers=workers, **options)
     lr, hr = taken(data, 6, first=35)
-    with data.batches(35) as batches:
-        plain = [next(batches) for _ in range(6)]
-    assert_same((lr, hr), tuple(to_batch(torch.cat(part), "cpu") for part in zip(*plain, strict=True)))
+    assert_same((lr, hr), tuple(to_batch(torch.from_numpy(part), "cpu") for part in data.samples(35, 6 * 5)))
     assert lr.is_contiguous(memory_format=torch.channels_last)
-    assert_same(plain[0], tuple(torch.from_numpy(part) for part in data.samples(35, 5)))
 
 
 @pytest.mark.parametrize("degradation", ["bicubic", DEGRADATION], ids=["bicubic", "degraded"])
@@ -140,12 +138,12 @@ def test_an_error_in_a_step_is_raised_by_the_stream(make: Make) -> None:
 
 def test_the_preview_shows_samples_with_lr_as_large_as_hr(make: Make) -> None:
     data = make()
-    page = np.asarray(data.preview_sheet(5))
+    page = np.asarray(preview(data, 5))
     lr, hr = data.samples(0, 5)
     assert np.array_equal(page[4:20, 4:20], lr[0].repeat(2, axis=0).repeat(2, axis=1))
     assert np.array_equal(page[4:20, 22:38], hr[0])
     assert np.array_equal(page[4:20, 44:60], lr[1].repeat(2, axis=0).repeat(2, axis=1))
-    assert data.preview_sheet(1).size == (44, 38)
+    assert preview(data, 1).size == (44, 38)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "data" / "degradation").glob("*.yaml")))

@@ -1,0 +1,204 @@
+"""From a config to the parts: which keys a class gets, and what is said where it cannot be built."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from support import TINY
+
+from sr_runner.attempt.build import Parts, build_parts, check_model
+from sr_runner.config.compose import composed
+from sr_runner.errors import RequestError
+
+OWN = """
+import torch
+from sr_runner.data import SampleData
+from sr_runner.objectives import PixelObjective
+from sr_runner.tracking import NoTracker
+
+
+class Net(torch.nn.Sequential):
+    def __init__(self, scale, width=8):
+        super().__init__(torch.nn.Conv2d(3, 3 * scale**2, 3, padding=1), torch.nn.PixelShuffle(scale))
+        self.width = width
+
+
+class Anything(Net):
+    def __init__(self, scale, **others):
+        super().__init__(scale)
+        self.others = others
+
+
+class Picky(Net):
+    def __init__(self, scale):
+        raise ValueError(f"not at scale {scale}")
+
+
+def not_a_network(scale):
+    return "EDSR"
+
+
+class Charbonnier(torch.nn.Module):
+    def __init__(self, eps=1e-6):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, sr, hr):
+        return torch.sqrt((sr - hr) ** 2 + self.eps).mean()
+
+
+class Weighted(PixelObjective):
+    def __init__(self, weight=1.0):
+        super().__init__(torch.nn.L1Loss())
+
+
+class Photographs(SampleData):
+    def __init__(self, *, scale, seed, batch_size, patch_size, cache_dir, train_jitter=0):
+        super().__init__(scale=scale, seed=seed, batch_size=batch_size, patch_size=patch_size, cache_dir=cache_dir)
+
+
+class Lister:
+    def __init__(self, scale):
+        self.scale = scale
+
+
+class Notebook(NoTracker):
+    def __init__(self, run_name=None):
+        super().__init__()
+"""
+
+Build = Callable[..., Parts]
+
+
+@pytest.fixture
+def build(tmp_path: Path, image_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
+    """`build("key=value", ...)`: the parts of a tiny run."""
+    (tmp_path / "own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def parts(*arguments: str) -> Parts:
+        tiny = [each for each in TINY if not each.startswith(("tracker.", "data.valid_images"))]
+        network = [] if any(each.startswith("model") for each in arguments) else tiny[:2]
+        fixed = [f"outputs={tmp_path}/outputs", f"data.cache_dir={image_cache}"]
+        overrides = [*network, *tiny[2:], *fixed, *arguments]
+        return build_parts(composed(overrides)[0], overrides)
+
+    yield parts
+    sys.modules.pop("own_parts", None)
+
+
+def test_a_class_named_by_hand_gets_those_keys_of_the_option_file_that_it_takes(build: Build) -> None:
+    parts = build("model._target_=own_parts.Net", "+model.width=12")
+    assert parts.model.width == 12 and set(parts.config.model) == {"_target_", "scale", "width"}
+
+
+@pytest.mark.parametrize("optimizer", ["RAdam", "SGD", "RMSprop", "Adamax", "Adagrad"])
+def test_any_optimizer_of_torch_is_a_target_away(optimizer: str, build: Build) -> None:
+    own = build(f"optimizer._target_=torch.optim.{optimizer}").learners["model"].optimizer
+    assert type(own).__name__ == optimizer and own.param_groups[0]["lr"] > 0
+
+
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ("scheduler._target_=torch.optim.lr_scheduler.PolynomialLR", set()),
+        ("objective.loss._target_=own_parts.Charbonnier", {"loss"}),
+        ("objective._target_=own_parts.Weighted", set()),
+        ("data._target_=own_parts.Photographs", {"scale", "seed", "batch_size", "patch_size", "cache_dir"}),
+        ("tracker._target_=own_parts.Notebook", {"run_name"}),
+    ],
+)
+def test_every_group_drops_what_was_written_for_another_class(target: str, kept: set[str], build: Build) -> None:
+    group = target.partition(".")[0]
+    assert {key for key in build(target).config[group] if key[0] != "_"} == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model.num_filters=16"], "model.num_filters=16: own_parts.Net has no such argument. It takes scale, width"),
+        (["+model.widht=16"], "model.widht=16: own_parts.Net has no such argument. Did you mean 'width'?"),
+        (["+model.options={a: 1}"], "model.options={'a': 1}: own_parts.Net has no such argument."),
+    ],
+)
+def test_a_key_that_is_given_by_hand_has_to_be_taken(arguments: list[str], said: str, build: Build) -> None:
+    with pytest.raises(RequestError) as refused:
+        build("model._target_=own_parts.Net", *arguments)
+    assert said in str(refused.value)
+
+
+def test_a_class_and_its_keys_may_be_given_as_one_value(build: Build) -> None:
+    loss = build("++objective.loss={_target_: own_parts.Charbonnier, eps: 0.5}").objective.loss
+    assert loss.eps == 0.5
+    with pytest.raises(RequestError, match=r"objective\.loss\.epz=0\.5: .* Did you mean 'eps'\?"):
+        build("++objective.loss={_target_: own_parts.Charbonnier, epz: 0.5}")
+
+
+def test_a_class_that_an_option_file_names_has_to_take_all_of_its_keys(build: Build, tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "model" / "own.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("_target_: own_parts.Net\nscale: ${scale}\nwith: 3\n")
+    config, _ = composed(["model=own", "tracker=none"], [str(tmp_path / "conf")])
+    with pytest.raises(
+        RequestError, match=r"model\.with=3: own_parts\.Net has no such argument\. Did you mean 'width'"
+    ):
+        build_parts(config, ["model=own", "tracker=none"])
+
+
+def test_a_class_that_takes_any_argument_gets_all_of_them(build: Build) -> None:
+    assert build("model._target_=own_parts.Anything").model.others.keys() >= {"num_filters", "num_res_blocks"}
+
+
+def test_the_config_that_is_handed_in_stays_as_it_is(build: Build) -> None:
+    overrides = ["optimizer._target_=torch.optim.RAdam", "tracker=none"]
+    config, _ = composed(overrides)
+    before = OmegaConf.to_yaml(config)
+    assert "fused" not in build_parts(config, overrides).config.optimizer
+    assert OmegaConf.to_yaml(config) == before
+
+
+def test_dropped_keys_are_no_part_of_the_identity_and_those_of_the_class_are(build: Build) -> None:
+    def facts(*arguments: str) -> dict[str, object]:
+        parts = build("model._target_=own_parts.Net", "data._target_=own_parts.Photographs", *arguments)
+        parts.data.prepare(progress=False)
+        return parts.identity_facts()
+
+    plain = facts()
+    assert not [key for key in plain if "num_filters" in key or "valid_images" in key]
+    assert facts("+data.train_jitter=1").items() ^ plain.items() == {("data.train_jitter", 1)}
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("objective._target_=torch.nn.L1Loss",
+         "objective._target_=torch.nn.L1Loss has no networks, trained_by, train_step: "
+         "expected a sr_runner.objectives.base.Objective"),
+        ("data._target_=own_parts.Lister ~data.batch_size ~data.patch_size ~data.cache_dir",
+         "data._target_=own_parts.Lister has no batch_size, patch_size, prepare, summary, fingerprint, valid, "
+         "valid_all, stream: expected a sr_runner.data.base.Data"),
+        ("tracker._target_=own_parts.Charbonnier", "expected a sr_runner.tracking.tracker.Tracker"),
+        ("checkpoint.store._target_=own_parts.Charbonnier", "own_parts.Charbonnier refuses this"),
+        ("model._target_=own_parts.not_a_network", "makes a str: expected a torch.nn.Module"),
+        ("model._target_=own_parts.Picky", "model: own_parts.Picky refuses this: not at scale 2"),
+        ("model._target_=own_parts.Nett", "own_parts has no 'Nett'. Did you mean 'Net'?"),
+        ("model._target_=no.such.Net", "there is no module 'no' that can be imported"),
+        ("model._target_=null", "model names no class: model._target_=package.module.Class is needed"),
+    ],
+)  # fmt: skip
+def test_what_a_part_is_not_is_said_in_one_sentence(argument: str, said: str, build: Build) -> None:
+    with pytest.raises(RequestError) as refused:
+        build(*argument.split())
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_network_of_another_scale_is_refused_and_left_in_its_mode() -> None:
+    network = torch.nn.Upsample(scale_factor=3)
+    with pytest.raises(RequestError, match=r"makes \(1, 3, 24, 24\) .* scale=2 asks for \(1, 3, 16, 16\)"):
+        check_model(network, scale=2, lr_patch=8)
+    assert network.training
