@@ -181,9 +181,9 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     devices.seed_everything(config.seed)
     model: nn.Module = build(config.model, "model")
     objective: Objective = build(config.objective, "objective", Objective)
-    optimizer = build(_partial(config.optimizer), "optimizer")
-    scheduler = build(_partial(config.scheduler), "scheduler") if config.scheduler is not None else None
-
+    # Called later, with what the config cannot know.
+    optimizer = build(config.optimizer, "optimizer", _partial_=True)
+    scheduler = build(config.scheduler, "scheduler", _partial_=True) if config.scheduler is not None else None
     data: Data = build(config.data, "data", Data)
     checks.divisible("data.batch_size", data.batch_size, world.size)
     check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))
@@ -206,17 +206,11 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
         raise
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise RequestError(f"optimizer or scheduler: {error}") from error
-    if not world.is_main:
-        return Parts(config, trainer, checkpoint, device, model, objective, data, NoTracker(), None, learners, world)
-    tracker = build(config.tracker, "tracker", Tracker)
-    named = config.checkpoint.store
-    store = build(named, "checkpoint.store", Store, root=checkpoint.root) if named else None
+    tracker: Tracker = build(config.tracker, "tracker", Tracker) if world.is_main else NoTracker()
+    store: Store | None = None
+    if world.is_main and checkpoint.store:
+        store = build(config.checkpoint.store, "checkpoint.store", Store, root=checkpoint.root)
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world)
-
-
-def _partial(node: DictConfig) -> DictConfig:
-    """The node of a class that is called later, with what the config cannot know."""
-    return OmegaConf.merge(node, {"_partial_": True})  # type: ignore[return-value]
 
 
 def policies(settings: CheckpointSettings) -> list[Policy]:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol, TypedDict, overload
+from typing import ClassVar, Protocol, Required, TypedDict, overload
 
 import numpy as np
 import torch
@@ -43,17 +43,14 @@ class PairSources(Protocol):
         """What a person should know of where the images come from; has at least `name` and `source`."""
 
 
-class _RequiredOptions(TypedDict):
-    scale: int
-    patch_size: int
-    batch_size: int
-    seed: int
-    cache_dir: str | Path
-
-
-class PairOptions(_RequiredOptions, total=False):
+class PairOptions(TypedDict, total=False):
     """The arguments that every data set has; `PairData` tells what they mean."""
 
+    scale: Required[int]
+    patch_size: Required[int]
+    batch_size: Required[int]
+    seed: Required[int]
+    cache_dir: Required[str | Path]
     workers: int
     valid_images: int | None
     flip: bool
@@ -158,7 +155,7 @@ class PairData:
             **({"degradation": ", ".join(steps)} if steps else {}),
             "scale": self.scale,
             "train_images": len({source.name for source in self._sources.train}),
-            "valid_images": len(self._chosen_valid),
+            "valid_images": len(self._sources.valid[: self._valid_images]),
         }
 
     @property
@@ -215,10 +212,6 @@ class PairData:
     @property
     def _wanted_valid(self) -> Sequence[PairSource]:
         return () if self._valid_images == 0 else self._sources.valid
-
-    @property
-    def _chosen_valid(self) -> Sequence[PairSource]:
-        return self._sources.valid[: self._valid_images]
 
     @property
     def _ready(self) -> _Prepared:

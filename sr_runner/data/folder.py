@@ -16,7 +16,7 @@ from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.names import Ranges
 from sr_runner.data.scan import find_images
-from sr_runner.data.sources import ImageSource, PairSource
+from sr_runner.data.sources import PairSource
 from sr_runner.errors import RequestError, nearest
 
 logger = logging.getLogger(__name__)
@@ -182,34 +182,21 @@ def _pairs_of(key: str, root: Root, split: _Split) -> list[PairSource]:
     if root.lr is None and split.lr_patterns is None:
         return [PairSource(name, images[hr[name]]) for name in wanted]
     lr_images = images if root.lr is None else find_images(f"{key}_lr", root.lr)
-    found = names.match_lr(wanted, lr_images, split.lr_patterns or names.LR_PATTERNS, split.scale)
-    _check_all_found(key, root, split, images, hr, found)
+    patterns = split.lr_patterns or names.LR_PATTERNS
+    found = names.match_lr(wanted, lr_images, patterns, split.scale)
+    if missing := [name for name, lr in found.items() if lr is None]:
+        more = f" and for {len(missing) - 1} more" if len(missing) > 1 else ""
+        tried = " or ".join(pattern.format(name=missing[0], scale=split.scale) for pattern in patterns)
+        raise RequestError(
+            f"{key}_lr={str(root.lr or root.path)!r}: no LR image for {images[hr[missing[0]]]}{more}; "
+            f"it should be called {tried}."
+        )
     if root.lr is not None and root.subset is None and (unused := sorted(set(lr_images) - set(found.values()))):
         logger.info(
             "%s_lr=%s: %d of %d images belong to no HR image and are left out, %s for one.",
             *(key, root.lr, len(unused), len(lr_images), unused[0]),
         )
     return [PairSource(name, images[hr[name]], lr_images[lr]) for name, lr in found.items() if lr is not None]
-
-
-def _check_all_found(
-    key: str,
-    root: Root,
-    split: _Split,
-    images: Mapping[str, ImageSource],
-    hr: Mapping[str, str],
-    found: Mapping[str, str | None],
-) -> None:
-    missing = [name for name, lr in found.items() if lr is None]
-    if missing:
-        more = f" and for {len(missing) - 1} more" if len(missing) > 1 else ""
-        names_tried = [
-            pattern.format(name=missing[0], scale=split.scale) for pattern in split.lr_patterns or names.LR_PATTERNS
-        ]
-        raise RequestError(
-            f"{key}_lr={str(root.lr or root.path)!r}: no LR image for {images[hr[missing[0]]]}{more}; "
-            f"it should be called {' or '.join(names_tried)}."
-        )
 
 
 def _held_out(pairs: Sequence[PairSource], split: _Split) -> set[str]:

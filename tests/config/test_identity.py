@@ -119,7 +119,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("option", ["", *OPTIONS])
 def test_each_key_that_matters_changes_the_identity_and_no_other_does(option: str) -> None:
-    """Of the keys of the option's group; without one, of the whole default config (`cosine` is stretched over steps)."""
+    """Of the option's group; without one, of the whole default config (whose `cosine` is stretched over the steps)."""
     config, _ = composed([option or "scheduler=constant", *NEEDED.get(option, [])])
     group = option.partition("=")[0].partition("/")[0]
     before = facts(config)
