@@ -62,6 +62,11 @@ class Photographs(SampleData):
         super().__init__(scale=scale, seed=seed, batch_size=batch_size, patch_size=patch_size, cache_dir=cache_dir)
 
 
+class OneRate(torch.optim.SGD):
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+
+
 class Lister:
     def __init__(self, scale):
         self.scale = scale
@@ -101,6 +106,11 @@ def test_a_class_named_by_hand_gets_those_keys_of_the_option_file_that_it_takes(
 def test_any_optimizer_of_torch_is_a_target_away(optimizer: str, build: Build) -> None:
     own = build(f"optimizer._target_=torch.optim.{optimizer}").learners["model"].optimizer
     assert type(own).__name__ == optimizer and own.param_groups[0]["lr"] > 0
+
+
+def test_what_others_refer_to_may_be_dropped(build: Build) -> None:
+    config = build("optimizer._target_=own_parts.OneRate").config
+    assert set(config.optimizer) == {"_target_"} and config.scheduler.max_lr == 1e-3
 
 
 @pytest.mark.parametrize(
