@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import overload
 
-from sr_runner.data.dataset import Pair
+from sr_runner.data.base import Pair
 from sr_runner.data.images import EXTENSIONS, Pixels, read_image
 from sr_runner.errors import RequestError, nearest
 from sr_runner.imresize import imresize_uint8
