@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other; before torch is imported
+# The environment that pytest was started in is no part of any test: an allocation of Slurm, somebody's tracking
+# server, a proxy before the loopback, the repository whose hook runs pytest. Before anything reads it.
+_PREFIXES = ("MLFLOW_", "AWS_", "SLURM_", "SUBMITIT_", "TORCHELASTIC_", "HYDRA_", "GIT_", "FSSPEC_")
+_NAMES = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HTTP_PROXY",
+    "HTTPS_PROXY", "ALL_PROXY", "COLUMNS", "LINES", "FORCE_COLOR", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT", "TORCH_HOME", "PYTHONOPTIMIZE", "PYTHONWARNINGS",
+}  # fmt: skip
+for _name in list(os.environ):
+    if _name.startswith(_PREFIXES) or _name.upper() in _NAMES:
+        del os.environ[_name]
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # tests run beside each other; before torch is imported
+    "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true",
+}  # fmt: skip
 
 import subprocess
 from pathlib import Path

@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from support import wait_until
 
 from sr_runner.checkpoint import CheckpointManager, LastN, Lease, LocalStore, RemoteStore, Store, TrainingState
+from sr_runner.checkpoint import lease as lease_module
 from sr_runner.checkpoint.lease import Holder
 from sr_runner.errors import RequestError, RunError
 
@@ -22,6 +24,25 @@ ATTEMPT = "edsr-x2-0123456789ab/a0001-00ff"
 @pytest.fixture(params=["local", "objects"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return LocalStore(tmp_path) if request.param == "local" else RemoteStore(f"file://{tmp_path}")
+
+
+class Clock:
+    """The lease's clock: a sleep takes no time, and moves it. `at`: what happens once it has come to those seconds."""
+
+    def __init__(self) -> None:
+        self.now, self.at = 0.0, dict[float, Callable[[], object]]()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for moment in [moment for moment in self.at if moment <= self.now]:
+            self.at.pop(moment)()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep))
+    return made
 
 
 def elsewhere(seconds: float = 1.0) -> Holder:
@@ -39,10 +60,7 @@ def dead() -> Iterator[Holder]:
 
 def test_a_second_process_is_refused_with_the_holders_host_and_process(store: Store) -> None:
     with Lease(store, ATTEMPT, 60, fresh=True):
-        until = time.monotonic() + 5
-        while store.read_lease(ATTEMPT) is None:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: store.read_lease(ATTEMPT))
         me = Holder.me(60)
         with pytest.raises(RequestError, match=rf"in use by process {me.pid} on {me.host}"), Lease(store, ATTEMPT, 60):
             pass
@@ -56,36 +74,36 @@ def test_a_lease_that_was_given_up_leaves_nothing(store: Store, tmp_path: Path) 
         pass
 
 
-def test_a_holder_of_this_machine_that_died_is_not_waited_for(store: Store, dead: Holder) -> None:
+def test_a_holder_of_this_machine_that_died_is_not_waited_for(store: Store, dead: Holder, clock: Clock) -> None:
     store.write_lease(ATTEMPT, dead.record(7))
-    began = time.monotonic()
     with Lease(store, ATTEMPT, 60) as lease:
         lease.confirm()
-    assert time.monotonic() - began < 5
+    assert clock.now == 0
 
 
-def test_a_holder_of_another_machine_that_fell_silent_is_taken_over_from(store: Store) -> None:
-    store.write_lease(ATTEMPT, elsewhere(seconds=1).record(7))
-    began = time.monotonic()
+def test_a_holder_of_another_machine_that_fell_silent_is_taken_over_from_once_its_promise_is_broken(
+    store: Store, clock: Clock
+) -> None:
+    store.write_lease(ATTEMPT, elsewhere(seconds=40).record(7))
     with Lease(store, ATTEMPT, 60) as lease:
-        assert time.monotonic() - began >= 1
+        assert 40 <= clock.now < 45
         lease.confirm()
         assert (record := store.read_lease(ATTEMPT)) is not None and b"node-7" not in record  # it may be half written
 
 
-def test_a_holder_of_another_machine_that_gives_a_sign_of_life_is_respected(store: Store) -> None:
+def test_a_holder_of_another_machine_that_gives_a_sign_of_life_is_respected(store: Store, clock: Clock) -> None:
     holder = elsewhere(seconds=20)
     store.write_lease(ATTEMPT, holder.record(7))
-    threading.Timer(0.5, lambda: store.write_lease(ATTEMPT, holder.record(8))).start()
+    clock.at[19.5] = lambda: store.write_lease(ATTEMPT, holder.record(8))
     with pytest.raises(RequestError, match="in use by process 4242 on node-7"), Lease(store, ATTEMPT, 60):
         pass
     record = store.read_lease(ATTEMPT)
     assert record is not None and Holder.parse(record) == holder
 
 
-def test_a_record_that_is_no_record_blocks_nobody_for_ever(store: Store) -> None:
+def test_a_record_that_is_no_record_blocks_nobody_for_ever(store: Store, clock: Clock) -> None:
     store.write_lease(ATTEMPT, b'{"token": ')
-    with Lease(store, ATTEMPT, 1) as lease:
+    with Lease(store, ATTEMPT, 60) as lease:
         lease.confirm()
 
 
@@ -103,11 +121,20 @@ def test_who_was_taken_over_from_commits_nothing_more(store: Store, tmp_path: Pa
 
 
 def test_the_record_is_renewed_well_before_it_expires(store: Store) -> None:
-    with Lease(store, ATTEMPT, 1):
-        beats = set()
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
-            record = store.read_lease(ATTEMPT)
-            beats.add(json.loads(record)["beat"] if record and Holder.parse(record) else None)
-            time.sleep(0.05)
-    assert len(beats - {None}) >= 3
+    pauses: list[float] = []
+
+    class Over(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            pauses.append(timeout)
+            return super().wait(timeout if len(pauses) > 3 else 0)
+
+    def beats() -> int:
+        record = store.read_lease(ATTEMPT)
+        return json.loads(record)["beat"] if record and Holder.parse(record) else 0  # it may be half written
+
+    lease = Lease(store, ATTEMPT, 60)
+    lease._over = Over()
+    with lease:
+        wait_until(lambda: beats() >= 4)
+    assert all(pause <= 60 / 3 for pause in pauses)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +110,8 @@ def test_the_lock_of_a_killed_builder_is_free_and_its_leftovers_go(tmp_path: Pat
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=30)
     assert len(files(tmp_path)) == 1
-    start = time.monotonic()
-    with ImageCache(tmp_path).building("j"):
+    with ImageCache(tmp_path).building("j"):  # or it would wait for ever
         assert files(tmp_path) == []
-    assert time.monotonic() - start < 5
 
 
 def test_mapped_images_stay_below_their_budget_and_give_the_right_pixels(tmp_path: Path) -> None:

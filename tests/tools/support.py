@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "model.num_res_blocks=1", "model.num_filters=8", "data.batch_size=2", "data.patch_size=32", "data.valid_images=1",
     "trainer.threads=1", "trainer.steps=6", "trainer.log_every=2", "trainer.eval_every=3", "trainer.pictures=1",
-    "tracker.system_metrics=false",
+    "tracker.system_metrics=false", "trainer.precision=fp32",
 )  # fmt: skip
-"""A run of a second or two, beside its start-up."""
+"""A run of a second or two, beside its start-up. In fp32: `auto` is bf16 on some machines."""
 
 SrRun = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -24,6 +25,14 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # One thread each: tests run beside each other.
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def wait_until(condition: Callable[[], object], what: str = "", seconds: float = 120) -> None:
+    """Fails after so many seconds, which are no promise of anything: on a machine with other work all takes longer."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited {seconds:.0f} s in vain for {what or 'the condition'}"
+        time.sleep(0.01)
 
 
 def started(module: str) -> list[str]:
