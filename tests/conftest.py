@@ -21,12 +21,15 @@ os.environ |= {
 }  # fmt: skip
 
 import subprocess
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import SrRun, command, environment
+from run_server import RunServer
+from support import SrRun
 
 
 @pytest.fixture(scope="session")
@@ -35,17 +38,26 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def run_server() -> Iterator[RunServer]:
+    """Made by the first test of a worker that runs something."""
+    server = RunServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def sr_run(tmp_path: Path, image_cache: Path) -> SrRun:
+def sr_run(tmp_path: Path, image_cache: Path, run_server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> SrRun:
     """`sr_run("key=value", ..., code=0)` in `tmp_path`; fails the test where the exit status is another."""
+    said, number = tmp_path_factory.mktemp("said"), count()
 
     def run(*arguments: str, code: int | None = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         known = {argument.lstrip("+").partition("=")[0] for argument in arguments}
         cache = () if "data.cache_dir" in known else (f"data.cache_dir={image_cache}",)
-        done = subprocess.run(
-            command(*arguments, *cache), cwd=tmp_path, env=environment(), capture_output=True, text=True,
-            timeout=timeout, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        output, errors = (said / f"{next(number)}-{stream}" for stream in ("output", "errors"))
+        status = run_server.start([*arguments, *cache], tmp_path, output, errors).wait(timeout)
+        assert status is not None, f"{timeout} s were not enough: {errors.read_text()}"
+        done = subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
         if code is not None:
             assert done.returncode == code, f"{done.returncode}: {done.stdout}\n{done.stderr}"
         return done

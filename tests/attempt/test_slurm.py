@@ -138,7 +138,6 @@ def test_the_tasks_of_a_slurm_array_are_jobs_of_their_own_and_keep_their_names(
 def test_jobs_of_submitits_local_executor_are_preempted_and_go_on(
     sr_run: SrRun, tmp_path: Path, image_cache: Path
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ("-m", *LONG, "optimizer.lr=1e-4,1e-3")
     process = subprocess.Popen(
         command(*sweep, "hydra/launcher=submitit_local", f"data.cache_dir={image_cache}"), cwd=tmp_path,
@@ -162,7 +161,6 @@ def test_jobs_of_submitits_local_executor_are_preempted_and_go_on(
 def test_submitits_slurm_job_asks_for_its_requeue_after_its_checkpoint(
     sr_run: SrRun, tmp_path: Path, image_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     fake = tmp_path / "slurm"
     fake.mkdir()
     for name, script in SLURM.items():

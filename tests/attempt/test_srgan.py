@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import time
+import signal
 from pathlib import Path
 
 import kill_and_resume
 import pytest
 import torch
 from mlflow import MlflowClient
+from run_server import RunServer
 from safetensors.torch import load_file
-from support import TINY, SrRun, command, environment
+from support import TINY, SrRun, wait_until
 
 from sr_runner.attempt.build import build_parts
 from sr_runner.config.compose import composed
@@ -83,18 +83,18 @@ def test_a_wdsr_pre_trained_in_the_same_outputs_is_named_by_its_run_id(sr_run: S
     assert "tensors loaded, 0 skipped, 0 new" in done.stderr
 
 
-def test_srgan_killed_and_resumed_ends_with_the_same_bytes(sr_run: SrRun, tmp_path: Path, image_cache: Path) -> None:
-    arguments = (*TINY, *GAN, "tracker=none", "trainer.steps=40", "checkpoint.every=5", "trainer.ema_decay=0.9")
-    process = subprocess.Popen(
-        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(),
-        stderr=subprocess.PIPE, text=True,
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_srgan_killed_and_resumed_ends_with_the_same_bytes(
+    precision: str, sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
+    arguments = (
+        *TINY, *GAN, "tracker=none", "trainer.steps=15", "checkpoint.every=4", "trainer.ema_decay=0.9",
+        f"trainer.precision={precision}",
     )  # fmt: skip
-    began = time.monotonic()
-    while not list((tmp_path / "outputs").glob("checkpoints/*/*/step-*/manifest.json")):
-        assert process.poll() is None and time.monotonic() - began < 120
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    log = tmp_path / "log"
+    killed = run_server.start([*arguments, f"data.cache_dir={image_cache}"], tmp_path, log, log)
+    wait_until(lambda: list((tmp_path / "outputs").glob("checkpoints/*/*/step-*/manifest.json")), "a checkpoint")
+    assert killed.kill() == -signal.SIGKILL, log.read_text()
     resumed = sr_run(*arguments, "trainer.resume=true")
     assert "resumed at step" in resumed.stderr
     sr_run(*arguments, "outputs=unbroken")

@@ -34,6 +34,8 @@ ATTEMPT = f"{IDENTITY}/a0001-00ff"
 MLFLOW = pytest.param("mlflow", marks=pytest.mark.slow)
 MEDIA = ("local", "memory", "file", "s3", "mlflow-sqlite", MLFLOW)
 SERVED = ("s3", MLFLOW)
+OUTLIVING = tuple(medium for medium in MEDIA if medium != "memory")
+"""A process's own memory dies with it."""
 
 
 def name(step: int, attempt: str = ATTEMPT) -> str:
@@ -307,11 +309,10 @@ class TestEveryStore:
         assert "step-00000002 is damaged" in caplog.text
         assert any(key.startswith(f"{ATTEMPT}/damaged-step-00000002-") for key in medium.present())
 
+    @pytest.mark.parametrize("medium", OUTLIVING, indirect=True)
     def test_a_writer_that_is_killed_amid_an_upload_costs_that_checkpoint_alone(
         self, medium: Medium, tmp_path: Path
     ) -> None:
-        if medium.kind == "memory":
-            pytest.skip("a process's own memory dies with it")
         script = tmp_path / "writer.py"
         script.write_text(WRITER)
         arguments = json.dumps(dict(medium.arguments))

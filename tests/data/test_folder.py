@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,8 +15,6 @@ from PIL import Image
 from sr_runner.data import FolderData
 from sr_runner.data.names import match_lr, numbers, patterns
 from sr_runner.errors import RequestError
-
-lmdb = pytest.importorskip("lmdb")
 
 
 def save(path: Path, seed: int, size: int = 16) -> None:

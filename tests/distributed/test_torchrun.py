@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +38,7 @@ NETWORKS = {
     "srgan": ("model=srresnet", "model.num_res_blocks=1", "model.num_filters=8", *GAN, "trainer.accumulate=2"),
     "dropout": ("model._target_=dropout_net.Net", "~model.num_res_blocks", "~model.num_filters"),
 }
+SR_RUN = Path(sys.executable).with_name("sr-run")
 Torchrun = Callable[..., subprocess.Popen]
 
 
@@ -132,11 +132,12 @@ def fork(folder: Path, *arguments: str, number: int = 2, **environment: str) -> 
     return ranks.start(work, folder, number)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_processes_are_stopped_by_a_signal_to_one_and_resumed_to_the_same_bytes(
-    tmp_path: Path, image_cache: Path
+    precision: str, tmp_path: Path, image_cache: Path
 ) -> None:
-    steps = ("trainer.steps=100", "trainer.eval_every=50", "checkpoint.every=10", "trainer.ema_decay=0.9")
-    arguments = (*TINY, *steps, "tracker=none", f"data.cache_dir={image_cache}")
+    steps = ("trainer.steps=40", "trainer.eval_every=20", "checkpoint.every=5", "trainer.ema_decay=0.9")
+    arguments = (*TINY, *steps, f"trainer.precision={precision}", "tracker=none", f"data.cache_dir={image_cache}")
     broken = fork(tmp_path, *arguments)
     while not checkpoints(tmp_path / "outputs"):
         assert broken.alive(), ranks.said(tmp_path)
@@ -145,18 +146,22 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_resumed_to_the_same_by
     assert broken.wait() == [143, 143]
     assert ranks.said(tmp_path).count("stopping on signal 15 at step") == 1
     assert fork(tmp_path, *arguments, "trainer.resume=true").wait() == [0, 0]
-    assert ranks.said(tmp_path).count("resumed at step") == ranks.said(tmp_path).count("Step 100 of 100") == 1
+    assert ranks.said(tmp_path).count("resumed at step") == ranks.said(tmp_path).count("Step 40 of 40") == 1
     assert fork(tmp_path, *arguments, "outputs=unbroken").wait() == [0, 0]
     assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
 
 
-def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(tmp_path: Path, image_cache: Path) -> None:
-    arguments = (*TINY, "scheduler=constant", "tracker=none", f"data.cache_dir={image_cache}")
+@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-5), ("bf16", 5e-4)])
+def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(
+    precision: str, rounding: float, tmp_path: Path, image_cache: Path
+) -> None:
+    precise = (f"trainer.precision={precision}", "scheduler=constant")
+    arguments = (*TINY, *precise, "tracker=none", f"data.cache_dir={image_cache}")
     assert fork(tmp_path, *arguments, "outputs=two").wait() == [0, 0]
     assert fork(tmp_path, *arguments, "outputs=one", number=1).wait() == [0]
     two, one = (load_file(max(checkpoints(tmp_path / each)) / "model.safetensors") for each in ("two", "one"))
     for name in two:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=rounding)
     done = fork(tmp_path, *arguments, "trainer.resume=true", "trainer.steps=8", "outputs=one")
     assert done.wait() == [0, 0]
     assert "processes 1 -> 2" in ranks.said(tmp_path) and "Step 8 of 8" in ranks.said(tmp_path)
@@ -188,14 +193,10 @@ def test_a_sweep_is_refused_under_torchrun(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "launch", [("-m", "sr_runner.commands.run"), ("--no-python", "sr-run"), (shutil.which("sr-run"),)]
-)
+@pytest.mark.parametrize("launch", [("-m", "sr_runner.commands.run"), ("--no-python", "sr-run"), (str(SR_RUN),)])
 def test_torchrun_starts_the_module_and_the_command_alike_and_a_bad_request_is_said_once(
     launch: tuple[str, ...], torchrun: Torchrun, tmp_path: Path
 ) -> None:
-    if launch[-1] is None:
-        pytest.skip("sr-run is not installed")
     finish(torchrun(*TINY, "tracker=none", launch=launch), tmp_path)
     assert checkpoints(tmp_path / "outputs")
     assert torchrun(*TINY, "tracker=none", "data.batch_size=3", launch=launch).wait(120) == 1

@@ -10,17 +10,6 @@ import torch
 import sr_runner.weights as weights
 from sr_runner.errors import RequestError
 
-
-def _importable() -> bool:
-    try:
-        import spandrel  # noqa: F401
-    except Exception:  # a torchvision that does not fit torch raises RuntimeError, AttributeError, ...
-        return False
-    return True
-
-
-needs_spandrel = pytest.mark.skipif(not _importable(), reason="spandrel or its torchvision cannot be imported")
-
 SMALL = {
     "ESRGAN": {"num_blocks": 1, "num_filters": 8},
     "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},
@@ -53,7 +42,6 @@ def test_a_network_by_name_or_from_a_file_has_to_be_given():
         weights.spandrel_network(scale=4, weights="x.pth", arguments={"a": 1})
 
 
-@needs_spandrel
 @pytest.mark.parametrize("architecture", SMALL)
 def test_a_network_by_name_enlarges_any_size_and_trains(architecture):
     network = weights.spandrel_network(scale=4, architecture=architecture, arguments=SMALL[architecture])
@@ -65,7 +53,6 @@ def test_a_network_by_name_enlarges_any_size_and_trains(architecture):
     assert any(p.grad is not None for p in network.parameters())
 
 
-@needs_spandrel
 @pytest.mark.parametrize("architecture", SMALL)
 def test_a_published_file_and_our_own_give_the_same_pixels(tmp_path, architecture):
     network = weights.spandrel_network(scale=4, architecture=architecture, arguments=SMALL[architecture]).eval()
@@ -79,7 +66,6 @@ def test_a_published_file_and_our_own_give_the_same_pixels(tmp_path, architectur
         weights.apply(tuned, weights.read(path))
 
 
-@needs_spandrel
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,7 +79,6 @@ def test_a_request_that_spandrel_cannot_meet_is_refused(arguments, message):
         weights.spandrel_network(scale=4, **arguments)
 
 
-@needs_spandrel
 def test_a_file_of_another_scale_is_refused(tmp_path):
     network = weights.spandrel_network(scale=2, architecture="SPAN", arguments=SMALL["SPAN"])
     path = weights.export(network, tmp_path / "span.safetensors")

@@ -30,7 +30,6 @@ from typing import IO, Any, NoReturn, TypeVar
 Answer = TypeVar("Answer")
 
 _PR_SET_CHILD_SUBREAPER = 36
-_CRASHED = 70
 
 
 def warm_up() -> None:
@@ -100,7 +99,7 @@ def start(
     """`sr-run arguments` in a session of its own, its output in `log`; `arm` is called in it just before."""
     pid = os.fork()
     if pid == 0:
-        _child(log, partial(_run, arguments, dict(environment or {}), arm, real_sender))
+        be_child(log, log, partial(run, arguments, environment or {}, arm, real_sender))
     return Child(pid, log)
 
 
@@ -110,7 +109,7 @@ def ask(question: Callable[[], Answer], environment: Mapping[str, str] | None = 
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _settle(dict(environment or {}))
+        _settle(environment or {})
         try:
             answer: tuple[bool, Any] = True, question()
         except BaseException:
@@ -152,18 +151,19 @@ def _children() -> list[int]:
     return found
 
 
-def _child(log: Path, work: Callable[[], int]) -> NoReturn:
+def be_child(stdout: Path, stderr: Path, work: Callable[[], int]) -> NoReturn:
     """All that is left of this process: a session, streams and an exit status of its own."""
-    code = _CRASHED
+    code = 1
     try:
         os.setsid()
-        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (descriptor, 1), (descriptor, 2)):
-            os.dup2(source, target)
-        os.close(descriptor)
-        os.close(null)
+        writing = os.O_CREAT | os.O_WRONLY | os.O_APPEND
+        for target, (path, mode) in enumerate(((os.devnull, os.O_RDONLY), (stdout, writing), (stderr, writing))):
+            descriptor = os.open(path, mode)
+            os.dup2(descriptor, target)
+            os.close(descriptor)
         code = work()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
@@ -177,7 +177,13 @@ def _settle(environment: Mapping[str, str]) -> None:
     tempfile.tempdir = None  # $TMPDIR counts
 
 
-def _run(arguments: Sequence[str], environment: Mapping[str, str], arm: Callable[[], object], real_sender: bool) -> int:
+def run(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    arm: Callable[[], object] = lambda: None,
+    real_sender: bool = False,
+) -> int:
+    """What a child does. Its exit status."""
     from sr_runner.commands import run as cli
     from sr_runner.tracking import sender_process
 
@@ -185,6 +191,7 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], arm: Callable
     if not real_sender:
         sender_process.subprocess = _Subprocess(_nursery())  # type: ignore[assignment]
     arm()
+    sys.argv = ["sr-run", *arguments]
     code = cli.main(list(arguments))
     threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter waits for at its end
     return code

@@ -33,9 +33,9 @@ SMALL = (
     "tracker.system_metrics=false", "trainer.pictures=1",
 )  # fmt: skip
 NETWORKS = {
-    "edsr": ("model=edsr", "model.num_res_blocks=1", "model.num_filters=8"),
-    "wdsr_b": ("model=wdsr_b", "model.num_res_blocks=2", "model.num_filters=8"),
-    "srresnet": ("model=srresnet", "model.num_res_blocks=1", "model.num_filters=8"),
+    "edsr": ("model=edsr", "model.num_res_blocks=1", "model.num_filters=8", "trainer.precision=fp32"),
+    "wdsr_b": ("model=wdsr_b", "model.num_res_blocks=2", "model.num_filters=8", "trainer.precision=bf16"),
+    "srresnet": ("model=srresnet", "model.num_res_blocks=1", "model.num_filters=8", "trainer.precision=fp32"),
 }
 
 

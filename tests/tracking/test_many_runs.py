@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from postgres_server import postgres
 from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.tracking import close_parent, ui_hint
@@ -101,49 +98,18 @@ def test_mlflow_ui_serves_the_run_its_picture_and_its_page(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URI of a database on a PostgreSQL server of our own."""
-    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
-    if not (shutil.which("initdb") and shutil.which("postgres")):
-        pytest.skip("no PostgreSQL on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="sr-run-postgres-"))
-    prefix: list[str] = []
-    if os.getuid() == 0:  # PostgreSQL refuses to run as root
-        if not shutil.which("setpriv"):
-            pytest.skip("PostgreSQL does not run as root, and setpriv is missing")
-        prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-        os.chown(folder, 65534, 65534)
-    data = folder / "data"
-    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    subprocess.run([*prefix, "initdb", "-D", str(data), "-U", "ann", "-A", "trust"], check=True, **quiet)
-    port = _free_port()
-    words = [*prefix, "postgres", "-D", str(data), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
-    server = subprocess.Popen(words, **quiet)
-    try:
-        import psycopg2
-
-        def answers() -> bool:
-            try:
-                psycopg2.connect(host="127.0.0.1", port=port, user="ann", dbname="postgres").close()
-            except psycopg2.OperationalError:
-                return False
-            return True
-
-        wait_for(answers, 60, "PostgreSQL")
-        yield f"postgresql+psycopg2://ann:s3cr3t@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGQUIT)
-        server.wait()
-        shutil.rmtree(folder)
+def database() -> Iterator[str]:
+    with postgres() as uri:
+        yield uri
 
 
 @pytest.mark.slow
-def test_runs_on_postgresql_that_are_killed_and_resumed_are_whole(tmp_path: Path, postgres: str) -> None:
+def test_runs_on_postgresql_that_are_killed_and_resumed_are_whole(tmp_path: Path, database: str) -> None:
     attempts = [f"tiny/{n}" for n in range(3)]
 
     def all_of_them(*options: object) -> list[subprocess.Popen[bytes]]:
         outputs = tmp_path / "outputs"
-        return [launch(tmp_path / a, outputs, "--uri", postgres, "--attempt", a, *options) for a in attempts]
+        return [launch(tmp_path / a, outputs, "--uri", database, "--attempt", a, *options) for a in attempts]
 
     jobs = all_of_them("--steps", 10_000)
     time.sleep(12)
@@ -153,7 +119,7 @@ def test_runs_on_postgresql_that_are_killed_and_resumed_are_whole(tmp_path: Path
     jobs = all_of_them("--steps", 2000, "--pause", 0.002, "--wait", 120)
     assert [job.wait(280) for job in jobs] == [0, 0, 0]
     for attempt in attempts:
-        run = the_run(postgres, attempt)
-        assert_one_point_a_step(postgres, run.info.run_id, 2000)
+        run = the_run(database, attempt)
+        assert_one_point_a_step(database, run.info.run_id, 2000)
         assert run.info.artifact_uri.startswith(f"file://{tmp_path}/outputs/artifacts/")
     assert "s3cr3t" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
