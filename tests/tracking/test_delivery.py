@@ -100,7 +100,7 @@ def test_a_journal_becomes_a_run_with_params_tags_dataset_and_points(house: Hous
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("sample", "5" * 36)
     assert json.loads(given.dataset.profile) == {"train_images": 12}
-    assert run.info.artifact_uri.startswith(f"file://{house.folder}/artifacts/")
+    assert run.info.artifact_uri.startswith(f"{house.folder.as_uri()}/artifacts/")
     assert read_json(house.run_dir / IDS)["run_id"] == run.info.run_id
 
 

@@ -29,7 +29,7 @@ def test_a_first_run_makes_the_database_and_a_run_whose_page_is_known(tmp_path: 
     uri = f"sqlite:///{tmp_path}/outputs/mlflow.db"
     run = the_run(uri)
     assert_one_point_a_step(uri, run.info.run_id, 50)
-    assert run.info.artifact_uri == f"file://{tmp_path}/outputs/artifacts/{run.info.run_id}/artifacts"
+    assert run.info.artifact_uri == f"{tmp_path.as_uri()}/outputs/artifacts/{run.info.run_id}/artifacts"
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [
         "artifacts",
         "mlflow.db",
@@ -121,5 +121,5 @@ def test_runs_on_postgresql_that_are_killed_and_resumed_are_whole(tmp_path: Path
     for attempt in attempts:
         run = the_run(database, attempt)
         assert_one_point_a_step(database, run.info.run_id, 2000)
-        assert run.info.artifact_uri.startswith(f"file://{tmp_path}/outputs/artifacts/")
+        assert run.info.artifact_uri.startswith(f"{tmp_path.as_uri()}/outputs/artifacts/")
     assert "s3cr3t" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
