@@ -35,9 +35,9 @@ def train(overrides: Sequence[str] = ()) -> Outcome:
 def load_model(source: str | Path, **what_the_file_cannot_tell: Any) -> nn.Module:
     """A ready network, [0, 1] RGB in and out, in evaluation mode.
 
-    `source` is a run id (of a run in `./outputs`), a checkpoint's folder, a weights file of any layout that sr-run
-    recognises, or a URL; network and hyperparameters are read from the file. `what_the_file_cannot_tell` fills in the
-    rest, such as `res_block_scaling=0.1`.
+    `source` is whatever names a run or a checkpoint (see `sr_runner.runs.resolve`; runs are looked for in `./outputs`),
+    or a weights file of any layout that sr-run recognises, or its URL; network and hyperparameters are read from the
+    file. `what_the_file_cannot_tell` fills in the rest, such as `res_block_scaling=0.1`.
     """
     from pathlib import Path
 

@@ -20,11 +20,13 @@ from sr_runner.attempt.record import record
 from sr_runner.attempt.report import Outcome, as_json, print_report
 from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.attempt.start import orchestrate
+from sr_runner.checkpoint import Name
 from sr_runner.config.identity import identity as identity_of
 from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation import Evaluation
+from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, Status, SweepParent
@@ -73,7 +75,7 @@ def execute(
         with holding:
             chosen = choose(parts, catalogue, identity, facts, scratch, holding.hold)
             folder = catalogue.folder(chosen.attempt)
-            holding.enter_context(logs.to_file(folder / "run.log"))
+            holding.enter_context(logs.to_file(folder / files.LOG))
             run = record(parts, chosen, folder, facts, list(overrides), sweep)
             orchestrator, start = orchestrate(parts, chosen, facts, scratch, stop, holding.confirm)
             broadcast_start(parts, chosen, folder)
@@ -119,9 +121,9 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: Star
     try:
         result = orchestrator.train(run, start)
         status = "finished"
-        (folder / "result.json").write_text(as_json(result))
-        (folder / "images.csv").write_text(Evaluation(list(result.scores)).as_csv())
-        tracker.artifact(folder / "images.csv")
+        (folder / files.RESULT).write_text(as_json(result))
+        (folder / files.IMAGES).write_text(Evaluation(list(result.scores)).as_csv())
+        tracker.artifact(folder / files.IMAGES)
         return result
     except Stopped:
         status = "stopped"
@@ -136,7 +138,7 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: Star
     finally:
         ended: Status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]  # type: ignore[assignment]
         if orchestrator.recording:
-            for name in ("config.yaml", "overrides.txt", "run.log"):
+            for name in (files.CONFIG, files.OVERRIDES, files.LOG):
                 tracker.artifact(folder / name)
             wait = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else _FINISHED_WAIT
             tracker.finish(ended, {"sr_run.status": status}, wait=wait)
@@ -160,4 +162,4 @@ def _announce(parts: Parts, chosen: Chosen, orchestrator: Orchestrator) -> None:
 def _checkpoint(parts: Parts, chosen: Chosen, result: Result) -> str | None:
     if parts.store is None:
         return None
-    return f"{parts.store.url.rstrip('/')}/{chosen.attempt}/step-{result.step:08d}"
+    return f"{parts.store.url.rstrip('/')}/{Name.of(str(chosen.attempt), result.step)}"

@@ -16,6 +16,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import Lease
 from sr_runner.errors import RequestError
 from sr_runner.runs.catalogue import Attempt, Catalogue
+from sr_runner.runs.folder import LOCK
 from sr_runner.signals import StopSignal
 
 
@@ -55,7 +56,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     Raises `RequestError` that names the host and the process of the one who holds it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "run.lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -75,7 +76,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
 def _holder(folder: Path) -> str:
     try:
-        holder = json.loads((folder / "run.lock").read_text())
+        holder = json.loads((folder / LOCK).read_text())
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

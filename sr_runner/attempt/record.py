@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from functools import partial
@@ -17,7 +16,7 @@ from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
 from sr_runner.masking import masked, masked_override
-from sr_runner.runs.catalogue import RECORD
+from sr_runner.runs import folder as files
 from sr_runner.tracking import RunRecord, SweepParent
 from sr_runner.training.device import device_name
 
@@ -26,12 +25,9 @@ def record(
     parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str], sweep: SweepParent | None
 ) -> RunRecord:
     """Write `run.json`, `config.yaml` and `overrides.txt` into the run's folder; what the tracker is told."""
-    folder.mkdir(parents=True, exist_ok=True)
     shown = [masked_override(override) for override in overrides]
-    (folder / RECORD).write_text(json.dumps({"facts": facts, "overrides": shown, "parent": chosen.parent}, indent=1))
+    files.begin(folder, facts, configs.as_yaml(parts.config), shown, chosen.parent)
     scheduler.remember(folder)
-    (folder / "config.yaml").write_text(configs.as_yaml(parts.config))
-    (folder / "overrides.txt").write_text("".join(f"{override}\n" for override in shown))
     plain = OmegaConf.to_container(parts.config, resolve=True)
     # How this process was started is no property of the run: a resume would contradict what the first start recorded.
     passing = ("trainer.resume", "trainer.allow_changes")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sr_runner.attempt import scheduler as jobs
 from sr_runner.attempt.build import Parts
-from sr_runner.checkpoint import CheckpointManager, LocalStore, Store, TrainingState
-from sr_runner.checkpoint.format import STATE
-from sr_runner.checkpoint.stores import store_at
+from sr_runner.checkpoint import CheckpointManager, LocalStore, Name, Store, TrainingState
+from sr_runner.checkpoint.stores import steps_of
 from sr_runner.errors import RequestError
 from sr_runner.runs.catalogue import Attempt, Catalogue, difference
+from sr_runner.runs.resolve import find
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ def choose(
     The attempt is held before anything of it is restored: a checkpoint that its holder is deleting looks damaged.
     """
     wanted = parts.trainer.resume
-    own = _of_this_job(parts.store, catalogue, identity, scratch)
+    own = _of_this_job(catalogue, identity)
     if own is not None:
         log.info("this job was started before: it goes on with %s", own)
         hold(own, False)
@@ -59,24 +57,16 @@ def choose(
     return _exactly(str(wanted), parts, catalogue, identity, facts, scratch, hold, own)
 
 
-def _of_this_job(store: Store | None, catalogue: Catalogue, identity: str, scratch: Path) -> Attempt | None:
+def _of_this_job(catalogue: Catalogue, identity: str) -> Attempt | None:
     """The newest attempt that an earlier life of this process's job worked on, by the attempt's folder, or where that
-    is on another machine by its newest checkpoint."""
+    is on another machine by its newest checkpoint. Whether that is damaged is found out by whoever restores it."""
     job = jobs.current()
     if job is None or not job.restarted:
         return None
     for attempt in reversed(catalogue.attempts(identity)):
         folder = catalogue.folder(attempt)
-        if jobs.worked_on(folder, job):
+        if jobs.worked_on(folder, job) or (not folder.exists() and catalogue.state(attempt).get("job") == job.key):
             return attempt
-        steps = _manager(store, attempt, scratch).steps() if store is not None and not folder.exists() else []
-        if store is not None and steps:
-            try:
-                state = store.get(f"{attempt}/step-{steps[-1]:08d}", scratch, only=[STATE]) / STATE
-                if json.loads(state.read_bytes()).get("job") == job.key:
-                    return attempt
-            except (OSError, ValueError):
-                continue  # whether it is damaged is found out by whoever restores it
     return None
 
 
@@ -105,7 +95,7 @@ def _newest(
         hold(attempt, False)
         state = _manager(store, attempt, scratch, spool_of(parts)).restore()
         if state is None:
-            older = [a for a in catalogue.attempts(identity)[:-1] if _manager(store, a, scratch).steps()]
+            older = [a for a in catalogue.attempts(identity)[:-1] if steps_of(store, str(a))]
             hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
             log.warning("%s has no checkpoint yet: it starts at step 0%s", attempt, hint)
         return Chosen(attempt, state)
@@ -135,55 +125,31 @@ def _exactly(
     begun: Attempt | None,
 ) -> Chosen:
     """`begun`: an attempt of this process's own, held, that has no checkpoint yet."""
-    store = parts.store
+    store, asked = parts.store, f"trainer.resume={wanted}"
     assert store is not None
-    found = _foreign(wanted, store)
-    if found is None:
-        try:
-            found = store, catalogue.find(wanted)
-        except RequestError as error:
-            raise RequestError(f"trainer.resume={error}. true takes the newest attempt of this config") from error
-    source, attempt = found
-    differing = difference(facts, _facts_of(source, attempt, catalogue, scratch))
+    found = find(wanted, catalogue, "trainer.resume=")
+    if isinstance(found, str):
+        raise RequestError(
+            f"{asked}: a weights file holds no training state; checkpoint.init_from={wanted} starts from its weights"
+        )
+    theirs = found.catalogue.facts(found.attempt)
+    if theirs is None:
+        raise RequestError(f"{asked}: {found.attempt} does not tell its config, in {found.store.url}")
+    differing = difference(facts, theirs)
     if differing and not parts.trainer.allow_changes:
         keys = "\n".join(f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items())
         raise RequestError(
-            f"trainer.resume={wanted}: that run has another config in keys that matter:\n{keys}\n"
+            f"{asked}: that run has another config in keys that matter:\n{keys}\n"
             "The same values resume it; trainer.allow_changes=true forks it under a new identity"
         )
-    own = not differing and source is store
-    if own and attempt.step is not None:
-        steps = _manager(source, attempt, scratch, spool_of(parts)).steps()
-        own = bool(steps) and attempt.step == steps[-1]
-    if own:
+    attempt, step = replace(found.attempt, step=None), found.attempt.step
+    if not differing and found.catalogue is catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
         if attempt != begun:
             hold(attempt, False)
-        return Chosen(attempt, _manager(source, attempt, scratch, spool_of(parts)).restore(attempt.step))
+        return Chosen(attempt, _manager(store, attempt, scratch, spool_of(parts)).restore(step))
     # Other settings, an older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
-    state = _manager(source, attempt, scratch).restore(attempt.step, own=False)
-    if state is None:
-        raise RequestError(f"trainer.resume={wanted}: {attempt} has no checkpoint to start from")
-    return Chosen(begun or _opened(catalogue, identity, hold), state, parent=f"{attempt}/step-{state.step:08d}")
-
-
-def _foreign(wanted: str, store: Store) -> tuple[Store, Attempt] | None:
-    """A checkpoint by its path or URL that is not in the configured store."""
-    is_url = "://" in wanted or wanted.startswith("mlflow:")
-    place = wanted if is_url else str(Path(wanted).expanduser().absolute())
-    match = re.fullmatch(r"(?P<root>.+)/(?P<identity>[^/]+)/(?P<attempt>[^/]+)/step-(?P<step>\d+)/?", place)
-    if not match or match["root"] == store.url.rstrip("/"):
-        return None
-    if not is_url and not (Path(place) / "manifest.json").is_file():
-        return None
-    return store_at(match["root"]), Attempt(match["identity"], match["attempt"], int(match["step"]))
-
-
-def _facts_of(store: Store, attempt: Attempt, catalogue: Catalogue, scratch: Path) -> dict[str, Any]:
-    known = Catalogue(catalogue.runs if store.url == getattr(catalogue.store, "url", None) else scratch, store, scratch)
-    facts = known.facts(attempt)
-    if facts is None:
-        raise RequestError(f"trainer.resume={attempt}: nothing is known of it in {store.url}")
-    return facts
+    state = found.restored()
+    return Chosen(begun or _opened(catalogue, identity, hold), state, parent=str(Name.of(str(attempt), state.step)))
 
 
 def _manager(store: Store, attempt: Attempt, scratch: Path, spool: Store | None = None) -> CheckpointManager:

@@ -11,7 +11,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-_RECORD = "jobs.txt"
+from sr_runner.runs import folder
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,12 @@ def remember(attempt: Path) -> None:
     job = current()
     if job is None or worked_on(attempt, job):
         return
-    with (attempt / _RECORD).open("a", encoding="utf-8") as file:
-        file.write(f"{job.key}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    folder.add_job(attempt, job.key)
 
 
 def worked_on(attempt: Path, job: Job) -> bool:
     """Whether `job` is known, in the attempt's folder, to have worked on it."""
-    try:
-        return job.key in (attempt / _RECORD).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
+    return job.key in folder.jobs(attempt)
 
 
 def _slurm() -> Job | None:

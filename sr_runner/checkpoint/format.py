@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,27 @@ MANIFEST = "manifest.json"
 FILES = (MODEL, TRAINING, STATE, CONFIG)
 
 # Names from a store become paths, so they are matched whole and never "cleaned".
-_PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
-NAME = re.compile(rf"(?P<identity>{_PART})/(?P<attempt>{_PART})/step-(?P<step>\d{{8,12}})")
+PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
+STEP = r"step-\d{8,12}"
+"""Matches what `step_name` writes."""
+_NAME = re.compile(rf"(?P<identity>{PART})/(?P<attempt>{PART})/(?P<step>{STEP})")
+_WRITTEN_STEP = re.compile(r"step-(\d{1,12})")
 _MANIFEST_LIMIT = 1 << 16
 
 
 class DamagedError(Exception):
     """A checkpoint is not what its manifest says; the message names the file and the reason."""
+
+
+def step_name(step: int) -> str:
+    """`step-00001000`, the last part of a checkpoint's name."""
+    return f"step-{step:08d}"
+
+
+def step_of(text: str) -> int | None:
+    """The step in `step-1000` as a person writes it, with or without leading zeros; None for any other text."""
+    match = _WRITTEN_STEP.fullmatch(text)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True, order=True)
@@ -51,13 +65,23 @@ class Name:
     step: int
 
     def __str__(self) -> str:
-        return f"{self.identity}/{self.attempt}/step-{self.step:08d}"
+        return f"{self.identity}/{self.attempt}/{step_name(self.step)}"
 
     @classmethod
     def parse(cls, text: str) -> Name | None:
         """The name, or None where `text` is not one (also where it tries to be a path)."""
-        match = NAME.fullmatch(text)
-        return cls(match["identity"], match["attempt"], int(match["step"])) if match and ".." not in text else None
+        match = _NAME.fullmatch(text)
+        if match is None or ".." in text:
+            return None
+        return cls(match["identity"], match["attempt"], int(match["step"].rpartition("-")[2]))
+
+    @classmethod
+    def of(cls, attempt: str, step: int) -> Name:
+        """The checkpoint of `attempt` (`<identity>/<attempt>`) at `step`. Raises `ValueError` where that is no name."""
+        name = cls.parse(f"{attempt}/{step_name(step)}")
+        if name is None:
+            raise ValueError(f"{attempt!r} is not the name of an attempt")
+        return name
 
 
 @dataclass(frozen=True)
@@ -161,8 +185,10 @@ def digest(blobs: Iterable[Blob]) -> dict[str, tuple[int, str]]:
     return result
 
 
-def load(folder: Path, *, expected_step: int | None = None) -> tuple[Manifest, dict[str, bytearray]]:
-    """Every file of the checkpoint in `folder`, checked against its manifest. Memory: the files' sizes, once.
+def load(
+    folder: Path, *, expected_step: int | None = None, only: Sequence[str] = FILES
+) -> tuple[Manifest, dict[str, bytearray]]:
+    """The files (or `only` some) of the checkpoint in `folder`, checked against its manifest. Memory: their sizes.
 
     Raises `DamagedError` that names the first file that is missing, too long, too short, altered, or not in the
     manifest.
@@ -176,9 +202,9 @@ def load(folder: Path, *, expected_step: int | None = None) -> tuple[Manifest, d
     if extra:
         raise DamagedError(f"{min(extra)} is not in {MANIFEST}")
     # All sizes first: cheap, and nothing is allocated because a manifest said so.
-    for name, (size, _) in manifest.files.items():
-        check_size(folder / name, size)
-    return manifest, {name: _read(folder / name, *manifest.files[name]) for name in FILES}
+    for name in only:
+        check_size(folder / name, manifest.files[name][0])
+    return manifest, {name: _read(folder / name, *manifest.files[name]) for name in only}
 
 
 def check_size(path: Path, size: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sr_runner.checkpoint.format import DamagedError
+from sr_runner.checkpoint.format import DamagedError, Name
 from sr_runner.checkpoint.reader import Reader, read_manifest
 from sr_runner.checkpoint.retention import Info, Policy, doomed
 from sr_runner.checkpoint.snapshot import HostSnapshot
@@ -243,11 +243,12 @@ class CheckpointManager:
             self._known = {step: self._info(step) for step in self.steps()}
         self._known[newest.step] = newest
         for step in doomed(list(self._known.values()), self._keep):
+            name = self._name(step)
             try:
-                self.store.delete(self._name(step))
+                self.store.delete(name)
                 del self._known[step]
             except OSError as error:
-                log.warning("old checkpoint step-%08d of %s could not be deleted: %s", step, self.attempt, error)
+                log.warning("old checkpoint %s could not be deleted: %s", name, error)
 
     def _info(self, step: int) -> Info:
         try:
@@ -257,7 +258,7 @@ class CheckpointManager:
         return Info(step, manifest.created, manifest.metrics)
 
     def _name(self, step: int) -> str:
-        return f"{self.attempt}/step-{step:08d}"
+        return str(Name.of(self.attempt, step))
 
 
 def _share(deadline: float, part: float) -> float:

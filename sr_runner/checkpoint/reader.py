@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from sr_runner.checkpoint import codec, format, tensors
-from sr_runner.checkpoint.format import DamagedError, Manifest
-from sr_runner.checkpoint.spool import steps_of
+from sr_runner.checkpoint.format import DamagedError, Manifest, Name
 from sr_runner.checkpoint.state import TrainingState
-from sr_runner.checkpoint.stores import Store
+from sr_runner.checkpoint.stores import Store, steps_of
 from sr_runner.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Reader:
         try:
             candidates = self._candidates(step)
             for candidate, store in candidates:
-                name = f"{self._attempt}/step-{candidate:08d}"
+                name = str(Name.of(self._attempt, candidate))
                 try:
                     return read(store.get(name, self._scratch), candidate)
                 except DamagedError as damage:

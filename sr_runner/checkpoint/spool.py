@@ -9,15 +9,9 @@ from pathlib import Path
 
 from sr_runner.checkpoint import format
 from sr_runner.checkpoint.format import Blob, Name
-from sr_runner.checkpoint.stores import Store
+from sr_runner.checkpoint.stores import Store, steps_of
 
 log = logging.getLogger(__name__)
-
-
-def steps_of(store: Store, attempt: str) -> list[int]:
-    """The steps that have a committed checkpoint of `attempt` (`<identity>/<attempt>`), ascending."""
-    names = (Name.parse(text) for text in store.list(f"{attempt}/"))
-    return sorted(name.step for name in names if name is not None)
 
 
 class Spool:
@@ -35,7 +29,7 @@ class Spool:
 
         "" where that failed as well, which is logged.
         """
-        name = f"{self._attempt}/step-{step:08d}"
+        name = str(Name.of(self._attempt, step))
         try:
             put(self.store, name)
             self.drop(step - 1)
@@ -49,7 +43,7 @@ class Spool:
         for step in self.steps():
             if step <= up_to:
                 with suppress(OSError):
-                    self.store.delete(f"{self._attempt}/step-{step:08d}")
+                    self.store.delete(str(Name.of(self._attempt, step)))
 
     def bring_home(self, home: Store, scratch: Path, confirm: Callable[[], None]) -> None:
         """Copy what an earlier process left here into `home`, if it is newer than what is there.
@@ -59,7 +53,7 @@ class Spool:
         try:
             newest = max(self.steps(), default=-1)
             if newest > max(steps_of(home, self._attempt), default=-1):
-                name = f"{self._attempt}/step-{newest:08d}"
+                name = str(Name.of(self._attempt, newest))
                 folder = self.store.get(name, scratch)
                 confirm()
                 home.put(name, [Blob.of_file(folder / file) for file in (*format.FILES, format.MANIFEST)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -10,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_runner.checkpoint.format import NAME, STATE, DamagedError, Name
-from sr_runner.checkpoint.stores import Store
-from sr_runner.errors import RequestError, nearest
+from sr_runner.checkpoint import DamagedError, Store
+from sr_runner.checkpoint.format import PART, STATE, Name, step_name
+from sr_runner.checkpoint.stores import names_in
+from sr_runner.mlflow_server import tracking_uri
+from sr_runner.runs import folder as files
+from sr_runner.tracking import lookup
 
 ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4}")
-RECORD = "run.json"
-"""In a run's folder: what it was started with."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ class Catalogue:
         runs: Path,
         store: Store | None,
         scratch: Path,
-        attempt_of: Callable[[str], str | None] = lambda run_id: None,
+        attempt_of: Callable[[str], str | None] | None = None,
     ):
-        """`attempt_of` knows the attempt (`<identity>/<attempt>`) of a tracker's run id, if anybody does."""
-        self.runs, self.store, self.scratch, self._attempt_of = runs, store, scratch, attempt_of
+        """`attempt_of` asks the tracking server which attempt (`<identity>/<attempt>`) has an MLflow run id; the
+        server is that of `$MLFLOW_TRACKING_URI` or of the folder of outputs, `runs/..`, where it is None."""
+        self.runs, self.store, self.scratch = runs, store, scratch
+        self._attempt_of = attempt_of or (lambda run_id: lookup.attempt_of(run_id, tracking_uri(None, runs.parent)))
 
     def attempts(self, identity: str) -> list[Attempt]:
         """All attempts of a run, oldest first."""
@@ -69,41 +71,24 @@ class Catalogue:
     def folder(self, attempt: Attempt) -> Path:
         return self.runs / attempt.identity / attempt.name
 
-    def find(self, wanted: str) -> Attempt:
-        """The attempt that `wanted` names: an identity (its newest attempt), `identity/attempt`, either with
-        `/step-N`, a path that ends in one of these, or an MLflow run id.
+    def named(self, identity: str, attempt: str | None = None) -> Attempt | None:
+        """That attempt of the run, or its newest one; None where there is none."""
+        known = self.attempts(identity) if re.fullmatch(PART, identity) else []
+        return next((each for each in reversed(known) if attempt in (None, each.name)), None)
 
-        Raises `RequestError` where there is none.
-        """
-        parts = Path(wanted).parts
-        for length in (3, 2, 1):
-            found = self._exact(parts[-length:]) if len(parts) >= length else None
-            if found is not None:
-                return found
-        for record in self.runs.glob("*/*/tracker.json"):
-            if wanted and wanted == _read(record).get("run_id"):
-                return Attempt(record.parent.parent.name, record.parent.name)
-        match = NAME.fullmatch(f"{self._attempt_of(wanted)}/step-00000000")
-        if match is not None:
-            return Attempt(match["identity"], match["attempt"])
-        known = self.identities()
-        some = f" Known: {', '.join(sorted(known)[-5:])}." if known else ""
-        raise RequestError(
-            f"{wanted}: no such run in {self.runs}{f' or {self.store.url}' if self.store else ''}."
-            f"{nearest(parts[-1] if parts else wanted, known)}{some}"
-        )
-
-    def folder_of_checkpoint(self, wanted: str) -> Path:
-        """A local folder with the checkpoint that `wanted` names as in `find`: that step, or the newest.
-
-        Raises `RequestError` where there is none.
-        """
-        attempt = self.find(wanted)
-        steps = sorted(name.step for name in self._checkpoints(f"{attempt}/"))
-        step = attempt.step if attempt.step is not None else (steps[-1] if steps else None)
-        if step not in steps or self.store is None or step is None:
-            raise RequestError(f"{wanted}: {attempt} has no such checkpoint")
-        return self.store.get(str(Name(attempt.identity, attempt.name, step)), self.scratch)
+    def of_run_id(self, run_id: str) -> Attempt | None:
+        """The attempt whose run in MLflow has this id: by the folders of runs, by the tracking server, and by the
+        checkpoints themselves."""
+        for ids in self.runs.glob(f"*/*/{files.TRACKER}"):
+            if files.tracker(ids.parent).get("run_id") == run_id:
+                return Attempt(ids.parent.parent.name, ids.parent.name)
+        if (name := Name.parse(f"{self._attempt_of(run_id)}/{step_name(0)}")) is not None:
+            return Attempt(name.identity, name.attempt)
+        newest = {(name.identity, name.attempt): name for name in self._checkpoints("")}
+        for name in newest.values():
+            if recorded_run(self._state(name)).get("run_id") == run_id:
+                return Attempt(name.identity, name.attempt)
+        return None
 
     def identities(self) -> set[str]:
         return {folder.parent.name for folder in self.runs.glob("*/a*-*")} | {
@@ -112,17 +97,13 @@ class Catalogue:
 
     def facts(self, attempt: Attempt) -> dict[str, Any] | None:
         """What the attempt's identity was computed from, where it can be found out."""
-        record = _read(self.folder(attempt) / RECORD)
-        if "facts" in record:
-            return dict(record["facts"])
-        names = sorted(self._checkpoints(f"{attempt}/"))
-        if not names or self.store is None:
-            return None
-        try:
-            state = _read(self.store.get(str(names[-1]), self.scratch, only=[STATE]) / STATE)
-        except (DamagedError, FileNotFoundError):
-            return None
-        return dict(state["facts"]) if "facts" in state else None
+        known = files.facts(self.folder(attempt))
+        return known if known is not None else self.state(attempt).get("facts")
+
+    def state(self, attempt: Attempt) -> dict[str, Any]:
+        """The plain data in the newest checkpoint of the attempt, not checked; empty where there is none to be had."""
+        names = self._checkpoints(f"{attempt}/")
+        return self._state(names[-1]) if names else {}
 
     def near_misses(self, facts: Mapping[str, Any], identity: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
         """Runs that differ from `facts` in few keys, nearest first: (identity, key -> (here, there))."""
@@ -136,22 +117,21 @@ class Catalogue:
                     found.append((other, differing))
         return sorted(found, key=lambda item: (len(item[1]), item[0]))[:limit]
 
-    def _exact(self, parts: tuple[str, ...]) -> Attempt | None:
-        identity, *rest = parts
-        if not re.fullmatch(r"[\w.-]+", identity):  # the / that a path begins with, or a pattern
-            return None
-        if not rest:
-            return self.newest(identity) if identity in self.identities() else None
-        for attempt in self.attempts(identity):
-            if attempt.name == rest[0]:
-                match = re.fullmatch(r"step-(\d+)", rest[1]) if len(rest) == 2 else None
-                return Attempt(identity, attempt.name, int(match[1]) if match else None)
-        return None
+    def _state(self, name: Name) -> dict[str, Any]:
+        assert self.store is not None
+        try:
+            return files.read_json(self.store.get(str(name), self.scratch, only=[STATE]) / STATE)
+        except (DamagedError, FileNotFoundError):
+            return {}
 
     def _checkpoints(self, prefix: str) -> list[Name]:
-        if self.store is None:
-            return []
-        return [name for text in self.store.list(prefix) if (name := Name.parse(text)) is not None]
+        return [] if self.store is None else names_in(self.store, prefix)
+
+
+def recorded_run(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's plain data tell of its run in MLflow: `run_id`, `tracking_uri`."""
+    known = state.get("tracker")
+    return known if isinstance(known, dict) else {}
 
 
 def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -163,11 +143,3 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, t
 def _number(attempt: str) -> int:
     match = ATTEMPT.fullmatch(attempt)
     return int(match[1]) if match else 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

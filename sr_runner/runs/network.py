@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from sr_runner.errors import RequestError, nearest
@@ -18,7 +17,6 @@ from sr_runner.runs.resolve import Source
 Load = Callable[..., nn.Module]
 """`sr_runner.load_model`: a location, and what its file cannot tell, to a network."""
 
-CONFIG = "config.yaml"
 _NOT_IN_EVERY_FILE = ("res_block_scaling", "rgb_range")
 
 
@@ -48,7 +46,9 @@ def _own_network(name: str, source: Source, arguments: Mapping[str, Any]) -> nn.
     for key in arguments:
         if key not in accepted and not takes_any:
             raise RequestError(f"model.{key}: {name} has no such argument.{nearest(key, accepted)}")
-    configured = {key: value for key, value in _configured(source).items() if key in accepted or takes_any}
+    model = source.config.get("model")  # the arguments that the run gave its network
+    told = model if isinstance(model, dict) else {}
+    configured = {k: v for k, v in told.items() if not k.startswith("_") and (k in accepted or takes_any)}
     try:
         network = kind(**{**configured, **arguments})
     except (TypeError, ValueError) as error:
@@ -67,13 +67,3 @@ def _class_named(name: str) -> Callable[..., object]:
     except (ImportError, AttributeError, ValueError) as error:
         raise RequestError(f"network={name}: expected package.module.Class that can be imported ({error}).") from error
     return kind
-
-
-def _configured(source: Source) -> dict[str, Any]:
-    """The arguments that the run gave its network; none where the file is no checkpoint."""
-    try:
-        config = yaml.safe_load((Path(source.location) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    model = config.get("model") if isinstance(config, dict) else None
-    return {k: v for k, v in model.items() if not k.startswith("_")} if isinstance(model, dict) else {}

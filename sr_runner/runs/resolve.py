@@ -1,117 +1,236 @@
-"""Which file is meant by the model that a command line names: a run, a checkpoint, a weights file, a URL."""
+"""What a name means, the same for every command and key: `trainer.resume`, `checkpoint.init_from`, `load_model`, ...
+
+Tried in this order, the first that fits counts:
+
+ 1. an http(s) URL: of a weights file
+ 2. the path of a file: a weights file
+ 3. a path or a store's URL (s3://..., mlflow:...) that ends in IDENTITY, IDENTITY/ATTEMPT, or either with /step-N;
+    below the folder of checkpoints or that of runs, of this or of another folder of outputs
+ 4. IDENTITY, IDENTITY/ATTEMPT, or either with /step-N, of the configured store and folder of runs
+ 5. the path of a checkpoint's folder under another name: somebody's copy
+ 6. the id of a run in MLflow
+
+Without ATTEMPT that is the newest attempt, without step-N its newest good checkpoint. N may have leading zeros.
+"""
 
 from __future__ import annotations
 
 import atexit
 import json
+import logging
+import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from sr_runner.checkpoint import DamagedError
-from sr_runner.checkpoint.format import MANIFEST, STATE, Name
-from sr_runner.checkpoint.stores import Store, checkpoint_at, store_at
-from sr_runner.errors import RequestError, RunError
-from sr_runner.runs.catalogue import Catalogue
+import yaml
 
-_TRACKER = "tracker.json"
-"""In a run's folder: the ids that MLflow gave it."""
-_STEP = re.compile(r"step-(\d+)")
+from sr_runner import weights
+from sr_runner.checkpoint import CheckpointManager, DamagedError, LocalStore, Manifest, Name, Store, TrainingState
+from sr_runner.checkpoint.format import CONFIG, MANIFEST, MODEL, STATE, load, step_of
+from sr_runner.checkpoint.stores import names_in, store_at
+from sr_runner.errors import RequestError, RunError, nearest
+from sr_runner.mlflow_server import mask_credentials
+from sr_runner.runs import folder as files
+from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue, recorded_run
+
+log = logging.getLogger(__name__)
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_UNNAMED = "checkpoint/a0000-0000"
+"""Stands for the attempt of a copied checkpoint that does not tell its own."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is, in words that `load_model` understands."""
+    """Weights to read, checked if they are those of a checkpoint, and what their checkpoint knows of its run."""
 
     location: str
-    """A file, a checkpoint's folder or a URL."""
+    """A file on this machine, or an http(s) URL."""
     label: str
     """A short name for tables."""
-    outputs: Path = Path("outputs")
-    """Folder of runs."""
+    step: int = 0
+    """0 where it is no checkpoint."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's config."""
+    tracker: Mapping[str, Any] = field(default_factory=dict)
+    """The run in MLflow: `run_id`, `tracking_uri`; empty where nothing is known."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An attempt, or where `attempt.step` is set one of its checkpoints, and the catalogue that knows it."""
+
+    asked: str
+    """The name, as messages quote it: `trainer.resume=NAME`."""
+    catalogue: Catalogue
+    attempt: Attempt
 
     @property
-    def step(self) -> int:
-        """The step of a checkpoint, 0 for other files."""
-        match = _STEP.fullmatch(Path(self.location).name)
-        return int(match[1]) if match else 0
+    def store(self) -> Store:
+        if self.catalogue.store is None:
+            raise RequestError(f"{self.asked}: checkpoint=none keeps nothing")
+        return self.catalogue.store
 
-    @property
-    def tracker(self) -> dict[str, Any]:
-        """What is known of the checkpoint's run in MLflow: `run_id`, `tracking_uri`; empty where nothing is.
+    def names(self) -> list[Name]:
+        """Its checkpoints, oldest first. Raises `RequestError` where there is none."""
+        there = names_in(self.store, f"{self.attempt}/")
+        names = [name for name in there if self.attempt.step in (None, name.step)]
+        if not names:
+            steps = ", ".join(str(name.step) for name in there)
+            which = f" at step {self.attempt.step}, only at {steps}" if there else ""
+            raise RequestError(f"{self.asked}: {self.attempt} has no checkpoint in {self.store.url}{which}")
+        return names
 
-        The checkpoint tells, and where MLflow had not answered yet when it was written, the run's folder.
+    def restored(self) -> TrainingState:
+        """The newest good state, or exactly that of the step; damaged ones stay where they are.
+
+        Raises `RequestError` where there is no checkpoint, `RunError` where none is good.
         """
-        folder = Path(self.location).absolute()
-        if not (folder / STATE).is_file():
-            return {}
-        name = Path(folder.parents[1].name, folder.parent.name)
-        places = [self.outputs / "runs", folder.parents[2].parent / "runs"]
-        known = [_json(folder / STATE).get("tracker"), *(_json(place / name / _TRACKER) for place in places)]
-        return next((each for each in known if isinstance(each, dict) and each.get("run_id")), {})
+        self.names()
+        manager = CheckpointManager(self.store, str(self.attempt), keep=(), scratch=self.catalogue.scratch)
+        state = manager.restore(self.attempt.step, own=False)
+        assert state is not None
+        return state
+
+    def weights(self) -> Source:
+        """The weights for inference of the newest good checkpoint, or of exactly that step, checked by its manifest.
+
+        A damaged one is named in the log. Raises as `restored`.
+        """
+        names, damages = self.names(), ""
+        for name in reversed(names):
+            try:
+                # Without the optimizer's state, which is twice as large and would be fetched from afar.
+                folder = self.store.get(str(name), self.catalogue.scratch, only=[MODEL, STATE, CONFIG, MANIFEST])
+                _, data = load(folder, expected_step=name.step, only=(MODEL, STATE, CONFIG))
+                config, state = yaml.safe_load(bytes(data[CONFIG])), json.loads(data[STATE])
+            except DamagedError as damage:
+                damages = f"{damages}; {name} is damaged: {damage}"
+                log.error("checkpoint %s is damaged: %s", name, damage)
+                continue
+            except OSError as error:
+                raise RunError(f"{self.asked}: {self.store.url} cannot be read: {error}") from error
+            # MLflow may not have answered yet when the checkpoint was written: then the run's folder knows.
+            known = [recorded_run(state), files.tracker(self.catalogue.folder(self.attempt))]
+            return Source(
+                str(folder / MODEL),
+                f"{name.identity} step {name.step}",
+                name.step,
+                config if isinstance(config, dict) else {},
+                next((ids for ids in known if ids.get("run_id")), {}),
+            )
+        raise RunError(f"{self.asked}: no good checkpoint in {self.store.url}{damages}")
+
+
+def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found | str:
+    """What `wanted` means (see above); a string is the path or URL of a weights file.
+
+    Raises `RequestError` where there is no such thing, `RunError` where a store cannot be read; the messages begin
+    with `key` (`trainer.resume=`) and `wanted`.
+    """
+    asked = f"{key}{mask_credentials(wanted)}"
+    path = Path(wanted).expanduser()
+    is_address = "://" in wanted or wanted.startswith("mlflow:")
+    if weights.is_url(wanted) or (not is_address and os.path.isfile(path)):
+        return wanted if is_address else str(path)
+    try:
+        found = _placed(asked, wanted if is_address else str(path.absolute()), is_address, catalogue)
+        if found is None and not is_address:
+            root, words = _split(wanted)
+            found = _named(catalogue, words) if not root else None
+            if found is None and os.path.isfile(path / MANIFEST):
+                copy = _Copy(path)
+                found = Catalogue(catalogue.scratch / "none", copy, catalogue.scratch), copy.attempt
+            if found is None and _RUN_ID.fullmatch(wanted) and (attempt := catalogue.of_run_id(wanted)) is not None:
+                found = catalogue, attempt
+        if found is None:
+            _refuse(asked, None if is_address else path, catalogue)
+        return Found(asked, *found)
+    except OSError as error:
+        raise RunError(f"{asked}: a store cannot be read: {error}") from error
+    except DamagedError as damage:
+        raise RunError(f"{asked} is damaged: {damage}") from damage
+
+
+def source(wanted: str, catalogue: Catalogue, key: str = "") -> Source:
+    """The weights that `wanted` means. Raises as `find` and `Found.weights`."""
+    found = find(wanted, catalogue, key)
+    return Source(found, Path(weights.shown(found)).stem) if isinstance(found, str) else found.weights()
 
 
 def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path) -> Source:
-    """`wanted` is a URL, a weights file, a checkpoint's folder, or what names a run: `identity`, `identity/attempt`,
-    either with `/step-N`, or its MLflow id. The newest checkpoint of the newest attempt counts where none is named.
-
-    `outputs` is the folder of runs, `checkpoints` the folder or URL of the store of their checkpoints. A checkpoint in
-    any store is also named by its own URL (`s3://bucket/prefix/identity/attempt/step-N`). Raises `RequestError`.
-    """
-    if (elsewhere := checkpoint_at(wanted)) is not None:
-        return _checkpoint_of(elsewhere[1], outputs, elsewhere[0])
-    if "://" in wanted:
-        return Source(wanted, Path(wanted.partition("?")[0]).stem)
-    path = Path(wanted).expanduser()
-    if path.is_file():
-        return Source(str(path), path.stem)
-    if (path / MANIFEST).is_file():
-        return Source(str(path), _label(path.absolute()), outputs)
-    return _checkpoint_of(wanted, outputs, store_at(str(checkpoints)))
-
-
-def _checkpoint_of(wanted: str, outputs: Path, store: Store) -> Source:
+    """`source` for a command: `outputs` is the folder of outputs, `checkpoints` the folder or URL of the store."""
     scratch = Path(tempfile.mkdtemp(prefix="sr-run-"))  # what is fetched from afar is read later
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    catalogue = Catalogue(outputs / "runs", store, scratch)
+    return source(wanted, Catalogue(outputs / "runs", store_at(str(checkpoints)), scratch))
+
+
+class _Copy(LocalStore):
+    """A store of one checkpoint: a folder under whatever name somebody gave it."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        known = files.read_json(folder / STATE).get("attempt")
+        name = Name.of(known if isinstance(known, str) else _UNNAMED, Manifest.read(folder).step)
+        self.attempt, self._name = Attempt(name.identity, name.attempt, name.step), str(name)
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        return [self._name] if self._name.startswith(prefix) else []
+
+    def get(self, name: str, scratch: Path, only: Sequence[str] | None = None) -> Path:
+        return self.root
+
+
+def _placed(asked: str, place: str, is_address: bool, catalogue: Catalogue) -> tuple[Catalogue, Attempt] | None:
+    """What the absolute path or URL `ROOT/IDENTITY[/ATTEMPT][/step-N]` means."""
+    root, words = _split(place)
     try:
-        try:
-            attempt = catalogue.find(wanted)
-        except RequestError as error:
-            raise RequestError(_nothing(wanted, catalogue.identities(), outputs)) from error
-        steps = sorted(name.step for text in store.list(f"{attempt}/") if (name := Name.parse(text)) is not None)
-        if not steps:
-            raise RequestError(f"{wanted}: the run {attempt} has no checkpoint in {store.url}.")
-        step = attempt.step if attempt.step is not None else steps[-1]
-        if step not in steps:
-            raise RequestError(f"{wanted}: {attempt} has checkpoints at {', '.join(map(str, steps))} alone.")
-        folder = store.get(f"{attempt}/step-{step:08d}", scratch)
-    except OSError as error:
-        raise RunError(f"{store.url} cannot be read: {error}") from error
-    except DamagedError as error:
-        raise RunError(f"{wanted} is damaged: {error}") from error
-    return Source(str(folder), _label(folder), outputs)
+        runs, store, outputs = catalogue.scratch / "none", store_at(root), Path(root).parent
+    except RequestError as error:
+        raise RequestError(f"{asked}: {mask_credentials(str(error))}") from error
+    own = Path(root) == catalogue.runs.absolute() or (catalogue.store is not None and store.url == catalogue.store.url)
+    if not own and not is_address and Path(root).name == "runs" and (outputs / "checkpoints").is_dir():
+        runs, store = Path(root), LocalStore(outputs / "checkpoints")
+    return _named(catalogue if own else Catalogue(runs, store, catalogue.scratch), words)
 
 
-def _nothing(wanted: str, identities: set[str], outputs: Path) -> str:
-    known = f" Runs there: {', '.join(sorted(identities)[-5:])}." if identities else ""
-    return (
-        f"{wanted}: no such file, no checkpoint, and no run of that name in {outputs}.{known} "
-        "outputs=FOLDER looks for runs elsewhere."
+_Words = tuple[str, str | None, int | None]
+"""Identity, attempt and step."""
+
+
+def _named(catalogue: Catalogue, words: _Words) -> tuple[Catalogue, Attempt] | None:
+    known = catalogue.named(*words[:2])
+    return None if known is None else (catalogue, replace(known, step=words[2]))
+
+
+def _split(place: str) -> tuple[str, _Words]:
+    """The root of `ROOT/IDENTITY[/ATTEMPT][/step-N]`, which may be empty, and the other parts."""
+    parts = place.rstrip("/").split("/")
+    step = step_of(parts[-1])
+    if step is not None:
+        parts.pop()
+    attempt = parts.pop() if parts and ATTEMPT.fullmatch(parts[-1]) else None
+    identity = parts.pop() if parts else ""
+    return "/".join(parts) or place[: place.startswith("/")], (identity, attempt, step)
+
+
+def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
+    """Raises `RequestError`: what was looked for and where, the nearest name, and a few known ones."""
+    if path is None:
+        raise RequestError(f"{asked}: no such run, attempt or checkpoint in that store")
+    if os.path.isdir(path):
+        raise RequestError(
+            f"{asked}: a folder, but not of a run, an attempt or a whole checkpoint (which has a {MANIFEST})"
+        )
+    known = catalogue.identities()
+    where = f"{catalogue.runs}{f' or {catalogue.store.url}' if catalogue.store is not None else ''}"
+    some = f" Known: {', '.join(sorted(known)[-5:])}." if known else ""
+    raise RequestError(
+        f"{asked}: no such run, attempt or checkpoint in {where}, and no such file."
+        f"{nearest(_split(str(path))[1][0], known)}{some}"
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _label(folder: Path) -> str:
-    match = _STEP.fullmatch(folder.name)
-    return f"{folder.parents[1].name} step {int(match[1])}" if match else folder.name

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sr_runner.checkpoint.format import step_name
 from sr_runner.checkpoint.state import RunState
 from sr_runner.data import Data, Pair
 from sr_runner.distributed.world import World
@@ -210,7 +211,7 @@ class _Pictures:
         name = Path(pair.name).stem
         try:
             self.folder.mkdir(exist_ok=True)
-            path = self.folder / f"step-{step:08d}-{name}.png"
+            path = self.folder / f"{step_name(step)}-{name}.png"
             picture_strip(pair.lr, sr, pair.hr, scale=self._scale).save(path)
             self._tracker.picture(step, f"valid/{name}", path)
         except OSError as error:

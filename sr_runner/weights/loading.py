@@ -28,7 +28,7 @@ def load_model(
     """The super-resolution network in a weights file, in evaluation mode, on the CPU: [0, 1] RGB in and out.
 
     Args:
-        source: a file of any recognised layout, a checkpoint folder, or an http(s) URL.
+        source: a file of any recognised layout, or an http(s) URL.
         network: a network of your own to load into, where the file holds none that sr-run knows.
         what_the_file_cannot_tell: hyperparameters without which the file's network is not complete, such as
             `res_block_scaling=0.1` for EDSR's large model.

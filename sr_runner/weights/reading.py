@@ -53,7 +53,7 @@ class LoadedWeights:
 
 
 def read(source: str | Path, **what_the_file_cannot_tell: float) -> LoadedWeights:
-    """Recognise the weights in a file, a checkpoint folder or behind a URL, by their contents.
+    """Recognise the weights in a file or behind an http(s) URL, by their contents.
 
     `what_the_file_cannot_tell` are hyperparameters such as `res_block_scaling`; a value that contradicts the file is an
     error. Without them, `unknown` of the result names what is missing.

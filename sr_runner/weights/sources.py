@@ -1,4 +1,4 @@
-"""From what a user names (a path, a checkpoint folder, a URL) to the file on this machine."""
+"""From a path or a URL to the weights file on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 
 from sr_runner.errors import RequestError
-from sr_runner.weights.tensorfile import TensorFile, parse_json, read_tensor_file
+from sr_runner.weights.tensorfile import TensorFile, read_tensor_file
 
 KERAS_VGG19_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/vgg19/"
@@ -25,7 +25,6 @@ KERAS_VGG19_URL = (
 MD5 = {KERAS_VGG19_URL: "253f8cb515780f3b799900260a226db6"}
 """Hashes of published files whose names tell none. This one is in Keras' own code (applications/vgg19.py)."""
 
-_MODEL, _MANIFEST = "model.safetensors", "manifest.json"
 # PyTorch's own convention: edsr_x4-4f62e9ef.pt has a SHA-256 that begins with 4f62e9ef. Digits alone may be a date.
 _HASH_IN_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,})\.")
 _SILENCE = 30.0
@@ -38,16 +37,16 @@ def locate(source: str | Path) -> Path:
     """The weights file that `source` names; a URL is downloaded once, into torch.hub's folder.
 
     Raises:
-        RequestError: nothing is there, a checkpoint's weights do not match its manifest, or the download failed.
+        RequestError: no file is there, or the download failed.
     """
     if is_url(source):
         return download(str(source))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _of_checkpoint(path)
+        raise RequestError(f"{source}: a folder; expected a weights file")
     if not path.exists():
         hint = "; of addresses, http and https can be downloaded" if "://" in str(source) else ""
-        raise RequestError(f"{source}: no such file or folder{hint}")
+        raise RequestError(f"{source}: no such file{hint}")
     return path
 
 
@@ -128,27 +127,3 @@ def _check_md5(url: str, file: Path) -> None:
         actual = hashlib.file_digest(content, "md5").hexdigest()
     if actual != MD5[url]:
         raise ValueError(f"its MD5 hash is {actual}, not the published {MD5[url]}")
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Is it the folder of one checkpoint, whole or not?"""
-    return (folder / _MODEL).is_file()
-
-
-def _of_checkpoint(folder: Path) -> Path:
-    model, manifest = folder / _MODEL, folder / _MANIFEST
-    if not model.is_file():
-        raise RequestError(
-            f"{folder}: a folder without {_MODEL}: name a checkpoint (…/step-00001000) or a weights file"
-        )
-    if not manifest.is_file():
-        raise RequestError(f"{folder}: a checkpoint without {_MANIFEST}, so its writing was never finished")
-    body = parse_json(manifest.read_text(errors="replace"))
-    files = body.get("files") if isinstance(body, dict) else None
-    entry = files.get(_MODEL) if isinstance(files, dict) else None
-    stated = entry.get("sha256") if isinstance(entry, dict) else None
-    with model.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if stated != actual:
-        raise RequestError(f"{folder}: damaged, as {_MODEL} does not match the checksum in {_MANIFEST}")
-    return model

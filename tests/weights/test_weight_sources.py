@@ -1,9 +1,8 @@
-"""Where weights come from: checkpoint folders and URLs."""
+"""Where weights come from: files and URLs."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,42 +20,14 @@ from sr_runner.weights import sources
 
 @pytest.fixture
 def model_file(tmp_path: Path) -> Path:
-    return weights.export(EDSR(scale=2, num_filters=4, num_res_blocks=1), tmp_path / "step-1" / "model.safetensors")
+    return weights.export(EDSR(scale=2, num_filters=4, num_res_blocks=1), tmp_path / "weights" / "model.safetensors")
 
 
-@pytest.fixture
-def checkpoint(model_file: Path) -> Path:
-    content = model_file.read_bytes()
-    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (model_file.parent / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": entry}}))
-    return model_file.parent
-
-
-def test_a_checkpoint_folder_gives_its_weights(checkpoint):
-    assert weights.read(checkpoint).hyperparameters["num_filters"] == 4
-    assert isinstance(weights.load_model(str(checkpoint)), EDSR)
-
-
-def test_a_checkpoint_that_does_not_match_its_manifest_is_refused(checkpoint):
-    content = bytearray((checkpoint / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (checkpoint / "model.safetensors").write_bytes(content)
-    with pytest.raises(RequestError, match=r"step-1: damaged, as model\.safetensors does not match"):
-        weights.load_model(checkpoint)
-
-
-@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 3}', '{"files": {"model.safetensors": "x"}}'])
-def test_a_manifest_that_says_nothing_useful_is_refused(checkpoint, manifest):
-    (checkpoint / "manifest.json").write_text(manifest)
-    with pytest.raises(RequestError, match="damaged"):
-        weights.read(checkpoint)
-
-
-def test_an_unfinished_checkpoint_or_another_folder_is_refused(model_file, tmp_path):
-    with pytest.raises(RequestError, match=r"without manifest\.json, so its writing was never finished"):
+def test_a_folder_or_nothing_at_all_is_refused(model_file, tmp_path):
+    with pytest.raises(RequestError, match=r"a folder; expected a weights file"):
         weights.read(model_file.parent)
-    with pytest.raises(RequestError, match=r"a folder without model\.safetensors"):
-        weights.read(tmp_path)
+    with pytest.raises(RequestError, match=r"missing\.pt: no such file"):
+        weights.read(tmp_path / "missing.pt")
 
 
 @pytest.fixture
@@ -177,9 +148,9 @@ def test_a_url_that_does_not_answer_is_refused(server):
         weights.load_model(f"{url}/missing.pt")
 
 
-def test_loading_takes_no_draws_from_the_global_generator(checkpoint):
+def test_loading_takes_no_draws_from_the_global_generator(model_file):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    weights.load_model(checkpoint)
+    weights.load_model(model_file)
     assert torch.equal(torch.rand(1), expected)

@@ -1,22 +1,11 @@
 """Where checkpoints live: one protocol, one file per medium."""
 
-import re
-
-from sr_runner.checkpoint.stores.base import Store
+from sr_runner.checkpoint.stores.base import Store, names_in, steps_of
 from sr_runner.checkpoint.stores.local import LocalStore
 from sr_runner.checkpoint.stores.mlflow import MlflowStore
 from sr_runner.checkpoint.stores.remote import RemoteStore
 
-__all__ = ["LocalStore", "MlflowStore", "RemoteStore", "Store", "checkpoint_at", "store_at"]
-
-
-_CHECKPOINT = re.compile(r"(?P<root>(?:mlflow:|(?!https?:)[a-z0-9]+://).+)/(?P<name>[^/]+/[^/]+/step-\d+)/?")
-
-
-def checkpoint_at(url: str) -> tuple[Store, str] | None:
-    """The store and the name in a checkpoint's URL, as `sr-run` prints it; None for any other text."""
-    match = _CHECKPOINT.fullmatch(url)
-    return (store_at(match["root"]), match["name"]) if match else None
+__all__ = ["LocalStore", "MlflowStore", "RemoteStore", "Store", "names_in", "steps_of", "store_at"]
 
 
 def store_at(root: str) -> Store:

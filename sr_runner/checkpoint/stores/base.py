@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from sr_runner.checkpoint.format import Blob
+from sr_runner.checkpoint.format import Blob, Name
 
 
 class Store(Protocol):
@@ -52,3 +52,13 @@ class Store(Protocol):
 
     def drop_lease(self, attempt: str) -> None:
         """Remove the record, if there is one."""
+
+
+def names_in(store: Store, prefix: str = "") -> list[Name]:
+    """The committed checkpoints below `prefix` (`identity/`, `identity/attempt/`), by identity, attempt and step."""
+    return sorted(name for text in store.list(prefix) if (name := Name.parse(text)) is not None)
+
+
+def steps_of(store: Store, attempt: str) -> list[int]:
+    """The steps that have a committed checkpoint of `attempt` (`<identity>/<attempt>`), ascending."""
+    return [name.step for name in names_in(store, f"{attempt}/")]

@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sr_runner.checkpoint.format import MANIFEST, Blob, Name
+from sr_runner.checkpoint.format import MANIFEST, STEP, Blob, Name
 from sr_runner.errors import RequestError
 
 _WRITING = ".writing-"
 _REPLACED = ".replaced-"
 _DELETED = ".deleted-"
 _LEASE = "lease.json"
-_ASIDE = re.compile(rf"{re.escape(_REPLACED)}(?P<step>step-\d{{8,12}})-[0-9a-f]+")
+_ASIDE = re.compile(rf"{re.escape(_REPLACED)}(?P<step>{STEP})-[0-9a-f]+")
 
 
 class LocalStore:
@@ -64,7 +64,7 @@ class LocalStore:
     def list(self, prefix: str = "") -> Sequence[str]:
         names = []
         for attempt in self._attempts(prefix):
-            steps = {entry.name for entry in attempt.glob("step-*") if (entry / MANIFEST).is_file()}
+            steps = {entry.name for entry in attempt.glob("*") if (entry / MANIFEST).is_file()}
             steps.update(self._aside(attempt))
             names += [f"{attempt.parent.name}/{attempt.name}/{step}" for step in steps]
         return [name for name in names if name.startswith(prefix) and Name.parse(name)]
@@ -123,7 +123,7 @@ class LocalStore:
                 empty.rmdir()
 
     def _folder(self, attempt: str) -> Path:
-        return self._path(f"{attempt}/step-00000000").parent
+        return self._path(str(Name.of(attempt, 0))).parent
 
     def _path(self, name: str) -> Path:
         if Name.parse(name) is None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sr_runner.checkpoint.format import MANIFEST, Blob, DamagedError, Manifest, Name
+from sr_runner.checkpoint.format import MANIFEST, STEP, Blob, DamagedError, Manifest, Name
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ _REPLACING = ".replacing-"
 _DAMAGED = "damaged-"
 _WHY = "why.json"
 _LEASE = "lease.json"
-_BESIDE = re.compile(rf"{re.escape(_REPLACING)}(?P<step>step-\d{{8,12}})-[0-9a-f]+")
-_QUARANTINED = re.compile(rf"{re.escape(_DAMAGED)}(?P<step>step-\d{{8,12}})-.+")
+_BESIDE = re.compile(rf"{re.escape(_REPLACING)}(?P<step>{STEP})-[0-9a-f]+")
+_QUARANTINED = re.compile(rf"{re.escape(_DAMAGED)}(?P<step>{STEP})-.+")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _MANIFEST_LIMIT = 1 << 16
 
@@ -158,8 +158,7 @@ class ObjectStore:
 
     def clean(self, prefix: str) -> Sequence[str]:
         attempt = prefix.rstrip("/")
-        if Name.parse(f"{attempt}/step-00000000") is None:
-            raise ValueError(f"{prefix!r} is not the name of an attempt")
+        Name.of(attempt, 0)  # raises where that is no attempt
         folders = _by_folder(attempt, self._objects.keys(attempt))
         for step in {match["step"] for folder in folders if (match := _BESIDE.fullmatch(folder))}:
             here, beside = self._places(f"{attempt}/{step}", folders)
@@ -255,8 +254,7 @@ class ObjectStore:
 
 
 def _lease_key(attempt: str) -> str:
-    if Name.parse(f"{attempt}/step-00000000") is None:
-        raise ValueError(f"{attempt!r} is not the name of an attempt")
+    Name.of(attempt, 0)  # raises where that is no attempt
     return f"{attempt}/{_LEASE}"
 
 

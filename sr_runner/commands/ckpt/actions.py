@@ -12,37 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.attempt.build import policies
-from sr_runner.checkpoint import format
+from sr_runner.checkpoint import Origin, format
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Manifest, Name
-from sr_runner.checkpoint.reader import read
 from sr_runner.checkpoint.retention import Info, doomed
-from sr_runner.checkpoint.stores import Store, store_at
+from sr_runner.checkpoint.stores import Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
-from sr_runner.commands.options import Places
+from sr_runner.commands.options import Places as StoreOptions
 from sr_runner.config.settings import CheckpointSettings
 from sr_runner.errors import RequestError, RunError
 from sr_runner.runs.catalogue import Catalogue, difference
+from sr_runner.runs.resolve import Found, find
 
 
-@dataclass
+@dataclass(frozen=True)
 class Shelf:
-    """One store, and what is needed to read in it."""
+    """Some checkpoints of one store: all of it, or what a name means."""
 
     store: Store
+    names: list[Name]
     scratch: Path
-
-    def names(self, wanted: str | None) -> list[Name]:
-        """The checkpoints that `wanted` names, all of them without it, by identity, attempt and step."""
-        if wanted is None:
-            return self._all("")
-        attempt = Catalogue(self.scratch / "none", self.store, self.scratch).find(wanted)
-        names = [name for name in self._all(f"{attempt}/") if attempt.step in (None, name.step)]
-        if not names:
-            raise RequestError(f"{wanted}: there is no such checkpoint in {self.store.url}")
-        return names
-
-    def newest(self, wanted: str) -> Name:
-        return self.names(wanted)[-1]
 
     def manifest(self, name: Name) -> Manifest:
         return Manifest.read(self.store.get(str(name), self.scratch, only=[MANIFEST]))
@@ -50,22 +38,43 @@ class Shelf:
     def folder(self, name: Name) -> Path:
         return self.store.get(str(name), self.scratch)
 
-    def _all(self, prefix: str) -> list[Name]:
-        return sorted(name for text in self.store.list(prefix) if (name := Name.parse(text)) is not None)
+
+@dataclass(frozen=True)
+class Places:
+    """Where names are looked up."""
+
+    catalogue: Catalogue
+
+    def find(self, wanted: str) -> Found:
+        """What `wanted` names, wherever it is; see `runs.resolve`."""
+        found = find(wanted, self.catalogue)
+        if isinstance(found, str):
+            raise RequestError(f"{wanted}: a weights file; expected a checkpoint")
+        return found
+
+    def shelf(self, wanted: str | None = None) -> Shelf:
+        """The checkpoints that `wanted` names; those of the whole store without it."""
+        if wanted is not None:
+            found = self.find(wanted)
+            return Shelf(found.store, found.names(), self.catalogue.scratch)
+        store = self.catalogue.store
+        assert store is not None
+        return Shelf(store, names_in(store), self.catalogue.scratch)
 
 
 Report = tuple[list[dict[str, Any]], list[str]]
 """What a command has found or done: rows for `--json`, lines for people."""
 
 
-def run(command: str, names: list[str], options: Places, *, as_json: bool) -> int:
+def run(command: str, names: list[str], options: StoreOptions, *, as_json: bool) -> int:
     """The exit status of `command`: 1 where it found damage. Raises `RequestError`, `RunError` and `OSError`."""
     commands: dict[str, Callable[..., Report]] = {
         "ls": _ls, "verify": _verify, "diff": _diff, "export": _export, "prune": _prune, "cp": _copy,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="sr-ckpt-") as scratch:
         try:
-            rows, lines = commands[command](Shelf(store_at(options.store), Path(scratch)), options, *names)
+            catalogue = Catalogue(Path(options.outputs) / "runs", store_at(options.store), Path(scratch))
+            rows, lines = commands[command](Places(catalogue), options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
     text = json.dumps(rows, indent=1) if as_json else "\n".join(lines)
@@ -73,10 +82,11 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
     return int(any(row.get("ok") is False for row in rows))
 
 
-def _ls(shelf: Shelf, options: Places, wanted: str | None = None) -> Report:
+def _ls(places: Places, options: StoreOptions, wanted: str | None = None) -> Report:
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
-    for name in shelf.names(wanted):
+    shelf = places.shelf(wanted)
+    for name in shelf.names:
         row: dict[str, Any] = {"identity": name.identity, "attempt": name.attempt, "step": name.step}
         if not rows or (rows[-1]["identity"], rows[-1]["attempt"]) != (name.identity, name.attempt):
             lines.append(f"{name.identity}/{name.attempt}")
@@ -93,9 +103,10 @@ def _ls(shelf: Shelf, options: Places, wanted: str | None = None) -> Report:
     return rows, lines
 
 
-def _verify(shelf: Shelf, options: Places, *wanted: str) -> Report:
+def _verify(places: Places, options: StoreOptions, *wanted: str) -> Report:
     rows, lines = [], []
-    for name in [name for each in wanted or [None] for name in shelf.names(each)]:
+    shelves = [places.shelf(each) for each in wanted] or [places.shelf()]
+    for shelf, name in ((shelf, name) for shelf in shelves for name in shelf.names):
         try:
             format.load(shelf.folder(name), expected_step=name.step)
             reason = ""
@@ -106,10 +117,10 @@ def _verify(shelf: Shelf, options: Places, *wanted: str) -> Report:
     return rows, lines
 
 
-def _diff(shelf: Shelf, options: Places, *wanted: str) -> Report:
-    a, b = (read(_folder_of(shelf, each)) for each in wanted)
+def _diff(places: Places, options: StoreOptions, *wanted: str) -> Report:
+    a, b = (places.find(each).restored() for each in wanted)
     rows: list[dict[str, Any]] = []
-    facts = [dict(state.training.get("facts", {})) | {"step": state.step} for state in (a, b)]
+    facts = [dict(Origin.of(state.training).facts) | {"step": state.step} for state in (a, b)]
     rows += [{"kind": "config", "name": k, "a": x, "b": y} for k, (x, y) in difference(*facts).items()]
     for name in sorted(a.model.keys() | b.model.keys()):
         x, y = a.model.get(name), b.model.get(name)
@@ -128,21 +139,20 @@ def _diff(shelf: Shelf, options: Places, *wanted: str) -> Report:
     return rows, lines or ["the same config, step and weights"]
 
 
-def _export(shelf: Shelf, options: Export, wanted: str, to: str) -> Report:
-    folder, file = _folder_of(shelf, wanted), Path(to)
-    format.load(folder)
+def _export(places: Places, options: Export, wanted: str, to: str) -> Report:
+    model, file = Path(places.find(wanted).weights().location), Path(to)
     if file.exists():
         raise RequestError(f"{file} exists already; choose another name")
     if options.layout == "safetensors":
-        file.write_bytes((folder / format.MODEL).read_bytes())
+        file.write_bytes(model.read_bytes())
     else:
         from sr_runner.weights import export, load_model
 
-        export(load_model(folder), file, options.layout)
+        export(load_model(model), file, options.layout)
     return [{"file": str(file)}], [f"wrote {file}"]
 
 
-def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
+def _prune(places: Places, options: Prune, wanted: str) -> Report:
     try:
         settings = CheckpointSettings(
             keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
@@ -150,7 +160,8 @@ def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
         )  # fmt: skip
     except RequestError as error:  # the same keys, without their group
         raise RequestError(str(error).removeprefix("checkpoint.")) from error
-    names, infos = {name.step: name for name in shelf.names(wanted)}, []
+    shelf = places.shelf(wanted)
+    names, infos = {name.step: name for name in shelf.names}, []
     for step, name in names.items():
         try:
             manifest = shelf.manifest(name)
@@ -165,19 +176,14 @@ def _prune(shelf: Shelf, options: Prune, wanted: str) -> Report:
     return rows, [f"{verb} {name}" for name in gone] or ["nothing to delete"]
 
 
-def _copy(shelf: Shelf, options: Places, wanted: str, to: str) -> Report:
-    target, rows = store_at(to), []
-    for name in shelf.names(wanted):
+def _copy(places: Places, options: StoreOptions, wanted: str, to: str) -> Report:
+    target, rows, shelf = store_at(to), [], places.shelf(wanted)
+    for name in shelf.names:
         folder = shelf.folder(name)
         format.load(folder, expected_step=name.step)  # what is damaged is not spread
         target.put(str(name), [Blob.of_file(folder / file) for file in (*FILES, MANIFEST)])
         rows.append({"name": str(name), "to": target.url})
     return rows, [f"copied {row['name']} to {row['to']}" for row in rows]
-
-
-def _folder_of(shelf: Shelf, wanted: str) -> Path:
-    path = Path(wanted).expanduser()
-    return path if (path / MANIFEST).is_file() else shelf.folder(shelf.newest(wanted))
 
 
 def _age(seconds: float) -> str:

@@ -1,0 +1,68 @@
+"""The files of a run's folder, `outputs/runs/<identity>/<attempt>/`: their names, and how they are read and written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sr_runner.tracking import journal
+
+RECORD = "run.json"
+"""What the run was started with: what determines its identity, its overrides, the checkpoint that it is forked from."""
+CONFIG = "config.yaml"
+OVERRIDES = "overrides.txt"
+RESULT = "result.json"
+IMAGES = "images.csv"
+LOG = "run.log"
+LOCK = "run.lock"
+TRACKER = journal.IDS
+JOBS = "jobs.txt"
+"""The scheduler's jobs that worked on the attempt, a line each."""
+
+
+def begin(folder: Path, facts: Mapping[str, Any], config: str, overrides: Sequence[str], parent: str | None) -> None:
+    """Write what the run was started with; secrets are masked already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"facts": facts, "overrides": list(overrides), "parent": parent}
+    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    (folder / OVERRIDES).write_text("".join(f"{override}\n" for override in overrides), encoding="utf-8")
+
+
+def facts(folder: Path) -> dict[str, Any] | None:
+    """What the run's identity was computed from; None where the folder does not tell."""
+    known = read_json(folder / RECORD).get("facts")
+    return known if isinstance(known, dict) else None
+
+
+def tracker(folder: Path) -> dict[str, Any]:
+    """The ids that the tracking server gave the run, `run_id` among them; empty before it has answered."""
+    return read_json(folder / TRACKER)
+
+
+def jobs(folder: Path) -> list[str]:
+    """The scheduler's jobs that worked on the attempt."""
+    try:
+        return (folder / JOBS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def add_job(folder: Path, key: str) -> None:
+    """Write down, and flush to the disk, that the job `key` works on the attempt."""
+    with (folder / JOBS).open("a", encoding="utf-8") as file:
+        file.write(f"{key}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
