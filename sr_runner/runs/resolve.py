@@ -18,11 +18,10 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -136,14 +135,14 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found | str:
     asked = f"{key}{mask_credentials(wanted)}"
     path = Path(wanted).expanduser()
     is_address = "://" in wanted or wanted.startswith("mlflow:")
-    if weights.is_url(wanted) or (not is_address and os.path.isfile(path)):
+    if weights.is_url(wanted) or (not is_address and _exists(path, Path.is_file)):
         return wanted if is_address else str(path)
     try:
         found = _placed(asked, wanted if is_address else str(path.absolute()), is_address, catalogue)
         if found is None and not is_address:
             root, words = _split(wanted)
             found = _named(catalogue, words) if not root else None
-            if found is None and os.path.isfile(path / MANIFEST):
+            if found is None and _exists(path / MANIFEST, Path.is_file):
                 copy = _Copy(path)
                 found = Catalogue(catalogue.scratch / "none", copy, catalogue.scratch), copy.attempt
             if found is None and _RUN_ID.fullmatch(wanted) and (attempt := catalogue.of_run_id(wanted)) is not None:
@@ -223,7 +222,7 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
     """Raises `RequestError`: what was looked for and where, the nearest name, and a few known ones."""
     if path is None:
         raise RequestError(f"{asked}: no such run, attempt or checkpoint in that store")
-    if os.path.isdir(path):
+    if _exists(path, Path.is_dir):
         raise RequestError(
             f"{asked}: a folder, but not of a run, an attempt or a whole checkpoint (which has a {MANIFEST})"
         )
@@ -234,3 +233,10 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
         f"{asked}: no such run, attempt or checkpoint in {where}, and no such file."
         f"{nearest(_split(str(path))[1][0], known)}{some}"
     )
+
+
+def _exists(path: Path, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(path)
+    except OSError:  # what can be no path: it is too long
+        return False
