@@ -13,6 +13,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import CheckpointManager, LocalStore, Name, Store, TrainingState
 from sr_runner.checkpoint.stores import steps_of
 from sr_runner.errors import RequestError
+from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue, difference
 from sr_runner.runs.resolve import find
 
@@ -65,7 +66,7 @@ def _of_this_job(catalogue: Catalogue, identity: str) -> Attempt | None:
         return None
     for attempt in reversed(catalogue.attempts(identity)):
         folder = catalogue.folder(attempt)
-        if jobs.worked_on(folder, job) or (not folder.exists() and catalogue.state(attempt).get("job") == job.key):
+        if job.key in files.jobs(folder) or (not folder.exists() and catalogue.state(attempt).get("job") == job.key):
             return attempt
     return None
 
@@ -128,10 +129,6 @@ def _exactly(
     store, asked = parts.store, f"trainer.resume={wanted}"
     assert store is not None
     found = find(wanted, catalogue, "trainer.resume=")
-    if isinstance(found, str):
-        raise RequestError(
-            f"{asked}: a weights file holds no training state; checkpoint.init_from={wanted} starts from its weights"
-        )
     theirs = found.catalogue.facts(found.attempt)
     if theirs is None:
         raise RequestError(f"{asked}: {found.attempt} does not tell its config, in {found.store.url}")

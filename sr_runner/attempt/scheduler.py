@@ -32,14 +32,8 @@ def current() -> Job | None:
 def remember(attempt: Path) -> None:
     """Write into the folder of an attempt that this process's job works on it."""
     job = current()
-    if job is None or worked_on(attempt, job):
-        return
-    folder.add_job(attempt, job.key)
-
-
-def worked_on(attempt: Path, job: Job) -> bool:
-    """Whether `job` is known, in the attempt's folder, to have worked on it."""
-    return job.key in folder.jobs(attempt)
+    if job is not None and job.key not in folder.jobs(attempt):
+        folder.add_job(attempt, job.key)
 
 
 def _slurm() -> Job | None:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,23 +127,26 @@ class Found:
         raise RunError(f"{self.asked}: no good checkpoint in {self.store.url}{damages}")
 
 
-def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found | str:
-    """What `wanted` means (see above); a string is the path or URL of a weights file.
+def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
+    """The attempt or checkpoint that `wanted` means (see above).
 
     Raises `RequestError` where there is no such thing, `RunError` where a store cannot be read; the messages begin
     with `key` (`trainer.resume=`) and `wanted`.
     """
+    if _is_weights_file(wanted):
+        raise RequestError(
+            f"{key}{weights.shown(wanted)}: a weights file; expected a run or a checkpoint, which hold a training state"
+            " (checkpoint.init_from= starts from weights)"
+        )
     asked = f"{key}{mask_credentials(wanted)}"
     path = Path(wanted).expanduser()
     is_address = "://" in wanted or wanted.startswith("mlflow:")
-    if weights.is_url(wanted) or (not is_address and _exists(path, Path.is_file)):
-        return wanted if is_address else str(path)
     try:
         found = _placed(asked, wanted if is_address else str(path.absolute()), is_address, catalogue)
         if found is None and not is_address:
             root, words = _split(wanted)
             found = _named(catalogue, words) if not root else None
-            if found is None and _exists(path / MANIFEST, Path.is_file):
+            if found is None and _is_file(path / MANIFEST):
                 copy = _Copy(path)
                 found = Catalogue(catalogue.scratch / "none", copy, catalogue.scratch), copy.attempt
             if found is None and _RUN_ID.fullmatch(wanted) and (attempt := catalogue.of_run_id(wanted)) is not None:
@@ -158,8 +162,9 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found | str:
 
 def source(wanted: str, catalogue: Catalogue, key: str = "") -> Source:
     """The weights that `wanted` means. Raises as `find` and `Found.weights`."""
-    found = find(wanted, catalogue, key)
-    return Source(found, Path(weights.shown(found)).stem) if isinstance(found, str) else found.weights()
+    if _is_weights_file(wanted):
+        return Source(wanted, Path(weights.shown(wanted)).stem)
+    return find(wanted, catalogue, key).weights()
 
 
 def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path) -> Source:
@@ -222,7 +227,7 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
     """Raises `RequestError`: what was looked for and where, the nearest name, and a few known ones."""
     if path is None:
         raise RequestError(f"{asked}: no such run, attempt or checkpoint in that store")
-    if _exists(path, Path.is_dir):
+    if os.path.isdir(path):  # noqa: PTH112
         raise RequestError(
             f"{asked}: a folder, but not of a run, an attempt or a whole checkpoint (which has a {MANIFEST})"
         )
@@ -230,13 +235,14 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
     where = f"{catalogue.runs}{f' or {catalogue.store.url}' if catalogue.store is not None else ''}"
     some = f" Known: {', '.join(sorted(known)[-5:])}." if known else ""
     raise RequestError(
-        f"{asked}: no such run, attempt or checkpoint in {where}, and no such file."
+        f"{asked}: no such file, and no such run, attempt or checkpoint in {where}."
         f"{nearest(_split(str(path))[1][0], known)}{some}"
     )
 
 
-def _exists(path: Path, kind: Callable[[Path], bool]) -> bool:
-    try:
-        return kind(path)
-    except OSError:  # what can be no path: it is too long
-        return False
+def _is_weights_file(wanted: str) -> bool:
+    return weights.is_url(wanted) or _is_file(Path(wanted).expanduser())
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # no error for what is too long for a path

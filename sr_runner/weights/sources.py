@@ -33,31 +33,19 @@ _SILENCE = 30.0
 _log = logging.getLogger(__name__)
 
 
-def locate(source: str | Path) -> Path:
-    """The weights file that `source` names; a URL is downloaded once, into torch.hub's folder.
+def read_source(source: str | Path) -> TensorFile:
+    """The tensors of the file that `source` names; a URL is downloaded once, into torch.hub's folder.
 
     Raises:
-        RequestError: no file is there, or the download failed.
+        RequestError: no file is there, the download failed, or as `read_tensor_file`. What was downloaded and cannot
+            be read is not kept: the next try downloads it again.
     """
-    if is_url(source):
-        return download(str(source))
-    path = Path(source).expanduser()
+    path = download(str(source)) if is_url(source) else Path(source).expanduser()
     if path.is_dir():
         raise RequestError(f"{source}: a folder; expected a weights file")
     if not path.exists():
         hint = "; of addresses, http and https can be downloaded" if "://" in str(source) else ""
         raise RequestError(f"{source}: no such file{hint}")
-    return path
-
-
-def read_source(source: str | Path) -> TensorFile:
-    """The tensors of what `source` names.
-
-    Raises:
-        RequestError: as `locate` and `read_tensor_file`. What was downloaded and cannot be read is not kept: the
-            next try downloads it again.
-    """
-    path = locate(source)
     try:
         return read_tensor_file(path)
     except RequestError as error:

@@ -125,9 +125,10 @@ def test_true_where_the_newest_attempt_has_no_checkpoint_goes_on_with_it_and_nam
     ("name", "attempt", "step"),
     [
         (IDENTITY, NEWER, 40), (OLDER, OLDER, 20), (f"{OLDER}/step-20", OLDER, 20),
-        (f"outputs/runs/{OLDER}", OLDER, 20), (f"outputs/checkpoints/{OLDER}/step-00000020", OLDER, 20), (RUN_ID, OLDER, 20),
+        (f"outputs/runs/{OLDER}", OLDER, 20), (RUN_ID, OLDER, 20),
+        (f"outputs/checkpoints/{OLDER}/step-00000020", OLDER, 20),
     ],
-    ids=["identity", "attempt", "newest step", "folder of the run", "folder of the checkpoint", "MLflow id"],
+    ids=["identity", "attempt", "newest step", "folder of the run", "MLflow id", "folder of the checkpoint"],
 )  # fmt: skip
 def test_a_name_goes_on_with_exactly_that_attempt(
     chosen: Choose, outputs: Path, name: str, attempt: str, step: int
