@@ -196,7 +196,7 @@ def _placed(asked: str, place: str, is_address: bool, catalogue: Catalogue) -> t
     try:
         runs, store, outputs = catalogue.scratch / "none", store_at(root), Path(root).parent
     except RequestError as error:
-        raise RequestError(f"{asked}: {mask_credentials(str(error))}") from error
+        raise RequestError(f"{asked}: {error}") from error
     own = Path(root) == catalogue.runs.absolute() or (catalogue.store is not None and store.url == catalogue.store.url)
     if not own and not is_address and Path(root).name == "runs" and (outputs / "checkpoints").is_dir():
         runs, store = Path(root), LocalStore(outputs / "checkpoints")
