@@ -111,7 +111,9 @@ def test_cp_copies_whole_checkpoints_and_refuses_damaged_ones(
 
 
 def test_a_name_that_is_not_there_gets_one_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "edsr-x9: no such file, and no such run" in run(capsys, "verify", f"checkpoint.root={root}", "edsr-x9", code=2)
+    assert "edsr-x9: no such file, and no such run" in run(
+        capsys, "verify", f"checkpoint.root={root}", "edsr-x9", code=2
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,7 @@ class Places:
 
     def find(self, wanted: str) -> Found:
         """What `wanted` names, wherever it is; see `runs.resolve`."""
-        found = find(wanted, self.catalogue)
-        if isinstance(found, str):
-            raise RequestError(f"{wanted}: a weights file; expected a checkpoint")
-        return found
+        return find(wanted, self.catalogue)
 
     def shelf(self, wanted: str | None = None) -> Shelf:
         """The checkpoints that `wanted` names; those of the whole store without it."""
@@ -106,7 +103,7 @@ def _ls(places: Places, options: StoreOptions, wanted: str | None = None) -> Rep
 def _verify(places: Places, options: StoreOptions, *wanted: str) -> Report:
     rows, lines = [], []
     shelves = [places.shelf(each) for each in wanted] or [places.shelf()]
-    for shelf, name in ((shelf, name) for shelf in shelves for name in shelf.names):
+    for shelf, name in [(each, name) for each in shelves for name in each.names]:
         try:
             format.load(shelf.folder(name), expected_step=name.step)
             reason = ""
