@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sr_runner.attempt import logs
 from sr_runner.attempt.build import Parts, build_parts
@@ -26,6 +26,7 @@ from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation import Evaluation
+from sr_runner.masking import learn
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
@@ -53,6 +54,7 @@ def execute(
     """
     began = time.perf_counter()
     logs.remember()
+    learn(OmegaConf.to_container(config))
     world = join(stop)
     parts = build_parts(config, overrides, world)
     stop.grace_seconds = parts.trainer.grace_seconds

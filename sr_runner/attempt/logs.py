@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sr_runner.masking import mask_logs
 from sr_runner.training.progress import BarSafeHandler
 
 _SHORT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
@@ -22,6 +23,7 @@ class _ByLevel(logging.Formatter):
 
 def to_console() -> None:
     """Log to standard error, above a running progress bar. Calling it again changes nothing."""
+    mask_logs()
     root = logging.getLogger()
     logging.getLogger("sr_runner").setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -45,6 +47,7 @@ class _Memory(logging.Handler):
 
 def remember() -> None:
     """Keep all log lines from now on for the next `to_file`: a run's parts say things before it has a folder."""
+    mask_logs()
     _forget()
     logging.getLogger("sr_runner").setLevel(logging.INFO)
     logging.getLogger().addHandler(_Memory())

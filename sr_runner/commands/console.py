@@ -11,7 +11,7 @@ from typing import Any
 from sr_runner.commands.arguments import options_help
 from sr_runner.commands.version import versions
 from sr_runner.errors import RequestError, RunError
-from sr_runner.masking import masked_text
+from sr_runner.masking import masked_output
 from sr_runner.signals import Stopped, StopSignal
 
 _ENDING = """
@@ -23,6 +23,7 @@ Exit status: 0 done, 2 the request was wrong, 1 {failed}, 128+N stopped by signa
 """
 
 
+@masked_output()
 def run_command(
     name: str, page: Callable[[], str], argv: Sequence[str] | None, work: Callable[[list[str], bool], int]
 ) -> int:
@@ -49,7 +50,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return 0
     except (RequestError, RunError, OSError) as error:
-        sys.stderr.write(f"{name}: {masked_text(str(error))}\n")
+        sys.stderr.write(f"{name}: {error}\n")
         return 2 if isinstance(error, RequestError) else 1
     except Stopped as stopped:
         return 128 + stopped.signum

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from sr_runner.distributed.processes import is_distributed, is_main_process
 from sr_runner.errors import RequestError, RunError
+from sr_runner.masking import masked_output
 from sr_runner.signals import Stopped, StopSignal
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _TO_HYDRA = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", 
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp")
 
 
+@masked_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -182,13 +184,14 @@ def _sweep(overrides: list[str], options: list[str], extra_dirs: list[str]) -> i
 def job(config: DictConfig) -> float | None:
     """One job of a sweep; its validation PSNR is what a sweeper optimises."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from sr_runner.attempt import logs
     from sr_runner.attempt.execute import execute
     from sr_runner.commands.sweep import Job, mask_record, write_job
     from sr_runner.config import schema as configs
     from sr_runner.config.compose import absolute
-    from sr_runner.masking import masked_override, masked_text
+    from sr_runner.masking import learn, masked_override, masked_text
     from sr_runner.tracking import SweepParent
 
     hydra = HydraConfig.get()
@@ -196,7 +199,8 @@ def job(config: DictConfig) -> float | None:
     folder = sweep / str(hydra.job.num)
     overrides = list(hydra.overrides.task)
     shown = [masked_override(override) for override in overrides]
-    mask_record(sweep, masked_text)
+    learn(OmegaConf.to_container(config))
+    mask_record(sweep)
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
     stop = StopSignal().install()
     logs.to_console()

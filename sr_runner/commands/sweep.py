@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from sr_runner.masking import masked_text
 
 JOB = "job.json"
 
@@ -44,12 +46,10 @@ def write_job(folder: Path, job: Job) -> None:
     (folder / JOB).write_text(json.dumps(asdict(job), indent=1) + "\n")
 
 
-def mask_record(folder: Path, masked: Callable[[str], str]) -> None:
-    """Hydra writes the config of the whole sweep into its folder as it is: `masked` takes the secrets out of it."""
-    record = folder / "multirun.yaml"
-    if record.is_file():
-        text = record.read_text()
-        if (clean := masked(text)) != text:
+def mask_record(folder: Path) -> None:
+    """Hydra writes the config of the whole sweep into its folder as it is: take the secrets out of it."""
+    for record in (folder / "multirun.yaml", *folder.glob("*/.hydra/*.yaml")):
+        if record.is_file() and (clean := masked_text(text := record.read_text())) != text:
             record.write_text(clean)
 
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from sr_runner.masking import digested
+
 _OF_THE_TRAINER = ("precision", "accumulate", "grad_clip", "parameters", "ema_decay", "on_nan")
 
 
@@ -49,7 +51,7 @@ def identity_facts(
     facts |= {f"trainer.{key}": plain["trainer"][key] for key in _OF_THE_TRAINER}
     if init_from is not None:
         facts |= {"checkpoint.init_from": init_from, "checkpoint.init_rule": plain["checkpoint"]["init_rule"]}
-    return facts
+    return digested(facts)
 
 
 def identity(model: str, scale: int, facts: Mapping[str, Any]) -> str:
