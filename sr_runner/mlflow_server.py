@@ -1,24 +1,52 @@
-"""Where the tracking server is, said safely: its URI made absolute, credentials masked, the page of a run."""
+"""The MLflow server or database: where it is, and the one way in which everything here connects to it and asks it.
+
+MLflow is imported by the first request and not before: the training process never needs it.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from sr_runner.errors import RequestError, nearest
+from sr_runner.locks import file_lock
+from sr_runner.masking import MASK, cause, masked_text
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+ATTEMPT_TAG = "sr_run.attempt"
+"""On each run from its first moment, `<identity>/<attempt>`: so whoever does not know its id finds it."""
 _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("MySQLdb", "pymysql"), "mssql": ("pyodbc", "pymssql")}
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 
 _TRAINING_VIEW = "?workflowType=machine_learning"
 """Without it MLflow 3's UI opens in its view for LLM applications, in which training runs are hard to find."""
-_USER_INFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
-_SECRET_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|secret|token)[^=&\s]*=)[^&\s'\"]+")
+_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag of an experiment by which MLflow's UI opens on training runs and their charts, not on LLM traces."""
+_REFUSALS = {
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_PAGE = 200
 
 
 def tracking_uri(uri: str | None, outputs: Path) -> str:
@@ -36,7 +64,7 @@ def tracking_uri(uri: str | None, outputs: Path) -> str:
         return _absolute_sqlite(uri, source)
     if scheme not in DATABASES + SERVERS and not _has_plugin(scheme):
         raise RequestError(
-            f"{source}={mask_credentials(uri)!r} is no tracking URI{nearest(scheme, DATABASES + SERVERS) or '.'} "
+            f"{source}={masked_text(uri)!r} is no tracking URI{nearest(scheme, DATABASES + SERVERS) or '.'} "
             "Give a server (http://host:5000) or a database (sqlite:////folder/mlflow.db, postgresql://...), "
             "or leave it out for outputs/mlflow.db."
         )
@@ -61,11 +89,6 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.partition("://")[2].partition("?")[0][1:])
 
 
-def mask_credentials(text: str) -> str:
-    """`text` with `user:password@` of every URL in it, and secrets in queries, replaced by `***`."""
-    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
-
-
 def ui_hint(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> tuple[str, str]:
     """The command that opens MLflow's UI on `uri` (empty where a server shows it by itself) and the page of the run.
 
@@ -73,8 +96,8 @@ def ui_hint(uri: str, experiment_id: str | None = None, run_id: str | None = Non
     """
     path = f"/#/experiments/{experiment_id}/runs/{run_id}{_TRAINING_VIEW}" if experiment_id and run_id else "/"
     if not is_database(uri):
-        return "", mask_credentials(uri).replace("***@", "").rstrip("/") + path
-    return f"mlflow ui --backend-store-uri {shlex.quote(mask_credentials(uri))}", f"http://127.0.0.1:5000{path}"
+        return "", masked_text(uri).replace(f"{MASK}@", "").rstrip("/") + path
+    return f"mlflow ui --backend-store-uri {shlex.quote(masked_text(uri))}", f"http://127.0.0.1:5000{path}"
 
 
 def _absolute_sqlite(uri: str, source: str) -> str:
@@ -82,7 +105,7 @@ def _absolute_sqlite(uri: str, source: str) -> str:
     path, question, query = rest.partition("?")
     if not path.startswith("/") or path in ("/", "/:memory:"):
         raise RequestError(
-            f"{source}={uri!r} names no file: expected sqlite:///mlflow.db or sqlite:////folder/mlflow.db."
+            f"{source}={masked_text(uri)!r} names no file: expected sqlite:///mlflow.db or sqlite:////folder/mlflow.db."
         )
     return f"{driver}:///{Path(path[1:]).absolute()}{question}{query}"
 
@@ -93,7 +116,7 @@ def _require_driver(uri: str, source: str) -> None:
     drivers = (named,) if named else _DRIVERS.get(scheme_of(uri), ())
     if is_database(uri) and not any(find_spec(driver) for driver in drivers):
         raise RequestError(
-            f"{source}={mask_credentials(uri)!r} needs the Python package {' or '.join(drivers)}, which is missing."
+            f"{source}={masked_text(uri)!r} needs the Python package {' or '.join(drivers)}, which is missing."
         )
 
 
@@ -106,3 +129,199 @@ def _has_plugin(scheme: str) -> bool:
 def file_uri(path: Path) -> str:
     """`file:///abs/path`, quoted as URLs are."""
     return "file://" + quote(str(path.absolute()))
+
+
+class Unreachable(Exception):
+    """The server cannot take it now: down, hanging, busy, not letting us in. Worth another try later."""
+
+
+class Refused(Exception):
+    """The server took the request and said no. The same request will be refused again."""
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Server:
+    """The tracking server (or database) at `uri`; `artifacts` is where runs in a database keep their files.
+
+    Every method ends in an answer, in `Refused` or in `Unreachable`, whose `__cause__` is what MLflow raised.
+    """
+
+    def __init__(self, uri: str, artifacts: Path) -> None:
+        self.uri = uri
+        self._artifacts = artifacts
+        self._connected: tuple[int, MlflowClient] | None = None
+        self._repositories: dict[str, Any] = {}
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is anything to ask: connecting to an SQLite file that is not there makes it."""
+        file = sqlite_file(self.uri)
+        return file is None or file.exists()
+
+    def ask(self, request: Callable[[MlflowClient], Answer]) -> Answer:
+        """The answer to `request`.
+
+        MLflow hands on whatever its layers raise (requests, urllib3, SQLAlchemy, cloud libraries), so everything
+        that is not a refusal counts as unreachable.
+        """
+        set_limits()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return request(self._client())
+        except MlflowException as error:
+            if error.error_code in _REFUSALS:
+                raise Refused(cause(error), error.error_code) from error
+            raise Unreachable(cause(error)) from error
+        except Exception as error:
+            raise Unreachable(cause(error)) from error
+
+    def run(self, run_id: str) -> Run | None:
+        """The run `run_id`, deleted ones included; None where the server has none of that id."""
+        try:
+            return self.ask(lambda client: client.get_run(run_id))
+        except Refused as refusal:
+            if refusal.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def experiment_id(self, name: str) -> str:
+        """The id of the experiment `name`, which is made, or taken out of the bin, if need be."""
+        found = self.ask(lambda client: client.get_experiment_by_name(name))
+        if found is None:
+            place = file_uri(self._artifacts) if is_database(self.uri) else None
+            try:
+                return str(self.ask(lambda client: client.create_experiment(name, place, _TRAINING)))
+            except Refused as refusal:
+                if refusal.code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                raise Unreachable(f"experiment {name!r} was made by another run just now") from refusal.__cause__
+        self._restore_experiment(found)
+        return str(found.experiment_id)
+
+    def restore(self, run: Run) -> None:
+        """Takes the run, and the experiment that it is in, out of the bin."""
+        self._restore_experiment(self.ask(lambda client: client.get_experiment(run.info.experiment_id)))
+        if run.info.lifecycle_stage == "active":
+            return
+        now = self.run(run.info.run_id)  # an experiment takes its runs along
+        if now is not None and now.info.lifecycle_stage != "active":
+            self.ask(lambda client: client.restore_run(run.info.run_id))
+
+    def runs(self, experiment_id: str, tag: str, value: str, *, prefix: bool = False) -> list[Run]:
+        """The runs of the experiment whose `tag` is `value` (or begins with it), deleted ones too; the oldest first."""
+        from mlflow.entities import ViewType
+
+        quoted = value.replace("'", "")
+        wanted = f"tags.`{tag}` {'LIKE' if prefix else '='} '{quoted}{'%' if prefix else ''}'"
+        found: list[Run] = []
+        token = None
+        while True:
+            search = partial(_search, experiment_id=experiment_id, wanted=wanted, view=ViewType.ALL, token=token)
+            page = self.ask(search)
+            found += page
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def tagged_run(
+        self, experiment_id: str, tag: str, value: str, *, name: str, start_time: int, tags: Mapping[str, str] = {}
+    ) -> Run:
+        """The one run whose `tag` is `value`: found, or made with that tag on it from its first moment."""
+        if not self.runs(experiment_id, tag, value):
+            every = {**tags, tag: value.replace("'", "")}
+            self.ask(lambda client: client.create_run(experiment_id, start_time, every, name))
+        run = self.runs(experiment_id, tag, value)[0]
+        self.delete_doubles(experiment_id, tag, value, run.info.run_id)
+        return run
+
+    def delete_doubles(self, experiment_id: str, tag: str, value: str, keep: str) -> None:
+        """Deletes the other runs of that tag: a request for a run that timed out may still be carried out later, by a
+        server that hung, and leave an empty second one."""
+        for run in self.runs(experiment_id, tag, value):
+            if run.info.run_id != keep and run.info.lifecycle_stage == "active":
+                self.ask(partial(_delete, run_id=run.info.run_id))
+
+    def artifacts(self, run: Run) -> Any:
+        """MLflow's repository of the run's artifacts, which raises whatever its storage raises."""
+        set_limits()
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        self._client()
+        place = run.info.artifact_uri
+        if place not in self._repositories:
+            self._repositories[place] = get_artifact_repository(place, tracking_uri=self.uri)
+        return self._repositories[place]
+
+    def _restore_experiment(self, experiment: Any) -> None:
+        if experiment.lifecycle_stage != "active":
+            self.ask(lambda client: client.restore_experiment(experiment.experiment_id))
+
+    def _client(self) -> MlflowClient:
+        """A client of this process, since connections do not survive a fork; made under a lock of ours, since two that
+        make a database's tables at the same time break it."""
+        if self._connected is not None and self._connected[0] == os.getpid():
+            return self._connected[1]
+        from mlflow import MlflowClient
+
+        self._repositories = {}
+        if is_database(self.uri):
+            database = sqlite_file(self.uri)
+            lock = self._artifacts.parent / "mlflow.lock" if database is None else Path(f"{database}.lock")
+            with file_lock(lock):
+                if database is not None and not database.exists():
+                    make_database(database, self._artifacts)
+                client = MlflowClient(self.uri)
+        else:
+            client = MlflowClient(self.uri)
+        self._connected = os.getpid(), client
+        return client
+
+
+def attempt_of(run_id: str, server: Server) -> str | None:
+    """`<identity>/<attempt>` of the run with MLflow's id `run_id`.
+
+    None where there is no such run, or where the server cannot be asked, which is logged.
+    """
+    if not _RUN_ID.fullmatch(run_id) or not server.is_made:
+        return None
+    try:
+        run = server.run(run_id)
+    except (Refused, Unreachable) as fault:
+        log.warning("%s could not be asked for run %s: %s", masked_text(server.uri), run_id, fault)
+        return None
+    return None if run is None else run.data.tags.get(ATTEMPT_TAG)
+
+
+def set_limits() -> None:
+    """What MLflow may take its time for; to be called before it is imported.
+
+    One attempt a request and a short time-out, since everybody here repeats what fails in a way of their own, and a
+    request that MLflow's client repeats by itself could make a second run. Uploads and downloads get their time.
+    """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "300")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def make_database(path: Path, artifacts: Path) -> None:
+    """Makes MLflow's SQLite file at `path`, whole or not at all: killed amid the migrations it would stay broken."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for left in path.parent.glob(f".{path.name}.*.new*"):
+        left.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    SqlAlchemyStore(f"sqlite:///{draft}", file_uri(artifacts)).engine.dispose()  # type: ignore[no-untyped-call]
+    draft.rename(path)
+
+
+def _search(client: MlflowClient, experiment_id: str, wanted: str, view: int, token: str | None) -> Any:
+    return client.search_runs([experiment_id], wanted, view, _PAGE, page_token=token)
+
+
+def _delete(client: MlflowClient, run_id: str) -> None:
+    client.delete_run(run_id)

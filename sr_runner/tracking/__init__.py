@@ -6,7 +6,6 @@ process of its own (`sr_runner.tracking.sender`) brings the journal to the track
 
 from __future__ import annotations
 
-from sr_runner.mlflow_server import mask_credentials, tracking_uri, ui_hint
 from sr_runner.tracking.mlflow_tracker import MlflowTracker
 from sr_runner.tracking.sweep import close_parent
 from sr_runner.tracking.tracker import NoTracker, RunRecord, Status, SweepParent, Tracker
@@ -19,7 +18,4 @@ __all__ = [
     "SweepParent",
     "Tracker",
     "close_parent",
-    "mask_credentials",
-    "tracking_uri",
-    "ui_hint",
 ]

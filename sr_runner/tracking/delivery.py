@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sr_runner.mlflow_server import mask_credentials
+from sr_runner.masking import masked_text
+from sr_runner.mlflow_server import ATTEMPT_TAG, Refused, Server, Unreachable
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, SYSTEM, Line, read_json, read_lines, write_json
 from sr_runner.tracking.parent_run import parent_run_id
 from sr_runner.tracking.run_writer import Report, RunWriter
-from sr_runner.tracking.server import Refused, Server, Unreachable
-
-ATTEMPT_TAG = "sr_run.attempt"
-"""On the MLflow run from its first moment: so a sender that was killed before it wrote down the id finds it again."""
 
 _MOST_METRICS = 1000
 _WINDOW = 2000
@@ -90,19 +87,18 @@ class Delivery:
                 start_time=start["time"],
                 tags=start["tags"],
             )
-        if run.info.lifecycle_stage != "active":
-            self._server.ask(lambda client: client.restore_run(run.info.run_id))
+        self._server.restore(run)
         self._remember(run.info.run_id)
 
     def _known_id(self) -> str | None:
         ids = read_json(self._run_dir / IDS)
-        if ids.get("tracking_uri") == mask_credentials(self._server.uri):
+        if ids.get("tracking_uri") == masked_text(self._server.uri):
             return ids.get("run_id")
         return self._start.get("run_id")
 
     def _remember(self, run_id: str) -> None:
         ids = {
-            "tracking_uri": mask_credentials(self._server.uri),
+            "tracking_uri": masked_text(self._server.uri),
             "experiment": self._start["experiment"],
             "experiment_id": self._experiment_id,
             "run_id": run_id,

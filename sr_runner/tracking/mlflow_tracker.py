@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.errors import RequestError
-from sr_runner.mlflow_server import mask_credentials, tracking_uri, ui_hint
+from sr_runner.masking import masked, masked_text
+from sr_runner.mlflow_server import Server, attempt_of, tracking_uri, ui_hint
 from sr_runner.tracking.journal import (
     IDS,
     JOURNAL,
@@ -26,7 +27,6 @@ from sr_runner.tracking.journal import (
     read_lines,
     write_json,
 )
-from sr_runner.tracking.lookup import attempt_of
 from sr_runner.tracking.sender_process import SenderProcess, sender_command
 from sr_runner.tracking.tracker import RunRecord, Status
 
@@ -76,7 +76,7 @@ class MlflowTracker:
 
     def attempt_of(self, run_id: str) -> str | None:
         """Asks the server; the one place where this process imports MLflow, before it trains."""
-        return attempt_of(run_id, self._uri)
+        return attempt_of(run_id, Server(self._uri, self._outputs / "artifacts"))
 
     def start(self, run: RunRecord) -> None:
         """Opens the journal in `run.run_dir`, reads what it holds already, and starts the sender."""
@@ -119,7 +119,7 @@ class MlflowTracker:
             offset = sent.get("sent", 0) if sent.get("run_id") == self.run_id else 0
             pending = [line.raw.decode() for line in read_lines(journal.path, offset) if line.is_metrics]
             return {
-                "tracking_uri": mask_credentials(self._uri),
+                "tracking_uri": masked_text(self._uri),
                 "experiment_id": self._fact("experiment_id"),
                 "run_id": self.run_id,
                 "pending": pending,
@@ -139,7 +139,7 @@ class MlflowTracker:
         if self._delivered is not None:
             return self._delivered
         with self._lock:
-            self._append({"event": "finish", "status": status, "tags": _masked(tags or {})})
+            self._append({"event": "finish", "status": status, "tags": masked(tags or {})})
         self.sync()
         self._delivered = self._sender is not None and self._sender.finish(wait)
         if not self._delivered:
@@ -161,11 +161,11 @@ class MlflowTracker:
             "resumed_at": run.resumed_at,
             "run_id": self._ids.get("run_id"),
             "artifacts": str(self._outputs / "artifacts"),
-            "params": _masked(run.params),
-            "tags": {**_who_and_what(), **_masked(run.tags)},
+            "params": masked(run.params),
+            "tags": {**_who_and_what(), **masked(run.tags)},
         }
         if run.dataset is not None:
-            event["dataset"] = {key: mask_credentials(v) if isinstance(v, str) else v for key, v in run.dataset.items()}
+            event["dataset"] = masked(run.dataset)
         if run.parent is not None:
             event["parent"] = {"folder": str(run.parent.folder.absolute()), "name": run.parent.name}
         return event
@@ -187,7 +187,7 @@ class MlflowTracker:
     def _known_ids(self, run: RunRecord) -> dict[str, Any]:
         """The ids that an earlier life was given, if it spoke to the same server."""
         for ids in (read_json(self._run_dir / IDS), run.state or {}):
-            if ids.get("run_id") and ids.get("tracking_uri") == mask_credentials(self._uri):
+            if ids.get("run_id") and ids.get("tracking_uri") == masked_text(self._uri):
                 return dict(ids)
         return {}
 
@@ -231,7 +231,7 @@ class MlflowTracker:
         offset = read_json(self._run_dir / SENT).get("sent", 0)
         left = sum(1 for _ in read_lines(self._started().path, offset))
         trouble = self._sender.reports.get("trouble") if self._sender else None
-        uri = shlex.quote(mask_credentials(self._uri))
+        uri = shlex.quote(masked_text(self._uri))
         command = f"MLFLOW_TRACKING_URI={uri} {shlex.join(sender_command('--deliver', str(self._run_dir)))}"
         return (
             f"{left} entries are not in MLflow yet{f' ({trouble})' if trouble else ''}. They are kept in "
@@ -250,10 +250,6 @@ def _points_from(lines: Iterable[Line], step: int) -> dict[str, set[int]]:
         for key in keys:
             found.setdefault(key, set()).add(at)
     return found
-
-
-def _masked(texts: Mapping[str, str]) -> dict[str, str]:
-    return {str(key): mask_credentials(str(value)) for key, value in texts.items()}
 
 
 def _who_and_what() -> dict[str, str]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sr_runner.locks import file_lock
+from sr_runner.mlflow_server import Server
 from sr_runner.tracking.journal import read_json, write_json
-from sr_runner.tracking.server import Server
 
 SWEEP_TAG = "sr_run.sweep"
 _FILE = "sweep.json"
@@ -32,7 +32,7 @@ def close_parent_run(server: Server, folder: Path, status: str, tags: Mapping[st
         sweep = read_json(folder / _FILE)
         run_id = sweep.get("parent_run_id")
         if run_id is None and "parent_tag" in sweep:
-            found = server.runs_tagged(sweep["parent_experiment_id"], SWEEP_TAG, sweep["parent_tag"])
+            found = server.runs(sweep["parent_experiment_id"], SWEEP_TAG, sweep["parent_tag"])
             run_id = found[0].info.run_id if found else None
         if run_id is None:
             return
@@ -48,14 +48,11 @@ def _find_or_make(server: Server, experiment_id: str, folder: Path, name: str, s
         sweep.setdefault("parent_tag", uuid.uuid4().hex)
         sweep["parent_experiment_id"] = experiment_id
         write_json(folder / _FILE, sweep)
-        run = server.tagged_run(
-            experiment_id, SWEEP_TAG, sweep["parent_tag"], name=name, start_time=start_time, tags={}
-        )
+        run = server.tagged_run(experiment_id, SWEEP_TAG, sweep["parent_tag"], name=name, start_time=start_time)
         sweep["parent_run_id"] = run.info.run_id
         write_json(folder / _FILE, sweep)
     run_id: str = run.info.run_id
-    if run.info.lifecycle_stage != "active":
-        server.ask(lambda client: client.restore_run(run_id))
+    server.restore(run)
     if run.info.status != "RUNNING":
         server.ask(lambda client: client.update_run(run_id, status="RUNNING"))
     return run_id

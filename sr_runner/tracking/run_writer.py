@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from PIL import Image, UnidentifiedImageError
 
-from sr_runner.tracking.server import Refused, Server, Unreachable
+from sr_runner.mlflow_server import Refused, Server, Unreachable
 
 _PARAM_LENGTH, _TAG_LENGTH, _KEY_LENGTH, _DIGEST_LENGTH = 6000, 8000, 250, 36
 _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from sr_runner.locks import Busy, file_lock
-from sr_runner.mlflow_server import mask_credentials
+from sr_runner.masking import MaskedStream, mask_logs, masked_text
+from sr_runner.mlflow_server import Refused, Server, Unreachable, set_limits
 from sr_runner.tracking.journal import JOURNAL, LOCK, SYSTEM, read_lines
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Sender:
         """Says something to the training process, if it is still there."""
         said: dict[str, object] = dict(facts)
         if message is not None:
-            said |= {"message": mask_credentials(message), "level": level}
+            said |= {"message": masked_text(message), "level": level}
             logger.info("%s", message)
         with suppress(OSError, ValueError):
             self._reports.write(json.dumps(said) + "\n")
@@ -120,7 +121,6 @@ class Sender:
     def run(self, uri: str) -> bool:
         """Sends until everything is sent and the training process has ended; False if something had to be left."""
         from sr_runner.tracking.delivery import Delivery
-        from sr_runner.tracking.server import Server
 
         start, _ = last_life(self._run_dir / JOURNAL)
         delivery = Delivery(self._run_dir, Server(uri, Path(start["artifacts"])), start, self.report)
@@ -140,7 +140,6 @@ class Sender:
     def _work(self, delivery: Delivery) -> bool:
         """One part of the work, whose failure is noted and reported; whether there may be more right away."""
         from sr_runner.tracking.run_writer import RunGone
-        from sr_runner.tracking.server import Refused, Unreachable
 
         try:
             busy = delivery.work()
@@ -180,7 +179,7 @@ class Sender:
         self.report(trouble=reason)
         if self._failures == 2 and not self._told:
             self._told = True
-            where = mask_credentials(os.environ.get("MLFLOW_TRACKING_URI", ""))
+            where = masked_text(os.environ.get("MLFLOW_TRACKING_URI", ""))
             self.report(
                 f"{where} cannot be reached ({reason}); training goes on, the points are kept in "
                 f"{self._run_dir / JOURNAL} and are sent when it is back",
@@ -203,7 +202,6 @@ class Sender:
 
     def _end(self, delivery: Delivery, drained: bool) -> bool:
         from sr_runner.tracking.run_writer import RunGone
-        from sr_runner.tracking.server import Refused, Unreachable
 
         complete = drained
         try:
@@ -235,19 +233,6 @@ def last_life(journal: Path) -> tuple[dict[str, Any], bool]:
     return start, finished
 
 
-class _Masked:
-    """Standard error of a process that knows credentials: MLflow's messages and tracebacks quote the URI."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(mask_credentials(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 @contextmanager
 def _only_sender(run_dir: Path, life: LifeLine) -> Iterator[None]:
     """Waits for an earlier sender of the run, whose training process was killed, to end."""
@@ -274,13 +259,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _close_sweep(uri: str, arguments: argparse.Namespace) -> int:
     from sr_runner.tracking.parent_run import close_parent_run
-    from sr_runner.tracking.server import Refused, Server, Unreachable
 
     try:
         server = Server(uri, arguments.folder / "artifacts")
         close_parent_run(server, arguments.folder, arguments.close_sweep, arguments.tags)
     except (Unreachable, Refused) as fault:
-        print(f"{mask_credentials(uri)}: {fault}")
+        print(f"{masked_text(uri)}: {fault}")
         return 1
     return 0
 
@@ -290,8 +274,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     by_hand = arguments.deliver or arguments.close_sweep
     os.nice(5)  # never in the way of the training
+    sys.stderr = MaskedStream(sys.stderr)
     reports, sys.stdout = sys.stdout, sys.stderr  # MLflow prints links
-    sys.stderr = _Masked(sys.stderr)
+    mask_logs()
+    set_limits()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folder = arguments.folder.absolute()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from sr_runner.mlflow_server import mask_credentials, tracking_uri
+from sr_runner.masking import masked, masked_text
+from sr_runner.mlflow_server import tracking_uri
 from sr_runner.tracking.sender_process import sender_command, sender_environment
 from sr_runner.tracking.tracker import Status
 
@@ -29,8 +30,7 @@ def close_parent(
     `uri` and `outputs` are those of the jobs' tracker. True too where no job of the sweep ever reached the server.
     """
     where = tracking_uri(uri, Path(outputs))
-    masked = {key: mask_credentials(str(value)) for key, value in (tags or {}).items()}
-    command = sender_command("--close-sweep", status, "--tags", json.dumps(masked), str(folder.absolute()))
+    command = sender_command("--close-sweep", status, "--tags", json.dumps(masked(tags or {})), str(folder.absolute()))
     try:
         ended = subprocess.run(
             command,
@@ -44,6 +44,6 @@ def close_parent(
         logger.warning("tracking: the sweep's parent run stays open: %s", type(error).__name__)
         return False
     if ended.returncode != 0:
-        reason = (ended.stdout + ended.stderr).strip().splitlines()
+        reason = masked_text(ended.stdout + ended.stderr).strip().splitlines()
         logger.warning("tracking: the sweep's parent run stays open: %s", reason[-1] if reason else "no reason given")
     return ended.returncode == 0

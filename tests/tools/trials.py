@@ -278,9 +278,9 @@ class Workshop:
 
 
 def _make_database(file: Path) -> None:
-    from sr_runner.checkpoint.stores.mlflow_server import _make_database as make
+    from sr_runner.mlflow_server import make_database
 
-    make(file, file.parent / "artifacts")
+    make_database(file, file.parent / "artifacts")
 
 
 def _names(place: Bench, outputs: Path) -> list[str]:

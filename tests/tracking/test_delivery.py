@@ -50,9 +50,9 @@ class House:
             self.said.append(message)
 
     def delivery(self) -> Any:
+        from sr_runner.mlflow_server import Server
         from sr_runner.tracking.delivery import Delivery
         from sr_runner.tracking.sender import last_life
-        from sr_runner.tracking.server import Server
 
         start, _ = last_life(self.run_dir / JOURNAL)
         return Delivery(self.run_dir, Server(self.uri, self.folder / "artifacts"), start, self.report)
@@ -222,7 +222,7 @@ def test_an_artifact_given_again_is_sent_once_with_its_newest_content(house: Hou
 
 
 def test_a_file_store_that_fails_holds_up_no_points_and_gets_its_files_later(house: House) -> None:
-    from sr_runner.tracking.server import Unreachable
+    from sr_runner.mlflow_server import Unreachable
 
     (house.folder / "artifacts").write_text("a file where the folder should be")
     (house.run_dir / "run.log").write_text("log")
@@ -247,7 +247,7 @@ def test_a_file_store_that_fails_holds_up_no_points_and_gets_its_files_later(hou
 
 
 def test_a_run_in_the_bin_is_waited_for_and_taken_out_at_the_next_resume(house: House) -> None:
-    from sr_runner.tracking.server import Unreachable
+    from sr_runner.mlflow_server import Unreachable
 
     house.start()
     delivery = house.deliver()
@@ -266,6 +266,17 @@ def test_an_experiment_in_the_bin_is_taken_out(house: House) -> None:
     house.client.delete_experiment(experiment)
     house.start()
     house.deliver()
+    assert house.client.get_experiment(experiment).lifecycle_stage == "active"
+
+
+def test_a_run_is_taken_out_of_the_bin_together_with_its_experiment(house: House) -> None:
+    house.start()
+    house.deliver()
+    experiment = house.run.info.experiment_id
+    house.client.delete_experiment(experiment)
+    house.start(resumed_at=1)
+    house.deliver()
+    assert house.run.info.lifecycle_stage == "active"
     assert house.client.get_experiment(experiment).lifecycle_stage == "active"
 
 
@@ -292,8 +303,8 @@ def test_damaged_lines_are_said_and_passed_over(house: House) -> None:
 
 
 def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_again(house: House) -> None:
+    from sr_runner.mlflow_server import Server
     from sr_runner.tracking.parent_run import close_parent_run
-    from sr_runner.tracking.server import Server
 
     server = Server(house.uri, house.folder / "artifacts")
     sweep = house.folder / "sweep"

@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sr_runner.checkpoint.format import Blob
-from sr_runner.checkpoint.stores.mlflow_server import MlflowServer, tracking_uri
 from sr_runner.checkpoint.stores.objects import ObjectStore
-from sr_runner.checkpoint.stores.requests import Requests, mask
+from sr_runner.checkpoint.stores.requests import Requests
 from sr_runner.errors import RequestError
+from sr_runner.masking import masked_text
+from sr_runner.mlflow_server import ATTEMPT_TAG, Server, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 Answer = TypeVar("Answer")
 
@@ -51,16 +55,16 @@ class MlflowStore(ObjectStore):
     ):
         if root is not None:
             raise RequestError(
-                f"checkpoint.root={mask(str(root))}: checkpoint=mlflow keeps checkpoints where tracker.uri says; "
-                "leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
+                f"checkpoint.root={masked_text(str(root))}: checkpoint=mlflow keeps checkpoints where tracker.uri "
+                "says; leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
             )
         if retry_seconds < 0:
             raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
         place, name = Path(outputs).absolute(), experiment or "sr-run"
         address = tracking_uri(uri, place)
-        url = f"mlflow:{mask(address)}#{name}"
-        server = MlflowServer(address, name, place / "artifacts")
-        self._artifacts = Artifacts(url, server, place / _SPOOL, Requests(retry_seconds), wait_for_run)
+        url = f"mlflow:{masked_text(address)}#{name}"
+        server = Server(address, place / "artifacts")
+        self._artifacts = Artifacts(url, server, name, place / _SPOOL, Requests(retry_seconds), wait_for_run)
         super().__init__(self._artifacts, url)
 
     def check(self) -> None:
@@ -76,9 +80,10 @@ class MlflowStore(ObjectStore):
 class Artifacts:
     """`Objects` in the artifacts of MLflow runs; the first two parts of a key are the run's tag."""
 
-    def __init__(self, url: str, server: MlflowServer, spool: Path, requests: Requests, wait_for_run: float):
+    def __init__(self, url: str, server: Server, experiment: str, spool: Path, requests: Requests, wait_for_run: float):
         self.url = url
         self._server = server
+        self._experiment = experiment
         self._spool = spool
         self._requests = requests
         self._wait_for_run = wait_for_run
@@ -88,7 +93,7 @@ class Artifacts:
 
     def keys(self, folder: str) -> Mapping[str, int]:
         what, parts = f"listing {self.url}", folder.split("/") if folder else []
-        runs = self._send(what, lambda: self._server.runs("/".join(parts[:2]), whole=len(parts) >= 2))
+        runs = self._send(what, lambda: self._find("/".join(parts[:2]), whole=len(parts) >= 2))
         found: dict[str, int] = {}
         for attempt, attempt_runs in runs.items():
             for run in attempt_runs:
@@ -125,7 +130,7 @@ class Artifacts:
                 with self._spooled(attempt) as spool:
                     file = spool / name
 
-                    def download(run: Any = run, file: Path = file) -> bytes:
+                    def download(run: Run = run, file: Path = file) -> bytes:
                         file.unlink(missing_ok=True)
                         self._server.artifacts(run)._download_file(f"{folder}/{name}", str(file))
                         return file.read_bytes()
@@ -162,21 +167,44 @@ class Artifacts:
     def _send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
         return self._requests.send(what, request, once=once)
 
-    def _runs(self, attempt: str) -> list[Any]:
+    def _runs(self, attempt: str) -> list[Run]:
         """The runs that may hold an attempt's checkpoints: one, hardly ever two; the first is written to."""
         what = f"finding the run of {attempt} in {self.url}"
-        return self._send(what, lambda: self._server.runs(attempt, whole=True)).get(attempt, [])
+        return self._send(what, lambda: self._find(attempt, whole=True)).get(attempt, [])
 
-    def _run_to_write(self, attempt: str) -> Any:
+    def _find(self, attempt: str, *, whole: bool) -> dict[str, list[Run]]:
+        """Attempt -> its runs, deleted ones too, the one to write to first. `attempt` is one if `whole`, else the
+        identity that it begins with ("": any).
+
+        Of two runs that the store and the tracker made at the same time both go on with the older, but what was
+        written to the other in the meantime has to be found, though it is deleted.
+        """
+        found: dict[str, list[Run]] = {}
+        if not self._server.is_made:  # the tracker makes it
+            return found
+        experiment = self._server.ask(lambda client: client.get_experiment_by_name(self._experiment))
+        if experiment is not None:
+            value = attempt if whole or not attempt else f"{attempt}/"
+            for run in self._server.runs(experiment.experiment_id, ATTEMPT_TAG, value, prefix=not whole):
+                found.setdefault(run.data.tags[ATTEMPT_TAG], []).append(run)
+        return found
+
+    def _make_run(self, attempt: str) -> Run:
+        """The run of an attempt that no tracker has made: tracking is off, or the tracker has not come that far."""
+        experiment_id, now = self._server.experiment_id(self._experiment), int(time.time() * 1000)
+        name = attempt.partition("/")[0]
+        return self._server.tagged_run(experiment_id, ATTEMPT_TAG, attempt, name=name, start_time=now)
+
+    def _run_to_write(self, attempt: str) -> Run:
         until = time.monotonic() + self._wait_for_run
         while not (runs := self._runs(attempt)):
             if time.monotonic() >= until:
                 what = f"making the run of {attempt} in {self.url}"
-                return self._send(what, lambda: self._server.make_run(attempt))
+                return self._send(what, lambda: self._make_run(attempt))
             time.sleep(0.25)
         return runs[0]
 
-    def _holder(self, attempt: str, path: str) -> Any:
+    def _holder(self, attempt: str, path: str) -> Run:
         """The run that has the artifact `path`."""
         runs = self._runs(attempt)
         if not runs:
@@ -184,14 +212,14 @@ class Artifacts:
         holders = (run for run in runs if any(p == path for p, _, _ in self._list(run, path.rpartition("/")[0])))
         return runs[0] if len(runs) == 1 else next(holders, runs[0])
 
-    def _walk(self, run: Any, folder: str) -> Iterator[tuple[str, int]]:
+    def _walk(self, run: Run, folder: str) -> Iterator[tuple[str, int]]:
         for path, is_folder, size in self._list(run, folder):
             if is_folder:
                 yield from self._walk(run, path)
             else:
                 yield path, size
 
-    def _list(self, run: Any, folder: str) -> list[tuple[str, bool, int]]:
+    def _list(self, run: Run, folder: str) -> list[tuple[str, bool, int]]:
         try:
             what = f"listing {folder} in {self.url}"
             found = self._send(what, lambda: self._server.artifacts(run).list_artifacts(folder))
@@ -199,7 +227,7 @@ class Artifacts:
             return []
         return [(file.path, bool(file.is_dir), int(file.file_size or 0)) for file in found if file.path != folder]
 
-    def _delete(self, run: Any, path: str, once: bool) -> None:
+    def _delete(self, run: Run, path: str, once: bool) -> None:
         """What is not there (a first try deleted it, and its answer was lost) is no error, whatever MLflow says."""
 
         def delete() -> None:

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from sr_runner.checkpoint.format import Blob
 from sr_runner.checkpoint.stores.objects import ObjectStore, pieces
-from sr_runner.checkpoint.stores.requests import Requests, mask
+from sr_runner.checkpoint.stores.requests import Requests
 from sr_runner.errors import RequestError, nearest
+from sr_runner.masking import masked_text
 
 log = logging.getLogger(__name__)
 
@@ -240,12 +241,12 @@ def _checked_url(root: str | None) -> tuple[str, str]:
         )
     if protocol not in _PACKAGES:
         raise RequestError(
-            f"checkpoint.root={mask(url)}: {protocol}:// is no storage that checkpoints can live in."
+            f"checkpoint.root={masked_text(url)}: {protocol}:// is no storage that checkpoints can live in."
             f"{nearest(protocol, _PACKAGES)} Expected one of {', '.join(_PACKAGES)}"
         )
     if urlsplit(url).password is not None:
         raise RequestError(
-            f"checkpoint.root={mask(url)}: credentials do not belong into the URL. "
+            f"checkpoint.root={masked_text(url)}: credentials do not belong into the URL. "
             "They come from the service's own environment variables and files (AWS_ACCESS_KEY_ID, ~/.aws/credentials)"
         )
     if not rest.strip("/") and protocol != "memory":

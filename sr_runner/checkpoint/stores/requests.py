@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from sr_runner.masking import cause
+from sr_runner.mlflow_server import Refused, Unreachable
+
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
@@ -29,9 +32,6 @@ _CODES = {
 }  # fmt: skip
 _JITTER = random.Random()
 """Its own: the global generator belongs to the run, and is part of its checkpoints."""
-_USER_INFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
-_SECRET = re.compile(r"(?i)((?:password|passwd|secret|token|signature|credential|sig)[^=&\s:]*[=:]\s*)[^&\s'\"]+")
-_CAUSE = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
 
 
 class Requests:
@@ -50,7 +50,7 @@ class Requests:
             try:
                 return request()
             except Exception as error:
-                fault, hopeless = _fault(error, what)
+                fault, hopeless = _fault(_raised_below(error), what)
                 if fault is None:
                     raise
                 # The jitter keeps the jobs of a sweep from coming back all at once.
@@ -62,11 +62,17 @@ class Requests:
             pause = min(2 * pause, 4.0)
 
 
+def _raised_below(error: Exception) -> Exception:
+    """What MLflow raised, where the tracking server has put its own words to it."""
+    below = error.__cause__
+    return below if isinstance(error, Refused | Unreachable) and isinstance(below, Exception) else error
+
+
 def _fault(error: Exception, what: str) -> tuple[OSError | None, bool]:
     """`error` as an `OSError` (None: it is no fault of the medium), and whether another try is hopeless."""
     if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _LIBRARIES:
         return None, True
-    message = f"{what}: {short(error)}"
+    message = f"{what}: {cause(error)}"
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, message), True
@@ -90,19 +96,3 @@ def _status(error: Exception) -> int | None:
         if isinstance(value, int | str) and str(value).isdigit() and 100 <= int(value) < 600:
             return int(value)
     return None
-
-
-def short(error: BaseException) -> str:
-    """What went wrong in one line, without credentials."""
-    if isinstance(error, OSError) and error.strerror:
-        return mask(error.strerror)
-    text = mask(str(error))
-    if cause := _CAUSE.search(text):
-        return cause[1].strip()
-    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= 240 else line[:239] + "…"
-
-
-def mask(text: str) -> str:
-    """`text` with `user:password@` of every URL, and what looks like a secret, replaced by `***`."""
-    return _SECRET.sub(r"\1***", _USER_INFO.sub("***@", text))

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from sr_runner.commands.evaluate.models import Model
 from sr_runner.commands.evaluate.report import Result, as_csv
-from sr_runner.errors import RequestError, RunError
-from sr_runner.mlflow_server import mask_credentials, tracking_uri
+from sr_runner.errors import RunError
+from sr_runner.masking import MASK, masked_text
+from sr_runner.mlflow_server import Refused, Server, Unreachable, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from sr_runner.tracking.server import Server
 
 _NOT_IN_KEYS = re.compile(r"[^\w.\- ]+")
 
@@ -36,13 +35,9 @@ class Record:
 
         Raises `RequestError` for a URI that MLflow has no store for, `RunError` where the server does not answer.
         """
-        try:
-            from sr_runner.tracking.server import Refused, Server, Unreachable
-        except ImportError as error:
-            raise RequestError(f"tracker=mlflow needs MLflow ({error}): pip install mlflow") from error
         known = model.source.tracker if model.source is not None else {}
         remembered = known.get("tracking_uri")
-        if remembered and "***" in remembered:  # its password is not in the checkpoint
+        if remembered and MASK in remembered:  # its password is not in the checkpoint
             remembered = None
         uri = tracking_uri(self.uri or remembered, self.outputs)
         server = Server(uri, self.outputs.absolute() / "artifacts")
@@ -50,8 +45,8 @@ class Record:
             run_id = self._run(server, model, known.get("run_id"))
             server.ask(partial(_log, run_id=run_id, model=model, results=results, pictures=pictures))
         except (Unreachable, Refused) as error:
-            raise RunError(f"tracker.uri={mask_credentials(uri)}: {error}. The results are not in MLflow.") from error
-        return f"run {run_id} at {mask_credentials(uri)}"
+            raise RunError(f"tracker.uri={masked_text(uri)}: {error}. The results are not in MLflow.") from error
+        return f"run {run_id} at {masked_text(uri)}"
 
     def _run(self, server: Server, model: Model, known: str | None) -> str:
         if known is not None:
