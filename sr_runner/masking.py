@@ -44,7 +44,7 @@ _CLOSED = r"""'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|\{[^}]*\}?|\[[^\]]*\]?"""
 _GIVEN = (
     # key=value in an override, a query, a connection string; %3D in one that is quoted
     re.compile(
-        r"(?:(?<![\w.%-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]+)(?:[ \t]*=(?![=~])[ \t]*|%3[Dd])"
+        r"(?:(?<![\w.%-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]+)(?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd])"
         rf"""(?=(?P<value>{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))+))"""
     ),
     # a mapping on one line, of YAML, JSON or Python
@@ -59,6 +59,7 @@ _GIVEN = (
     re.compile(r"(?m)^(?P<key>[\w.-]+): +(?=(?P<value>(?=\S*\d)\S+)$)"),
 )
 """A key and, ahead of it, the value that it is given. The value is not consumed: it may hold pairs itself."""
+_OVERRIDE = re.compile(r"(?P<key>[\w.+~@/-]+)=(?P<value>.*)", re.DOTALL)
 _IN_BRACES = _GIVEN[1]
 _USER_INFO = re.compile(r"""(?<=://)(?P<value>(?:[^\s/?#'"<>]|['"](?=\w))*|[^\s/@:'"]*:(?!\d+[/?#])[^\s'"]*)@""")
 """Up to the last @ of the authority; a `/` may stand in a password, but not after a port."""
@@ -80,15 +81,12 @@ def is_secret(key: str) -> bool:
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """`value`, a plain tree, with every secret in it replaced by `MASK`. Remembers them for `masked_text`."""
+    """`value`, a plain tree or an override (`key=value`), with every secret in it replaced by `MASK`.
+
+    Remembers them for `masked_text`.
+    """
     learn(value, key)
     return _hidden(value, is_secret(key), _mask, _known)
-
-
-def masked_override(override: str) -> str:
-    """One `key=value` of the command line without secrets. Remembers them for `masked_text`."""
-    key, sign, value = override.partition("=")
-    return f"{key}{sign}{masked(value, key)}" if sign else override
 
 
 def masked_text(text: str) -> str:
@@ -184,7 +182,11 @@ def _hidden(value: Any, secret: bool, hide: Hide, known: Iterable[str]) -> Any:
         return [_hidden(inner, secret, hide, known) for inner in value]
     if secret and not _NO_SECRET.fullmatch(str(value)):
         return hide(str(value))
-    return _hidden_in_text(value, hide, known) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if (given := _OVERRIDE.fullmatch(value)) and is_secret(given["key"]):
+        return f"{given['key']}={_hidden(given['value'], True, hide, known)}"
+    return _hidden_in_text(value, hide, known)
 
 
 def _hidden_in_text(text: str, hide: Hide, known: Iterable[str]) -> str:
@@ -229,6 +231,8 @@ def _secrets(value: Any, secret: bool) -> Iterator[str]:
     elif isinstance(value, str):
         for found in _USER_INFO.finditer(value):
             yield found["value"].partition(":")[2] or found["value"]
+        if (given := _OVERRIDE.fullmatch(value)) and is_secret(given["key"]):
+            yield given["value"].strip("'\"")
         yield from (found["value"].strip("'\"") for found in _GIVEN[0].finditer(value) if _is_given(found))
 
 

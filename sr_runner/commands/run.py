@@ -191,14 +191,14 @@ def job(config: DictConfig) -> float | None:
     from sr_runner.commands.sweep import Job, mask_record, write_job
     from sr_runner.config import schema as configs
     from sr_runner.config.compose import absolute
-    from sr_runner.masking import learn, masked_override, masked_text
+    from sr_runner.masking import learn, masked, masked_text
     from sr_runner.tracking import SweepParent
 
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir).absolute()
     folder = sweep / str(hydra.job.num)
     overrides = list(hydra.overrides.task)
-    shown = [masked_override(override) for override in overrides]
+    shown = masked(overrides)
     learn(OmegaConf.to_container(config))
     mask_record(sweep)
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}

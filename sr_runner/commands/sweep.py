@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sr_runner.masking import masked_text
+from omegaconf import OmegaConf
+
+from sr_runner.masking import masked
 
 JOB = "job.json"
 
@@ -49,8 +51,10 @@ def write_job(folder: Path, job: Job) -> None:
 def mask_record(folder: Path) -> None:
     """Hydra writes the config of the whole sweep into its folder as it is: take the secrets out of it."""
     for record in (folder / "multirun.yaml", *folder.glob("*/.hydra/*.yaml")):
-        if record.is_file() and (clean := masked_text(text := record.read_text())) != text:
-            record.write_text(clean)
+        if record.is_file():
+            plain = OmegaConf.to_container(OmegaConf.load(record))
+            if (clean := masked(plain)) != plain:
+                record.write_text(OmegaConf.to_yaml(OmegaConf.create(clean)))
 
 
 def read_jobs(sweep: Path) -> list[Job]:
