@@ -1,37 +1,225 @@
+"""Forty secrets are planted in a config, in URLs and in the environment. None is in anything that is left behind."""
+
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from support import TINY, SrRun
+import yaml
+from store_servers import S3Server
+from support import TINY, SrRun, command, environment
 
-SECRET = "hunter2-correct-horse"
+KEYS = (
+    "password", "passwd", "pwd", "passphrase", "secret", "token", "hub_token", "credential", "credentials", "api_key",
+    "apikey", "access_key", "account_key", "AccountKey", "private_key", "sas", "sig", "signature", "connection_string",
+    "cookie", "bearer", "authorization", "auth", "client_secret",
+)  # fmt: skip
+SIGNED = ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "X-Goog-Signature", "sig", "api_key", "key")
+VARIABLES = ("HUB_TOKEN", "THEIR_API_KEY", "DATABASE_PASSWORD", "AZURE_STORAGE_CONNECTION_STRING", "PLAIN_PLACE_SECRET")
+
+PARTS = '''
+"""Parts of one's own that tell everybody what they were given."""
+import logging, os, sys, warnings
+import torch
+from sr_runner.data import SampleData
+from sr_runner.models import EDSR
+
+def tell(what):
+    logging.getLogger("mine").warning("given %s", what)
+    print("given", what)
+    print(what, file=sys.stderr)
+    for name in ("HUB_TOKEN", "THEIR_API_KEY", "DATABASE_PASSWORD", "AZURE_STORAGE_CONNECTION_STRING"):
+        logging.getLogger("mine").info("the environment has <%s>", os.environ[name])
+    warnings.warn(f"with {what}")
+
+class Net(EDSR):
+    def __init__(self, scale, num_filters=8, num_res_blocks=1, fail=False, place="", **secrets):
+        super().__init__(scale=scale, num_filters=num_filters, num_res_blocks=num_res_blocks)
+        tell(secrets)
+        if fail:
+            raise ValueError(f"{place}: cannot connect with {secrets}")
+
+class Data(SampleData):
+    __signature__ = None  # that of its own __init__
+
+    def __init__(self, base_url, nested, signed, **others):
+        super().__init__(**others)
+        tell([base_url, nested, signed])
+
+        self.source = base_url
+
+    def summary(self):
+        return dict(super().summary()) | {"source": self.source}
+
+class Adam(torch.optim.Adam):
+    def __init__(self, params, secret_key="", **others):
+        tell(secret_key)
+        super().__init__(params, **others)
+'''
+
+MARK = "hUnTeR2"
+"""In every secret."""
 
 
-def everything(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+class Planted:
+    """The secrets, a folder of configs that hold them, and an environment that does: no command line has to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.secrets: list[str] = []
+        self.others: list[bytes] = []
+        (folder / "mine.py").write_text(PARTS)
+        (folder / "conf" / "experiment").mkdir(parents=True)
+        self.variables = {name: self.plant() for name in VARIABLES}
+        model = {key: self.plant() for key in KEYS} | {"_target_": "mine.Net", "place": "${oc.env:PLAIN_PLACE_SECRET}"}
+        signed = "&".join(f"{key}={self.plant()}" for key in SIGNED)
+        data = {
+            "_target_": "mine.Data",
+            "base_url": f"https://me:{quote(self.plant(), safe='')}@{quote(self.plant(), safe='')}@host/images",
+            "nested": [{"auth": {"user": self.plant()}}, f"AccountName=me;AccountKey={self.plant()}"],
+            "signed": f"https://host/images?{signed}",
+        }
+        uri = f"sqlite:///{folder}/outputs/mlflow.db?password={quote(self.plant())}"
+        config = {"model": model, "data": data, "optimizer": {"_target_": "mine.Adam", "secret_key": self.plant()}}
+        text = yaml.safe_dump(config | {"tracker": {"uri": uri}})
+        (folder / "conf" / "experiment" / "planted.yaml").write_text("# @package _global_\n" + text)
+        assert len(self.secrets) >= 40
+
+    def plant(self) -> str:
+        self.secrets.append(f"{MARK}-{len(self.secrets):02}+/{os.urandom(3).hex()}")
+        return self.secrets[-1]
+
+    def start(self, *words: str, module: str = "sr_runner.commands.run", more: Mapping[str, str] = {}) -> str:
+        """What the command printed; it may fail. Every command line of every process meanwhile is clean."""
+        seen: set[bytes] = set()
+        done = threading.Event()
+        watch = threading.Thread(target=_watch, args=(seen, done))
+        watch.start()
+        ended = subprocess.run(
+            command(*words, module=module), cwd=self.folder, env=environment() | self.variables | more,
+            capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        done.set()
+        watch.join()
+        self.status = ended.returncode
+        self.assert_clean("the list of processes", b"\n".join(seen))
+        self.assert_clean("the terminal", (ended.stdout + ended.stderr).encode())
+        return ended.stdout + ended.stderr
+
+    def train(self, *words: str, more: Mapping[str, str] = {}) -> str:
+        return self.start("--config-dir", "conf", "+experiment=planted", *TINY, *words, more=more)
+
+    def assert_clean(self, where: str, content: bytes) -> None:
+        for mark in (MARK.encode(), *self.others):
+            at = content.find(mark)
+            assert at < 0, f"{where}: {content[max(0, at - 80) : at + 40]!r}"
+
+    def assert_nothing_is_left(self) -> None:
+        """Every byte of every file below the outputs, and every value of every table."""
+        count = 0
+        for path in (self.folder / "outputs").rglob("*"):
+            if path.is_file():
+                count += 1
+                self.assert_clean(str(path), path.read_bytes())
+        assert count > 10
+        with sqlite3.connect(self.folder / "outputs" / "mlflow.db") as database:
+            tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+            dump = {name: database.execute(f'select * from "{name}"').fetchall() for name in tables}
+        assert len(dump["params"]) > 40 and dump["metrics"]
+        self.assert_clean("the database", repr(dump).encode())
 
 
-def test_a_secret_in_the_config_is_nowhere_in_what_a_sweep_leaves_behind(sr_run: SrRun, tmp_path: Path) -> None:
-    secrets = (
-        f"checkpoint.store.options={{secret: {SECRET}, client_kwargs: {{aws_secret_access_key: {SECRET}}}}}",
-        f"tracker.uri='sqlite:///{tmp_path}/outputs/mlflow.db?password={SECRET}'",
-    )  # fmt: skip
-    done = sr_run("-m", "seed=0", *TINY, "checkpoint=s3", f"checkpoint.root=file://{tmp_path}/store", *secrets)
-    left = everything(tmp_path)
-    assert b"valid/psnr" in left and (tmp_path / "outputs" / "mlflow.db").is_file(), "nothing was recorded"
-    assert SECRET.encode() not in left
-    assert SECRET not in done.stdout + done.stderr
+def _watch(seen: set[bytes], done: threading.Event) -> None:
+    while not done.wait(0.1):
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                seen.add(path.read_bytes())
+            except OSError:
+                continue
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Planted:
+    return Planted(tmp_path)
+
+
+def test_forty_secrets_are_nowhere_in_what_a_run_leaves_behind(planted: Planted) -> None:
+    printed = planted.train("trainer.steps=2")
+    assert planted.status == 0, printed
+    assert "given" in printed and "*****" in printed
+    planted.assert_nothing_is_left()
+    (record,) = (planted.folder / "outputs" / "runs").glob("*/*/run.json")
+    facts = json.loads(record.read_text())["facts"]
+    assert len({facts[f"model.{key}"] for key in KEYS}) == len(KEYS), "other secrets, other digests"
+
+
+@pytest.mark.slow
+def test_forty_secrets_are_nowhere_after_a_resume_a_fork_a_sweep_an_evaluation_and_a_failure(planted: Planted) -> None:
+    for words in (
+        ["trainer.steps=3"],
+        ["trainer.steps=6", "trainer.resume=true"],
+        ["trainer.steps=6", "trainer.resume=true", "seed=1"],
+        ["-m", "trainer.steps=2", "seed=2,3"],
+    ):
+        printed = planted.train(*words)
+        assert planted.status == 0, printed
+    (first, *_) = sorted((planted.folder / "outputs" / "runs").glob("*/*"), key=lambda path: path.stat().st_mtime)
+    name = f"{first.parent.name}/{first.name}"
+    fork = planted.train("trainer.steps=8", f"trainer.resume={name}", "trainer.allow_changes=true", "optimizer.lr=1e-5")
+    assert planted.status == 0 and "forked" in fork, fork
+    refused = planted.train(f"trainer.resume={name}", "model.hub_token=another")
+    assert planted.status == 2 and "model.hub_token" in refused, refused
+    failed = planted.train("+model.fail=true")
+    assert planted.status == 2 and "cannot connect with" in failed, failed
+    swept = planted.train("-m", "+model.fail=true", "seed=7,8")
+    assert planted.status != 0 and "cannot connect with" in swept, swept
+    assert "secret_key: '*****'" in planted.train("--cfg", "job").replace("secret_key: *****", "secret_key: '*****'")
+    evaluated = planted.start(name, "data=sample", "tracker=mlflow", module="sr_runner.commands.evaluate")
+    assert "eval" in evaluated or planted.status == 0, evaluated
+    planted.assert_nothing_is_left()
+
+
+@pytest.fixture
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    server.make_bucket()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_forty_secrets_are_in_no_checkpoint_that_is_uploaded(planted: Planted, s3: S3Server) -> None:
+    where = ("checkpoint=s3", "checkpoint.root=s3://bucket/runs", "trainer.steps=2")
+    more = dict(s3.environment())
+    planted.others.append(more["AWS_SECRET_ACCESS_KEY"].encode())
+    printed = planted.train(*where, more=more)
+    assert planted.status == 0, printed
+    planted.assert_nothing_is_left()
+    for path in s3.files().find("bucket"):
+        planted.assert_clean(path, s3.files().cat_file(path))
+    assert any(path.endswith("config.yaml") for path in s3.files().find("bucket"))
+    wrong = planted.train(*where, more=more | {"AWS_SECRET_ACCESS_KEY": planted.plant()})
+    assert planted.status == 2 and "cannot be used" in wrong, wrong
 
 
 @pytest.mark.slow  # it waits for that server for half a minute
-def test_credentials_of_a_server_that_is_down_are_in_no_message_and_no_file(sr_run: SrRun, tmp_path: Path) -> None:
-    uri = f"http://somebody:{SECRET}@127.0.0.1:9"
-    done = sr_run(*TINY, "trainer.steps=2", f"tracker.uri={uri}")
-    assert SECRET.encode() not in everything(tmp_path) and SECRET not in done.stdout + done.stderr
-    assert "127.0.0.1:9" in done.stdout + done.stderr
+def test_credentials_of_a_server_that_is_down_are_in_no_message_and_no_file(planted: Planted) -> None:
+    uri = f"http://somebody:{planted.plant()}@127.0.0.1:9/?api_key={planted.plant()}"
+    printed = planted.train("trainer.steps=2", "tracker.uri=null", more={"MLFLOW_TRACKING_URI": uri})
+    assert "127.0.0.1:9" in printed
+    for path in planted.folder.glob("outputs/**/*"):
+        if path.is_file():
+            planted.assert_clean(str(path), path.read_bytes())
 
 
 def test_a_refused_request_is_quoted_without_its_secret(sr_run: SrRun) -> None:
-    refused = sr_run(*TINY, f"tracker.uri=htp://somebody:{SECRET}@host", code=2)
-    assert "tracker.uri=" in refused.stderr and SECRET not in refused.stderr
+    refused = sr_run(*TINY, "tracker.uri=htp://somebody:pass@hunter2@host", code=2)
+    assert "tracker.uri=" in refused.stderr and "hunter2" not in refused.stderr
