@@ -53,7 +53,8 @@ _GIVEN = (
     ),
     # a line of YAML, and the list or mapping below it
     re.compile(
-        r"(?m)^(?P<in>[ \t]+(?:- )?|[ \t]*- )(?P<key>[\w.-]+):(?= |$) ?(?=(?P<value>.*(?:\n(?P=in)(?: |- ).*)*))"
+        r"(?m)^(?=[ \t]|- )(?P<in>[ \t]*)(?P<dash>- )?(?P<key>[\w.-]+):(?= |$) ?"
+        r"(?=(?P<value>.*(?:\n(?P=in)(?(dash)(?:   |  - )|(?: |- )).*)*))"
     ),
     # in the first column, where prose begins as well: one word with a digit in it
     re.compile(r"(?m)^(?P<key>[\w.-]+): +(?=(?P<value>(?=\S*\d)\S+)$)"),

@@ -115,6 +115,8 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ("{'Authorization': 'Bearer abc.def'}", "{'Authorization': *****}"),
         ("sent Authorization: Basic dXNlcjpw", "sent Authorization: Basic *****"),
         ("  auth:\n    user: me\n    phrase: a b\n  steps: 3", "  auth: *****\n  steps: 3"),
+        ("  - auth:\n      user: me\n    steps: 3\n  - 4", "  - auth: *****\n    steps: 3\n  - 4"),
+        ("- token: a b\n  steps: 3\n- steps: 4", "- token: *****\n  steps: 3\n- steps: 4"),
     ],
 )
 def test_text(text: str, shown: str) -> None:
