@@ -15,7 +15,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
-from sr_runner.masking import masked, masked_override
+from sr_runner.masking import masked
 from sr_runner.runs import folder as files
 from sr_runner.tracking import RunRecord, SweepParent
 from sr_runner.training.device import device_name
@@ -25,7 +25,7 @@ def record(
     parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str], sweep: SweepParent | None
 ) -> RunRecord:
     """Write `run.json`, `config.yaml` and `overrides.txt` into the run's folder; what the tracker is told."""
-    shown = [masked_override(override) for override in overrides]
+    shown = masked(overrides)
     files.begin(folder, facts, configs.as_yaml(parts.config), shown, chosen.parent)
     scheduler.remember(folder)
     plain = OmegaConf.to_container(parts.config, resolve=True)

@@ -12,9 +12,9 @@ from typing import Any
 from sr_runner.checkpoint import DamagedError, Store
 from sr_runner.checkpoint.format import PART, STATE, Name, step_name
 from sr_runner.checkpoint.stores import names_in
-from sr_runner.mlflow_server import tracking_uri
+from sr_runner.mlflow_server import Server, tracking_uri
+from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
-from sr_runner.tracking import lookup
 
 ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4}")
 
@@ -48,7 +48,10 @@ class Catalogue:
         """`attempt_of` asks the tracking server which attempt (`<identity>/<attempt>`) has an MLflow run id; the
         server is that of `$MLFLOW_TRACKING_URI` or of the folder of outputs, `runs/..`, where it is None."""
         self.runs, self.store, self.scratch = runs, store, scratch
-        self._attempt_of = attempt_of or (lambda run_id: lookup.attempt_of(run_id, tracking_uri(None, runs.parent)))
+        outputs = runs.parent
+        self._attempt_of = attempt_of or (
+            lambda run_id: ask_attempt_of(run_id, Server(tracking_uri(None, outputs), outputs / "artifacts"))
+        )
 
     def attempts(self, identity: str) -> list[Attempt]:
         """All attempts of a run, oldest first."""

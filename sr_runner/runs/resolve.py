@@ -34,7 +34,7 @@ from sr_runner.checkpoint import CheckpointManager, DamagedError, LocalStore, Ma
 from sr_runner.checkpoint.format import CONFIG, MANIFEST, MODEL, STATE, load, step_of
 from sr_runner.checkpoint.stores import names_in, store_at
 from sr_runner.errors import RequestError, RunError, nearest
-from sr_runner.mlflow_server import mask_credentials
+from sr_runner.masking import masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue, recorded_run
 
@@ -138,7 +138,7 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
             f"{key}{weights.shown(wanted)}: a weights file; expected a run or a checkpoint, which hold a training state"
             " (checkpoint.init_from= starts from weights)"
         )
-    asked = f"{key}{mask_credentials(wanted)}"
+    asked = f"{key}{masked_text(wanted)}"
     path = Path(wanted).expanduser()
     is_address = "://" in wanted or wanted.startswith("mlflow:")
     try:
