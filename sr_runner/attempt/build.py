@@ -62,6 +62,8 @@ def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
     if not name:
         raise RequestError(f"{key} names no class: {key}._target_=package.module.Class is needed")
     module_name, _, attribute = str(name).rpartition(".")
+    if not module_name:
+        raise RequestError(f"{key}._target_={name}: expected package.module.Class")
     try:
         return hydra.utils.get_object(name)  # type: ignore[no-any-return]
     except Exception as error:

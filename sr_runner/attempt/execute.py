@@ -36,6 +36,7 @@ from sr_runner.training.result import Result, Start
 
 log = logging.getLogger(__name__)
 
+_MOST_PREVIEWED = 1000  # samples
 # Seconds that the tracker gets to bring the last points home. A stopped run is expected to be gone soon.
 _FINISHED_WAIT, _STOPPED_WAIT = 30.0, 10.0
 
@@ -93,6 +94,8 @@ def execute(
 
 def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
     """Write a sheet of `data.preview` training samples, LR beside HR, instead of training; where it is."""
+    if not 0 < config.data.preview <= _MOST_PREVIEWED:
+        raise RequestError(f"data.preview={config.data.preview}: expected 0 to {_MOST_PREVIEWED} samples")
     parts = build_parts(config, overrides)
     outputs = Path(config.outputs)
     _check_writable(outputs)

@@ -1,31 +1,33 @@
 """`sr-run`: compose, check, instantiate, train, report.
 
 Everything heavy is imported where it is needed: `--help` answers at once, and a signal during start-up finds its
-handler.
+handler. Single runs and sweeps both go through Hydra's own application (`config.compose.Application`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sr_runner.distributed.processes import is_distributed, is_main_process
-from sr_runner.errors import RequestError, RunError
+from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.masking import masked_output
 from sr_runner.signals import Stopped, StopSignal
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
     from omegaconf import DictConfig
 
-# Hydra's own options that only print something, or that we leave to it.
-_TO_HYDRA = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--cfg", "-c", "--resolve")
-_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp")
+    from sr_runner.config.compose import Application
+
+_ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
 @masked_output()
@@ -43,13 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(page(config_dir()) + "\n")
         return 0
+    if "--version" in args:
+        from sr_runner.commands.version import versions
+
+        sys.stdout.write(versions() + "\n")
+        return 0
+    with _as_before():
+        return _status(args)
+
+
+def _status(args: list[str]) -> int:
     status, said = 0, ""
+    stop = StopSignal().install()
     try:
-        status = _run(args, StopSignal().install())
+        status = _run(args, stop)
     except RequestError as error:
-        status, said = 2, _said(error)
+        status, said = 2, f"sr-run: {error}\n"
     except RunError as error:
-        status, said = 1, _said(error)
+        status, said = 1, f"sr-run: {error}\n"
     except Stopped as stopped:
         status = 128 + stopped.signum
     except KeyboardInterrupt:
@@ -61,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         status, said = 1, f"sr-run: process {os.environ['RANK']} failed: {error!r}\n"
+    finally:
+        if not is_distributed():  # those have to hold out until all have exited
+            stop.uninstall()
     if is_distributed():
         from sr_runner.distributed.exit import exit_together
 
@@ -69,175 +85,147 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _said(error: Exception) -> str:
-    from sr_runner.masking import masked_text
-
-    return f"sr-run: {masked_text(str(error))}\n"
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Afterwards the log goes where it went before: `main` may be called many times in one process."""
+    root, ours = logging.getLogger(), logging.getLogger("sr_runner")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
 
 
 def _run(args: list[str], stop: StopSignal) -> int:
     # Networks and losses of one's own lie where one works.
-    sys.path.insert(0, str(Path.cwd()))
-    overrides, options, extra_dirs = _split(args)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    options, parser = _parse(args)
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
     from sr_runner.attempt import logs
-    from sr_runner.config.compose import check_sweep, composed, normalised, parse
+    from sr_runner.config.compose import CONFIG, Application, normalised, parse
 
-    if any(option in _TO_HYDRA for option in options):
-        return _hydra([*options, *normalised(overrides)])
-    if not is_main_process():
-        logs.to_nowhere()
-    else:
-        logs.to_console()
-    parsed = parse(normalised(overrides))
-    if "-m" in options or "--multirun" in options:
-        if is_distributed():
-            raise RequestError("-m: torchrun starts the processes of one run; start it once for each run of a sweep")
-        check_sweep(overrides, extra_dirs)
-        return _sweep(overrides, options, extra_dirs)
-    swept = next((o.input_line for o in parsed if o.is_sweep_override()), None)
-    if swept is not None:
-        raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
-    config, choices = composed(overrides, extra_dirs)
-    from sr_runner.attempt.execute import execute, preview
-
-    if config.data.get("preview"):
-        if not is_main_process():
-            return 0
-        sys.stdout.write(f"{preview(config, overrides)}\n")
-    else:
-        execute(config, choices, overrides, stop)
-    return 0
-
-
-def _split(args: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Overrides, options with their values, and the folders after `--config-dir`."""
-    overrides, options, extra_dirs = [], [], []
-    rest = iter(args)
-    for arg in rest:
-        name, sign, value = arg.partition("=")
-        if not arg.startswith("-"):
-            overrides.append(arg)
-            continue
-        options.append(arg)
-        if name in _WITH_VALUE and not sign:
-            value = next(rest, "")
-            options.append(value)
-        if name in ("--config-dir", "-cd"):
-            if not Path(value).is_dir():
-                raise RequestError(f"--config-dir {value}: there is no such folder")
-            extra_dirs.append(value)
-        known = (*_TO_HYDRA, *_WITH_VALUE, "-m", "--multirun", "--experimental-rerun")
-        if name not in known:
-            from sr_runner.errors import nearest
-
-            raise RequestError(f"{arg}: no such option.{nearest(name, [*known, '--help'])} sr-run --help lists them")
-    return overrides, options, extra_dirs
-
-
-def _hydra(args: list[str]) -> int:
-    """Hand the command line to Hydra; `job` runs once per combination."""
-    import hydra
-
-    from sr_runner.config.schema import register_schema
-    from sr_runner.config.settings import config_dir
-
-    register_schema()
-    sys.argv = ["sr-run", *args]
+    app = Application(options.config_path, options.config_dir)
+    name = options.config_name or CONFIG
+    overrides = options.overrides = normalised(options.overrides)
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = app
     try:
-        hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
-    except SystemExit as ended:
-        if isinstance(ended, Stopped):
-            raise
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    return 0
+        if options.hydra_help:
+            app.hydra_help(name, parser, options)
+        elif options.shell_completion:
+            _complete(app, name, overrides)
+        elif options.cfg or options.info:
+            _show(app, name, options)
+        else:
+            logs.to_console() if is_main_process() else logs.to_nowhere()
+            if options.multirun or app.get_mode(name, overrides) == RunMode.MULTIRUN:
+                if is_distributed():
+                    raise RequestError(
+                        "-m: torchrun starts the processes of one run; start it once for each run of a sweep"
+                    )
+                from sr_runner.commands.sweep import sweep
 
-
-def _sweep(overrides: list[str], options: list[str], extra_dirs: list[str]) -> int:
-    from sr_runner.commands import sweep as sweeps
-    from sr_runner.config.compose import composed, first_of_each, normalised
-    from sr_runner.tracking import close_parent
-
-    config, _ = composed(first_of_each(overrides), extra_dirs)
-    resume = config.trainer.resume is not False
-    folder = sweeps.folder_for(Path(config.outputs), overrides, resume=resume)
-    given = next((o for o in overrides if o.startswith("hydra.sweep.dir=")), None)
-    if given is not None:
-        folder = Path(given.partition("=")[2]).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    sweeps.clear_jobs(folder)
-    extra = [] if given else [f"hydra.sweep.dir={folder}"]
-    status, ended = "FAILED", False
-    try:
-        code = _hydra([*options, *normalised(overrides), *extra])
-        jobs = sweeps.read_jobs(folder)
-        failed = any(each.status != "finished" for each in jobs)
-        code = code or int(failed)
-        status, ended = ("FAILED" if code else "FINISHED"), True
-        sys.stdout.write(sweeps.as_text(jobs, folder) + "\n")
-        return code
+                return sweep(app, name, overrides)
+            swept = next((o.input_line for o in parse(overrides) if o.is_sweep_override()), None)
+            if swept is not None:
+                raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+            app.run(name, lambda config: _job(config, stop), overrides)
     finally:
-        if "MlflowTracker" in str(config.tracker.get("_target_")):
-            uri, outputs = config.tracker.get("uri"), config.outputs
-            close_parent(folder, status if ended else "KILLED", uri=uri, outputs=outputs, wait=120)  # type: ignore[arg-type]
+        GlobalHydra.instance().hydra = before
+    return 0
 
 
-def job(config: DictConfig) -> float | None:
-    """One job of a sweep; its validation PSNR is what a sweeper optimises."""
+def _job(config: DictConfig, stop: StopSignal) -> float | None:
+    """What Hydra runs in the place that it has prepared."""
     from hydra.core.hydra_config import HydraConfig
+
+    from sr_runner.attempt.execute import execute, preview
+    from sr_runner.config.compose import job_config
+
+    config, choices = job_config(config)
+    overrides = list(HydraConfig.get().overrides.task)
+    if config.data.get("preview"):
+        if is_main_process():
+            sys.stdout.write(f"{preview(config, overrides)}\n")
+        return None
+    return execute(config, choices, overrides, stop).metrics.get("valid/psnr")
+
+
+def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
+    """Hydra's own options, and its parser. Raises `RequestError` for what none of them has a use for."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> None:
+        raise RequestError(message.removeprefix("argument "))
+
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    parser.error = refuse  # type: ignore[assignment, method-assign]
+    options, unknown = parser.parse_known_intermixed_args(args)
+    names = [name for action in parser._actions for name in action.option_strings]
+    if unknown:
+        guess = nearest(unknown[0].partition("=")[0], names)
+        raise RequestError(f"{unknown[0]}: no such option.{guess} sr-run --help lists them")
+    given = [arg.partition("=")[0] for arg in args]
+    for action in parser._actions:
+        if action.nargs != 0 and sum(given.count(name) for name in action.option_strings) > 1:
+            raise RequestError(f"{'/'.join(action.option_strings)}: expected once")
+    if sum(bool(getattr(options, name)) for name in _ONE_OF) > 1:
+        raise RequestError("only one of --run, --multirun, --cfg, --info and --shell-completion can be asked for")
+    if options.hydra_help and options.overrides:
+        raise RequestError(f"--hydra-help {' '.join(options.overrides)}: expected no overrides")
+    for name in ("resolve", "package"):
+        if getattr(options, name) and not options.cfg:
+            raise RequestError(f"--{name}: expected together with --cfg")
+    if options.experimental_rerun is not None:
+        raise RequestError(
+            f"--experimental-rerun {options.experimental_rerun}: a pickle can run any code, so that sr-run reads none. "
+            "sr-run trainer.resume=RUN goes on with a run, the lines of its overrides.txt start it again"
+        )
+    for name in ("config_path", "config_dir"):
+        folder = getattr(options, name)
+        if folder is not None and not folder.startswith("pkg://"):
+            if not Path(folder).is_dir():
+                raise RequestError(f"--{name.replace('_', '-')} {folder}: there is no such folder")
+            setattr(options, name, str(Path(folder).absolute()))
+    return options, parser
+
+
+def _show(app: Application, name: str, options: Namespace) -> None:
+    """Print what was asked for, of a config that a run would accept."""
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from sr_runner.attempt import logs
-    from sr_runner.attempt.execute import execute
-    from sr_runner.commands.sweep import Job, mask_record, write_job
-    from sr_runner.config import schema as configs
-    from sr_runner.config.compose import absolute
-    from sr_runner.masking import learn, masked, masked_text
-    from sr_runner.tracking import SweepParent
-
-    hydra = HydraConfig.get()
-    sweep = Path(hydra.sweep.dir).absolute()
-    folder = sweep / str(hydra.job.num)
-    overrides = list(hydra.overrides.task)
-    shown = masked(overrides)
-    learn(OmegaConf.to_container(config))
-    mask_record(sweep)
-    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
-    stop = StopSignal().install()
-    logs.to_console()
-    path = folder / "job.log"
-    failure: BaseException
-    with logs.to_file(path):
-        try:
-            config = absolute(config)
-            configs.check(config)
-            _check_launcher(hydra.launcher)
-            outcome = execute(config, choices, overrides, stop, SweepParent(sweep, sweep.name))
-        except Stopped:
-            write_job(folder, Job(int(hydra.job.num), shown, "stopped", log=str(path)))
-            stop.hand_over()
-            raise
-        except Exception as error:
-            logging.getLogger(__name__).error("job %s failed", " ".join(shown), exc_info=True)
-            said = f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}"
-            said = masked_text(re.sub(r"\s+", " ", said))
-            write_job(folder, Job(int(hydra.job.num), shown, "failed", log=str(path), error=said))
-            failure = error
-        else:
-            psnr = outcome.metrics.get("valid/psnr")
-            write_job(folder, Job(int(hydra.job.num), shown, "finished", outcome.identity, str(path), psnr))
-            return psnr
-        finally:
-            stop.uninstall()
-    raise failure
+    whole = app.compose_config(name, options.overrides, RunMode.RUN)
+    if options.info:
+        app.show_info(options.info, name, options.overrides)
+        return
+    package = None if options.package == "_global_" else options.package
+    if package and OmegaConf.select(app.get_sanitized_cfg(whole, options.cfg), package) is None:
+        raise RequestError(f"--package {package}: there is no such key in --cfg {options.cfg}")
+    with app.explained(name, options.overrides):
+        app.show_cfg(name, options.overrides, options.cfg, package, options.resolve)
 
 
-def _check_launcher(launcher: DictConfig) -> None:
-    tasks = int(launcher.get("tasks_per_node") or 1) * int(launcher.get("nodes") or 1)
-    if tasks > 1:
+def _complete(app: Application, name: str, arguments: list[str]) -> None:
+    shells = sorted(app.get_shell_to_plugin_map(app.config_loader))
+    verb, _, shell = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
+    if verb not in ("install", "uninstall", "query") or shell not in shells:
         raise RequestError(
-            f"hydra.launcher: {tasks} tasks (tasks_per_node x nodes), but a job of a sweep is one process: expected 1. "
-            "torchrun in a batch script trains one run on several GPUs"
+            f"{' '.join(['--shell-completion', *arguments])}: expected install=SHELL or uninstall=SHELL, SHELL one of "
+            f"{', '.join(shells)}"
         )
+    if verb != "query":
+        app.shell_completion(name, arguments)
+        return
+    # A line that cannot be completed is no reason to write into the terminal.
+    with redirect_stderr(None), suppress(Exception, SystemExit):
+        app.shell_completion(name, arguments)
 
 
 if __name__ == "__main__":

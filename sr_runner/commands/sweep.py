@@ -1,24 +1,42 @@
-"""The folder of a sweep: which jobs it has, how each ended."""
+"""`sr-run -m`: the jobs of a sweep, how each ended, and their parent run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from sr_runner.masking import masked
+from sr_runner.attempt import logs
+from sr_runner.attempt.build import build
+from sr_runner.attempt.execute import execute
+from sr_runner.config.compose import Application, job_config, jobs_to_check
+from sr_runner.errors import RequestError, RunError
+from sr_runner.masking import learn, masked, masked_text
+from sr_runner.signals import Stopped, StopSignal
+from sr_runner.tracking import Status, SweepParent, Tracker
 
-JOB = "job.json"
+log = logging.getLogger(__name__)
+
+_PARENT_WAIT = 120.0  # seconds
+_RECORDS = "job-*.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """How one job of a sweep ended."""
+    """How one job of a sweep ended. Its record is `job-<number>.json` in the sweep's folder."""
 
     number: int
     overrides: list[str]
@@ -30,12 +48,100 @@ class Job:
     error: str = ""
 
 
-def folder_for(outputs: Path, overrides: Sequence[str], *, resume: bool) -> Path:
+def sweep(app: Application, config_name: str, overrides: list[str]) -> int:
+    """Run the jobs that `overrides` and `hydra.sweeper.params` describe, by Hydra's sweeper and launcher.
+
+    The exit status is 1 where a job failed. Raises `RequestError`, before any job starts, for a value that does not
+    compose.
+    """
+    whole = app.compose_config(config_name, overrides, RunMode.MULTIRUN)
+    params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.get("params") or {}).items()]
+    all_overrides = [*params, *overrides]
+    checked = [app.compose_config(config_name, each, RunMode.RUN) for each in jobs_to_check(all_overrides)]
+    HydraConfig.instance().set_config(checked[0])
+    config, _ = job_config(checked[0])
+    tracker: Tracker = build(config.tracker, "tracker")
+    if not whole.hydra.sweep.dir:
+        folder = _folder(Path(config.outputs), all_overrides, resume=config.trainer.resume is not False)
+    else:
+        folder = Path(whole.hydra.sweep.dir).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"hydra.sweep.dir={folder}: nothing can be written there ({error.strerror})") from error
+    for record in folder.glob(_RECORDS):  # of an earlier life of this sweep
+        record.unlink()
+    quoted = str(folder).replace("'", "\\'")
+    status: Status = "KILLED"
+    try:
+        try:
+            app.multirun(config_name, job, [*overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{quoted}'"])
+        except Exception as error:
+            if not any(each.status == "failed" for each in _read_jobs(folder)):
+                if not isinstance(error, HydraException | OmegaConfBaseException):
+                    raise
+                with app.explained(config_name, overrides):
+                    raise
+        jobs = _read_jobs(folder)
+        failed = any(each.status != "finished" for each in jobs)
+        status = "FAILED" if failed else "FINISHED"
+        sys.stdout.write(_table(jobs, folder) + "\n")
+        return int(failed)
+    finally:
+        tracker.close_parent(folder, status, wait=_PARENT_WAIT)
+
+
+def job(config: DictConfig) -> float | None:
+    """One job of a sweep; its validation PSNR is what a sweeper optimises."""
+    hydra = HydraConfig.get()
+    folder, number = Path(hydra.sweep.dir).absolute(), int(hydra.job.num)
+    overrides = list(hydra.overrides.task)
+    shown = masked(overrides)
+    learn(OmegaConf.to_container(config))
+    stop = StopSignal().install()
+    logs.to_console()
+    path = Path(hydra.runtime.output_dir) / "job.log"
+
+    def ended(status: str, **result: Any) -> None:
+        record = Job(number, shown, status, log=str(path), **result)
+        (folder / f"job-{number}.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+
+    with logs.to_file(path):
+        try:
+            _check_launcher(hydra.launcher)
+            config, choices = job_config(config)
+            outcome = execute(config, choices, overrides, stop, SweepParent(folder, folder.name))
+        except Stopped:
+            ended("stopped")
+            stop.hand_over()
+            raise
+        except Exception as error:
+            log.error("job %s failed", " ".join(shown), exc_info=True)
+            said = f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}"
+            ended("failed", error=masked_text(re.sub(r"\s+", " ", said)))
+            raise
+        finally:
+            stop.uninstall()
+    psnr = outcome.metrics.get("valid/psnr")
+    ended("finished", identity=outcome.identity, psnr=psnr)
+    return psnr
+
+
+def _check_launcher(launcher: DictConfig) -> None:
+    tasks = int(launcher.get("tasks_per_node") or 1) * int(launcher.get("nodes") or 1)
+    if tasks > 1:
+        raise RequestError(
+            f"hydra.launcher: {tasks} tasks (tasks_per_node x nodes), but a job of a sweep is one process: expected 1. "
+            "torchrun in a batch script trains one run on several GPUs"
+        )
+
+
+def _folder(outputs: Path, overrides: Sequence[str], *, resume: bool) -> Path:
     """Where a sweep keeps its record: `sweeps/<time>-<hash of what it sweeps>`.
 
     With `resume`, the newest folder of the same sweep, so that its jobs and its parent run go on.
     """
-    what = sorted(o for o in overrides if not o.lstrip("+").startswith(("trainer.resume=", "hydra.")))
+    what = sorted(o for o in overrides if not o.lstrip("+").startswith(("trainer.resume=", "hydra.", "hydra/")))
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     earlier = sorted((outputs / "sweeps").glob(f"*-{digest}"))
     if resume and earlier:
@@ -43,24 +149,10 @@ def folder_for(outputs: Path, overrides: Sequence[str], *, resume: bool) -> Path
     return outputs / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
 
 
-def write_job(folder: Path, job: Job) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB).write_text(json.dumps(asdict(job), indent=1) + "\n")
-
-
-def mask_record(folder: Path) -> None:
-    """Hydra writes the config of the whole sweep into its folder as it is: take the secrets out of it."""
-    for record in (folder / "multirun.yaml", *folder.glob("*/.hydra/*.yaml")):
-        if record.is_file():
-            plain = OmegaConf.to_container(OmegaConf.load(record))
-            if (clean := masked(plain)) != plain:
-                record.write_text(OmegaConf.to_yaml(OmegaConf.create(clean)))
-
-
-def read_jobs(sweep: Path) -> list[Job]:
+def _read_jobs(folder: Path) -> list[Job]:
     """The jobs that have ended, in order."""
     jobs = []
-    for path in sweep.glob(f"*/{JOB}"):
+    for path in folder.glob(_RECORDS):
         try:
             jobs.append(Job(**json.loads(path.read_text())))
         except (OSError, ValueError, TypeError):
@@ -68,13 +160,7 @@ def read_jobs(sweep: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: job.number)
 
 
-def clear_jobs(sweep: Path) -> None:
-    """Forget how jobs of an earlier life of the sweep ended."""
-    for path in sweep.glob(f"*/{JOB}"):
-        path.unlink(missing_ok=True)
-
-
-def as_text(jobs: Sequence[Job], sweep: Path) -> str:
+def _table(jobs: Sequence[Job], sweep: Path) -> str:
     """The table that ends a sweep."""
     lines = [f"\nSweep {sweep}"]
     for job in jobs:

@@ -1,19 +1,19 @@
-"""What `--version` prints. Imports nothing heavy: versions are read from the packages' metadata."""
+"""What `--version` prints, on every command line. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import platform
 from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = ("sr-run", "torch", "hydra-core", "mlflow")
 
 
 def versions() -> str:
-    """One line: sr-run's version and those that a result depends on."""
-    named = ("sr-run", "torch", "hydra-core", "mlflow")
-    return ", ".join([*(f"{name} {_version(name)}" for name in named), f"Python {platform.python_version()}"])
+    """`sr-run 0.1.0, torch 2.14.1, hydra-core 1.3.2, mlflow 3.5.0`."""
+    return ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
 
 
-def _version(package: str) -> str:
+def _version(name: str) -> str:
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return version(name)
+    except PackageNotFoundError:  # a checkout on the path
         return "(not installed)"

@@ -1,29 +1,219 @@
-"""Composing a config, and saying in one sentence what is wrong with a request that does not compose."""
+"""Composing a config with Hydra, and one sentence for whatever is wrong with a request that does not compose."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError, nearest
+from sr_runner.masking import masked
 
+CONFIG = "config"
 # Groups that the defaults list has as `null`. Hydra takes `experiment=x`, refuses `+experiment=x`; people write both.
 _OPTIONAL_GROUPS = ("experiment",)
 _MOST_CHECKED = 64
+_LONGEST_NAME = 200  # a file system has no room for longer ones
+
+
+class Application(Hydra):
+    """Hydra's application for sr-run: whatever it composes is checked, whatever is wrong is a `RequestError`.
+
+    `config_path` is in the place of sr-run's own config tree, `config_dir` beside it.
+    """
+
+    def __init__(self, config_path: str | None = None, extra_dir: str | None = None) -> None:
+        configs.register_schema()
+        version.setbase("1.3")
+        search_path = create_config_search_path(config_path or str(config_dir()))
+        if extra_dir is not None:
+            url = f"file://{Path(extra_dir).absolute()}"
+            search_path.prepend(provider="command-line", path=url, anchor=SearchPathQuery(provider="schema"))
+        super().__init__(task_name="sr-run", config_loader=ConfigLoaderImpl(config_search_path=search_path))
+
+    def compose_config(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *arguments: Any, **keywords: Any
+    ) -> DictConfig:
+        """The whole config, Hydra's part included. Raises `RequestError`. Of a sweep, only its jobs are checked."""
+        with self.explained(config_name, overrides):
+            parsed = parse(overrides)
+            self._check_choices(parsed)
+            whole = super().compose_config(config_name, overrides, run_mode, *arguments, **keywords)
+            if config_name is not None and run_mode is RunMode.RUN:
+                HydraConfig.instance().set_config(whole)
+                _check_booleans(parsed, whole)
+                configs.check(job_config(whole)[0])
+                OmegaConf.set_readonly(whole.hydra, None)
+        return whole
+
+    @contextmanager
+    def explained(self, config_name: str | None, overrides: Sequence[str]) -> Iterator[None]:
+        """Within, nothing but the request is at work: whatever is raised becomes a `RequestError`."""
+        try:
+            yield
+        except RequestError:
+            raise
+        except Exception as error:
+            raise RequestError(self._explain(error, config_name, overrides)) from error
+
+    def run(
+        self, config_name: str | None, task_function: TaskFunction, overrides: list[str], *_: Any, **__: Any
+    ) -> JobReturn:
+        """Hydra's own steps, but for its line about a job that failed, which would be a second message."""
+        config = self.compose_config(config_name, overrides, RunMode.RUN, with_log_configuration=True)
+        config.hydra.mode = RunMode.RUN
+        with self.explained(config_name, overrides):
+            callbacks = Callbacks(config)
+        callbacks.on_run_start(config=config, config_name=config_name)
+        context = HydraContext(config_loader=self.config_loader, callbacks=callbacks)
+        try:
+            done = run_job(task_function, config, "hydra.run.dir", None, context)
+        except OSError as error:  # the job's own are in what it returns
+            raise RequestError(
+                f"hydra.run.dir={config.hydra.run.dir}: nothing can be written there ({error.strerror})"
+            ) from error
+        callbacks.on_run_end(config=config, config_name=config_name, job_return=done)
+        if done.status is JobStatus.FAILED:
+            raise done._return_value
+        return done
+
+    def _check_choices(self, overrides: Sequence[Override]) -> None:
+        """Hydra takes the option of a group for a name, whatever it is."""
+        for override in overrides:
+            group = override.key_or_group
+            if not group:
+                raise RequestError(f"{override.input_line}: expected key=value")
+            if override.is_delete() or override.is_sweep_override() or not self._options(group):
+                continue
+            value = override.value()
+            for name in value if isinstance(value, list) else [value]:
+                if not isinstance(name, str):
+                    hint = " (constant: the same learning rate throughout)" if group == "scheduler" else ""
+                    raise RequestError(
+                        f"{override.input_line}: expected an option of {group}: {', '.join(self._options(group))}{hint}"
+                    )
+                if len(name) > _LONGEST_NAME or name.startswith("_"):
+                    raise RequestError(self._no_such_option(group, name))
+
+    def _options(self, group: str) -> list[str]:
+        # What several options of a group share stands in `_<name>.yaml`.
+        return sorted(name for name in self.config_loader.get_group_options(group) if not name.startswith("_"))
+
+    def _no_such_option(self, group: str, option: str) -> str:
+        options = self._options(group)
+        shown = option if len(option) <= _LONGEST_NAME else f"{option[:60]}..."
+        return f"{group}={shown}: no such {group}.{nearest(option, options)} Options: {', '.join(options)}"
+
+    def _explain(self, error: Exception, config_name: str | None, overrides: Sequence[str]) -> str:
+        """One sentence for what Hydra or OmegaConf raised: what is wrong, what was expected."""
+        text = str(error).strip()
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+            group, _, option = str(error.missing_cfg_file).rpartition("/")
+            if group:
+                return self._no_such_option(group, option)
+            known = [name for name in self._options("") if name != "schema"]
+            found = f" Configs: {', '.join(known)}" if known else ""
+            shown = f"--config-name {option}" if option == config_name else option
+            return f"{shown}: there is no such config.{nearest(option, known)}{found}"
+        if match := re.search(r"Could not find '([\w/.-]+)'", text):
+            group, _, option = match[1].rpartition("/")
+            return self._no_such_option(group, option)
+        key = ""
+        cause: BaseException | None = error
+        while cause is not None:
+            said = str(cause)
+            full_key = re.search(r"full_key: (\S+)", said)
+            key = full_key[1] if full_key else key
+            if match := re.search(r"Key '([^']+)' (?:is )?not in ", said):
+                return self._unknown_key(match[1], config_name, overrides)
+            if match := re.search(r"Value '(.*?)' .*(?:could not be converted to|not a valid) (\w+)", said, re.DOTALL):
+                kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+                return f"{key or 'a value'}={match[1]}: expected {kinds.get(match[2], match[2])}"
+            if isinstance(cause, MissingMandatoryValue):
+                options = self._options(key)
+                what = f"an option of {key}: {', '.join(options)}" if options else "a value"
+                return f"{key} is missing: expected {what}"
+            cause = cause.__cause__ or cause.__context__
+        if match := re.search(r"Could not override '([^']+)'", text):
+            return self._unknown_key(match[1].rpartition(".")[2], config_name, overrides)
+        first = " ".join(
+            line.strip() for line in text.splitlines() if "full_key:" not in line and "object_type=" not in line
+        )
+        where = f"{key}: " if key else "the config does not compose: "
+        return f"{where}{textwrap.shorten(first or type(error).__name__, 500)}"
+
+    def _unknown_key(self, key: str, config_name: str | None, overrides: Sequence[str]) -> str:
+        given = next((o for o in overrides if re.match(rf"[+~]*([\w./@]+\.)?{re.escape(key)}(=|$)", o)), None)
+        full = given.lstrip("+~").partition("=")[0] if given else key
+        parent = full.rpartition(".")[0]
+        known = self._known_keys(config_name, overrides)
+        siblings = [k for k in known if k.rpartition(".")[0] == parent]
+        guess = nearest(full, siblings) or nearest(full, known)
+        names = ", ".join(s.rpartition(".")[2] for s in siblings)
+        which = f" Keys of {parent}: {names}." if parent and siblings else ""
+        top = "" if which or guess else " sr-run --help lists the groups and keys."
+        return f"{given or full}: there is no key {full}.{guess}{which}{top}"
+
+    def _known_keys(self, config_name: str | None, overrides: Sequence[str]) -> list[str]:
+        """The groups, and all keys of the config that the choices of groups among `overrides` compose."""
+        groups = list(self.list_all_config_groups())
+        choices = [override for override in overrides if override.partition("=")[0] in groups]
+        try:
+            whole = self.config_loader.load_configuration(config_name, choices, RunMode.RUN)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            return groups
+        keys = flatten(OmegaConf.to_container(whole, resolve=False))
+        return [*keys, *groups]
+
+
+def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:
+    """OmegaConf takes any whole number for a boolean."""
+    for override in overrides:
+        if override.is_delete() or isinstance(override.value(), bool) or not isinstance(override.value(), int):
+            continue
+        if isinstance(OmegaConf.select(whole, override.key_or_group), bool):
+            raise RequestError(f"{override.input_line}: expected true or false")
+
+
+class Masking(Callback):
+    """Keeps secrets out of what Hydra writes into a job's or a sweep's folder, and prints of a job that failed."""
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        hydra = config.hydra
+        written = [Path(hydra.sweep.dir) / "multirun.yaml"] if hydra.mode is RunMode.MULTIRUN else []
+        if hydra.output_subdir is not None:
+            written += Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml")
+        for path in written:
+            if path.is_file():
+                plain = OmegaConf.to_container(OmegaConf.load(path))
+                if (clean := masked(plain)) != plain:
+                    path.write_text(OmegaConf.to_yaml(OmegaConf.create(clean)))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        job_return.overrides = masked(list(job_return.overrides or ()))
 
 
 def normalised(overrides: Sequence[str]) -> list[str]:
@@ -31,61 +221,28 @@ def normalised(overrides: Sequence[str]) -> list[str]:
     return [re.sub(rf"^\+({'|'.join(_OPTIONAL_GROUPS)})=", r"\1=", override) for override in overrides]
 
 
-def composed(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> tuple[DictConfig, dict[str, str]]:
-    """The config that `overrides` compose, resolved against the current folder, and the options chosen per group.
-
-    `extra_dirs` are further folders of configs, as after `--config-dir`. Raises `RequestError`.
-    """
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The checked config that `overrides` compose, and the options chosen per group. Raises `RequestError`."""
     overrides = normalised(overrides)
-    configs.register_schema()
-    urls = ",".join(f"file://{Path(folder).absolute()}" for folder in extra_dirs)
-    search = [f"hydra.searchpath=[{urls}]"] if extra_dirs else []
-    if GlobalHydra.instance().is_initialized():
-        GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="sr-run"):
-            whole = compose("config", [*overrides, *search], return_hydra_config=True)
-            HydraConfig.instance().set_config(whole)
-            choices = {str(k): str(v) for k, v in whole.hydra.runtime.choices.items()}
-            config = absolute(whole)
-            OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(explain(error, overrides)) from error
-    for group, option in choices.items():
-        if option.startswith("_"):
-            raise RequestError(f"{group}={option}: no such {group}. Options: {', '.join(options_of(group))}")
-    configs.check(config)
-    return config, choices
+    swept = next((o.input_line for o in parse(overrides) if o.is_sweep_override()), None)
+    if swept is not None:
+        raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+    return job_config(Application().compose_config(CONFIG, overrides, RunMode.RUN))
 
 
-def absolute(whole: DictConfig) -> DictConfig:
-    """The runner's part of Hydra's config, whose `outputs` no longer depends on the current folder."""
-    config: DictConfig = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    OmegaConf.set_readonly(config, False)
-    config.outputs = str(Path(config.outputs).expanduser().absolute())
-    return config
+def job_config(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:
+    """The runner's part of the config that Hydra has set, and the options chosen per group.
 
-
-def check_sweep(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> None:
-    """Raises `RequestError` for the first value of a sweep that does not compose, before any job starts.
-
-    Each value is tried once, with the first of all the others: a sweep of many jobs is not composed many times.
+    `outputs` depends no longer on the current folder, which Hydra may change.
     """
-    parsed = parse(normalised(overrides))
-    values = [_values(override) for override in parsed]
-    tried = 0
-    for position, options in enumerate(values):
-        for option in options[0 if position == 0 else 1 :]:
-            job = [option if i == position else others[0] for i, others in enumerate(values) if others]
-            composed(job, extra_dirs)
-            tried += 1
-            if tried >= _MOST_CHECKED:
-                return
-
-
-def first_of_each(overrides: Sequence[str]) -> list[str]:
-    """The first job of a sweep."""
-    return [values[0] for override in parse(normalised(overrides)) if (values := _values(override))]
+    hydra = HydraConfig.get()
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.set_readonly(config, False)
+    outputs = config.get("outputs")
+    if not isinstance(outputs, str):
+        raise RequestError(f"outputs={outputs}: expected a folder")
+    config.outputs = str(Path(hydra.runtime.cwd) / Path(outputs).expanduser())
+    return config, {str(key): str(value) for key, value in hydra.runtime.choices.items()}
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -93,7 +250,21 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise RequestError(explain(error, overrides)) from error
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise RequestError(f"{error.override}: not of the form key=value ({reason})") from error
+
+
+def jobs_to_check(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Jobs of a sweep in which each value occurs, beside the first of all the others: the first job, then one for
+    every further value, at most 64 in all, so that a sweep of many jobs is not composed many times."""
+    values = [found for override in parse(overrides) if (found := _values(override))]
+    first = [options[0] for options in values]
+    others = (
+        [*first[:position], option, *first[position + 1 :]]
+        for position, options in enumerate(values)
+        for option in options[1:]
+    )
+    return itertools.islice(itertools.chain([first], others), _MOST_CHECKED)
 
 
 def _values(override: Override) -> list[str]:
@@ -104,63 +275,3 @@ def _values(override: Override) -> list[str]:
         return []  # an interval: whoever samples it decides
     values: Iterator[str] = override.sweep_string_iterator()
     return [f"{key}={value}" for value in itertools.islice(values, _MOST_CHECKED)]
-
-
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """One sentence for what Hydra or OmegaConf said: what is wrong, what was expected."""
-    text = str(error).strip()
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: not of the form key=value ({text.splitlines()[-1].strip()})"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = [str(name) for name in error.options or () if not str(name).startswith("_")]
-        if not options:
-            return f"{error.missing_cfg_file}: no such config"
-        return f"{group}={option}: no such {group}.{nearest(option, options)} Options: {', '.join(sorted(options))}"
-    if match := re.search(r"Could not find '([\w/.-]+)'", text):
-        group, _, option = match[1].rpartition("/")
-        options = options_of(group)
-        return f"{group}={option}: no such {group}.{nearest(option, options)} Options: {', '.join(options)}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if match := re.search(r"Key '([^']+)' (?:is )?not in ", str(cause)):
-            return _unknown_key(match[1], text, overrides)
-        if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
-            key = re.search(r"full_key: (\S+)", str(cause))
-            kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-            kind = kinds.get(match[2], match[2])
-            return f"{key[1] if key else 'a value'}={match[1]}: {kind} is needed"
-        cause = cause.__cause__ or cause.__context__
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1].rpartition(".")[2], text, overrides)
-    first = " ".join(line.strip() for line in text.splitlines()[:2])
-    return f"the config does not compose: {first}"
-
-
-def options_of(group: str) -> list[str]:
-    """The options of a config group, in alphabetical order; what several of them share stands in `_<name>.yaml`."""
-    return sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
-
-
-def _unknown_key(key: str, text: str, overrides: Sequence[str]) -> str:
-    given = next((o for o in overrides if re.match(rf"[+~]*([\w./@]+\.)?{re.escape(key)}(=|$)", o)), None)
-    full = given.lstrip("+~").partition("=")[0] if given else key
-    parent = full.rpartition(".")[0]
-    known = known_keys(overrides)
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    guess = nearest(full, siblings) or nearest(full, known)
-    which = f" Keys of {parent}: {', '.join(s.rpartition('.')[2] for s in siblings)}." if parent and siblings else ""
-    top = "" if which or guess else " sr-run --help lists the groups and keys."
-    return f"{given or full}: there is no key {full}.{guess}{which}{top}"
-
-
-def known_keys(overrides: Sequence[str]) -> list[str]:
-    """The groups, and all keys of the config that the choices of groups among `overrides` compose."""
-    groups = [entry.name for entry in config_dir().iterdir() if entry.is_dir()]
-    choices = [override for override in overrides if override.partition("=")[0] in groups]
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            whole = compose("config", choices)
-    except (HydraException, OmegaConfBaseException, ValueError):
-        return groups
-    return [*flatten(OmegaConf.to_container(whole, resolve=False)), *groups]

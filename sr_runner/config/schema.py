@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from sr_runner.config.identity import flatten
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings
 from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked
@@ -34,9 +35,21 @@ def register_schema() -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Raises `RequestError` for values that no part needs to be built for to be seen as wrong."""
+    """Raises `RequestError`, or an error of OmegaConf's, for values that no part needs to be built for to be seen as
+    wrong."""
     _no_unknown_keys(config, "", Schema)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    # What an interpolation gives has not been held against the schema.
+    config = OmegaConf.merge(OmegaConf.structured(Schema), plain)  # type: ignore[assignment]
+    OmegaConf.to_container(config, throw_on_missing=True)
+    for key, value in flatten(plain).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise RequestError(f"{key}={value}: expected a number below 2^63")
     RunSettings(scale=config.scale, seed=config.seed, outputs=config.outputs)
+    for key in ("scale", "seed"):
+        own = OmegaConf.select(config, f"data.{key}")
+        if own is not None and own != config[key]:
+            raise RequestError(f"data.{key}={own}: expected {config[key]}, as {key}={config[key]}; set {key} instead")
     settings(config, "trainer", TrainerSettings)
     settings(config, "checkpoint", CheckpointSettings)
     rate = OmegaConf.select(config, "optimizer.lr")

@@ -14,6 +14,7 @@ from sr_runner.errors import RequestError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCALES = (2, 3, 4, 8)
+MOST_THREADS = 4096
 INIT_RULES = ("strict", "body", "matching")
 
 
@@ -87,6 +88,7 @@ class TrainerSettings:
             value = getattr(self, key)
             _check(f"trainer.{key}", value, value is None or value >= 1, "a whole number of at least 1")
         grace, clip, decay = self.grace_seconds, self.grad_clip, self.ema_decay
+        _check("trainer.threads", self.threads, (self.threads or 0) <= MOST_THREADS, f"at most {MOST_THREADS}")
         kind, colon, index = self.device.partition(":")
         is_device = index.isdigit() and kind == "cuda" if colon else kind in ("auto", "cpu", "cuda")
         _check("trainer.on_nan", self.on_nan, self.on_nan in ("stop", "skip"), "stop or skip")

@@ -28,6 +28,7 @@ from sr_runner.tracking.journal import (
     write_json,
 )
 from sr_runner.tracking.sender_process import SenderProcess, sender_command
+from sr_runner.tracking.sweep import close_parent
 from sr_runner.tracking.tracker import RunRecord, Status
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,10 @@ class MlflowTracker:
         """MLflow's id of the run; None until the server has answered for the first time."""
         run_id = self._fact("run_id")
         return None if run_id is None else str(run_id)
+
+    def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
+        """Gives the parent run of the sweep in `folder` its end, by a process that imports MLflow."""
+        return close_parent(folder, status, uri=self._uri, outputs=self._outputs, wait=wait)
 
     def attempt_of(self, run_id: str) -> str | None:
         """Asks the server; the one place where this process imports MLflow, before it trains."""

@@ -85,6 +85,13 @@ class Tracker(Protocol):
     def attempt_of(self, run_id: str) -> str | None:
         """`<identity>/<attempt>` of the run with this id at the server; None where it has no such run."""
 
+    def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
+        """Closes the record of the sweep in `folder`, whose jobs have ended; False if `wait` seconds are too few.
+
+        The only call that needs no `start`: the sweep's own process makes it.
+        """
+        ...
+
     def ui_hint(self) -> tuple[str, str] | None:
         """The command that opens a viewer (may be empty) and the address of this run in it; None without a viewer."""
         ...
@@ -114,6 +121,9 @@ class NoTracker:
 
     def attempt_of(self, run_id: str) -> str | None:
         return None
+
+    def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
+        return True
 
     def ui_hint(self) -> tuple[str, str] | None:
         return None

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -37,9 +38,13 @@ class LocalStore:
 
     def check(self) -> None:
         """A folder is made when it is needed; where that cannot be, the nearest one above it says so."""
-        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise RequestError(f"checkpoint.root={self.root}: nothing can be written in {existing}")
+        try:
+            existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            raise RequestError(
+                f"checkpoint.root={self.root}: nothing can be written there ({error.strerror})"
+            ) from error
 
     def put(self, name: str, files: Sequence[Blob]) -> None:
         place = self._path(name)
