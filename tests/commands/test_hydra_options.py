@@ -1,0 +1,233 @@
+"""Hydra's options and keys, and what each does here: the table of docs/command_line.md, row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from support import TINY, environment
+
+from sr_runner.commands.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = (*TINY, "trainer.steps=1", "trainer.log_every=1", "trainer.eval_every=1", "trainer.pictures=0", "tracker=none")
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, image_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """`ask("--option", "key=value", ...)` in `tmp_path`: exit status, standard output and standard error of `main`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    own = tmp_path / "own"
+    (own / "model").mkdir(parents=True)
+    (own / "model" / "mine.yaml").write_text("_target_: own.Net\nscale: ${scale}\n")
+    (own / "short.yaml").write_text("defaults:\n  - config\n  - _self_\ntrainer:\n  steps: 7\n")
+    (own / "swept.yaml").write_text(
+        "defaults:\n  - config\n  - _self_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n"
+    )
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        cache = [f"data.cache_dir={image_cache}"] if "trainer.steps=1" in arguments else []
+        status = main([*arguments, *cache])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return status, said.out, said.err
+
+    return call
+
+
+PRINTED = {
+    "--cfg job": ["steps: 800", "_target_: sr_runner.models.EDSR", "scale: ${scale}"],
+    "-c job seed=3": ["seed: 3"],
+    "--cfg hydra": ["hydra:", "name: sr-run", "output_subdir: null"],
+    "--cfg all": ["hydra:", "steps: 800"],
+    "--cfg job --resolve seed=3 scale=4": ["data:", "  scale: 4", "  seed: 3"],
+    "--cfg hydra --resolve": ["name: sr-run"],
+    "--cfg job --package trainer": ["# @package trainer", "steps: 800"],
+    "-c job -p trainer.steps": ["800"],
+    "--config-dir own model=mine --cfg job": ["own.Net"],
+    "-cd own model=mine --cfg job": ["own.Net"],
+    "hydra.searchpath=[file://own] model=mine --cfg job": ["own.Net"],
+    "-cd own --config-name short --cfg job": ["steps: 7"],
+    "-cd own -cn short --cfg job": ["steps: 7"],
+    f"--config-path {ROOT / 'conf'} --cfg job": ["steps: 800"],
+    f"-cp {ROOT / 'conf'} --cfg job": ["steps: 800"],
+    "--info": ["Config search path", "Defaults List", "Installed Hydra Plugins"],
+    "-i config": ["Defaults List", "steps: 800"],
+    "--info defaults": ["Defaults List", "model/edsr"],
+    "--info defaults-tree": ["Defaults Tree", "model: edsr"],
+    "--info plugins": ["Installed Hydra Plugins", "BasicLauncher"],
+    "-cd own --info searchpath": ["Config search path", "own"],
+    "--hydra-help": ["hydra.cc", "hydra/launcher", "--config-name"],
+    "--help": ["sr-run -m", "Exit status"],
+    "-h": ["sr-run -m", "Exit status"],
+    "--shell-completion install=bash": ["hydra_bash_completion", "complete"],
+    "-sc install=zsh": ["hydra_bash_completion"],
+    "-sc install=fish": ["hydra_fish_completion"],
+    "-sc uninstall=bash": ["unset hydra_bash_completion"],
+}
+
+
+@pytest.mark.parametrize("line", PRINTED, ids=lambda line: line.replace(str(ROOT), ""))
+def test_an_option_that_prints_prints_what_hydra_says_and_nothing_is_run(line: str, ask: Ask, tmp_path: Path) -> None:
+    status, out, err = ask(*line.split())
+    assert status == 0 and err == ""
+    assert all(words in out for words in PRINTED[line]), out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+
+
+REFUSED = {
+    "scheduler=null --cfg job": ["scheduler=null", "constant"],
+    "model=edsrr --cfg job": ["model=edsrr", "Did you mean 'edsr'?"],
+    "trainer.stps=1 --info config": ["trainer.stps", "Did you mean 'trainer.steps'?"],
+    "trainer.steps=0 --cfg hydra": ["trainer.steps=0", "at least 1"],
+    "--cfg nonsense": ["--cfg", "nonsense", "job"],
+    "--cfg": ["--cfg", "expected one argument"],
+    "--info nonsense": ["--info", "nonsense", "searchpath"],
+    "--cfg job --package trainr": ["--package trainr", "no such key"],
+    "--package trainer": ["--package", "--cfg"],
+    "--resolve": ["--resolve", "--cfg"],
+    "--run --multirun": ["only one of"],
+    "--multirun --cfg job": ["only one of"],
+    "--config-name nope": ["--config-name nope", "no such config", "config"],
+    "--config-dir nope": ["--config-dir nope", "no such folder"],
+    "-cd own -cd own": ["--config-dir", "once"],
+    "--config-path nope": ["--config-path nope", "no such folder"],
+    "--config-path own": ["--config-name config", "no such config", "short"],
+    "--experimental-rerun config.pickle": ["--experimental-rerun config.pickle", "trainer.resume=RUN"],
+    "--shell-completion": ["--shell-completion", "install=SHELL"],
+    "-sc install=tcsh": ["install=tcsh", "bash, fish, zsh"],
+    "--hydra-help seed=1": ["--hydra-help", "no overrides"],
+    "--nonsense": ["--nonsense", "no such option"],
+    "hydra.nonsense=1": ["hydra.nonsense", "there is no key"],
+    "hydra.job.chdir=abc": ["hydra.job.chdir=abc", "true or false"],
+    "hydra.run.dir=/proc/nope": ["hydra.run.dir=/proc/nope", "nothing can be written"],
+    "-m hydra.sweep.dir=/proc/nope seed=1": ["hydra.sweep.dir=/proc/nope", "nothing can be written"],
+    "-m hydra/launcher=nonsense seed=1": ["hydra/launcher=nonsense", "joblib"],
+    "+hydra.callbacks.mine._target_=no.Such": ["no.Such"],
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_wrong_use_of_an_option_is_one_sentence_and_status_2(line: str, ask: Ask, tmp_path: Path) -> None:
+    status, out, err = ask(*line.split())
+    assert status == 2 and out == "" and len(err.splitlines()) == 1, err
+    assert all(words in err for words in REFUSED[line]), err
+    assert not (tmp_path / "outputs" / "runs").exists()
+
+
+def test_version_is_that_of_sr_run_torch_hydra_and_mlflow_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from sr_runner.commands.run import main; status = main(['--version']);"
+        "heavy = {'torch', 'hydra', 'mlflow', 'omegaconf'} & set(sys.modules);"
+        "sys.exit(status or str(heavy or '') or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [f"{name} {version(name)}" in done.stdout for name in ("torch", "hydra-core", "mlflow")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("sr-run model=ed", "model=edsr model=edsr_large"),
+        ("sr-run trainer.resu", "trainer.resume="),
+        ("sr-run -m schedu", "scheduler. scheduler="),
+        ("sr-run trainer.stps=1 trainer.resu", ""),
+    ],
+)
+def test_a_shell_is_told_how_a_word_can_go_on(
+    line: str, expected: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    status, out, err = ask("-sc", "query=bash")
+    assert (status, out.strip(), err) == (0, expected, "")
+
+
+RECORDER = """
+from pathlib import Path
+from hydra.experimental.callback import Callback
+class Recorder(Callback):
+    def __init__(self, to): self.to = Path(to).absolute()
+    def note(self, what):
+        with self.to.open("a") as file: file.write(what + "\\n")
+    def on_run_start(self, config, **_): self.note("run_start")
+    def on_run_end(self, config, **_): self.note("run_end")
+    def on_multirun_start(self, config, **_): self.note("multirun_start")
+    def on_multirun_end(self, config, **_): self.note("multirun_end")
+    def on_job_start(self, config, **_): self.note("job_start")
+    def on_job_end(self, config, job_return, **_): self.note(f"job_end {job_return.status.name}")
+"""
+
+
+def test_a_single_run_leaves_nothing_of_hydras(ask: Ask, tmp_path: Path) -> None:
+    status, out, _ = ask("--run", *RUN)
+    assert status == 0 and "Identity" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "own"]
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["checkpoints", "runs"]
+
+
+def test_run_dir_chdir_output_subdir_env_set_and_callbacks_do_what_hydra_says(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "recorder_of_one.py").write_text(RECORDER)
+    (tmp_path / "net_that_looks.py").write_text(
+        "import os, pathlib, torch\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def __init__(self, scale):\n"
+        "        pathlib.Path(os.environ['SEEN']).write_text(os.getcwd())\n"
+        "        super().__init__(torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1), torch.nn.PixelShuffle(scale))\n"
+    )
+    run = [argument for argument in RUN if not argument.startswith("model.")]
+    hydra = (
+        "hydra.run.dir=there", "hydra.job.chdir=true", "hydra.output_subdir=.hydra", "+hydra.job.env_set.SEEN=seen.txt",
+        "+hydra.callbacks.mine._target_=recorder_of_one.Recorder", "+hydra.callbacks.mine.to=callbacks.txt",
+    )  # fmt: skip
+    assert ask(*run, "model._target_=net_that_looks.Net", "+tracker.password=hunter2", *hydra)[0] == 0
+    assert Path.cwd() == tmp_path and "SEEN" not in os.environ
+    assert (tmp_path / "there" / "seen.txt").read_text() == str(tmp_path / "there")
+    record = tmp_path / "there" / ".hydra"
+    assert sorted(path.name for path in record.iterdir()) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
+    assert OmegaConf.load(record / "config.yaml").trainer.steps == 1
+    assert "hunter2" not in "".join(path.read_text() for path in record.iterdir())
+    assert len(list((tmp_path / "outputs" / "runs").glob("*/a0001-*"))) == 1, "outputs follows the current folder"
+    said = (tmp_path / "callbacks.txt").read_text().split("\n")
+    assert said[:-1] == ["run_start", "job_start", "job_end COMPLETED", "run_end"]
+
+
+def test_a_callback_sees_that_a_run_failed_and_the_message_stays_one_sentence(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "recorder_of_failures.py").write_text(RECORDER)
+    mine = ("+hydra.callbacks.mine._target_=recorder_of_failures.Recorder", "+hydra.callbacks.mine.to=callbacks.txt")
+    status, _, err = ask(*RUN, "trainer.resume=nosuchrun", *mine)
+    assert status == 2 and "no such run" in err and len(err.splitlines()) == 1
+    assert "job_end FAILED" in (tmp_path / "callbacks.txt").read_text()
+
+
+@pytest.mark.parametrize("how", ["-m", "hydra.mode=MULTIRUN", "-cn"])
+def test_a_sweep_runs_by_option_by_mode_and_by_the_sweepers_params_in_the_folders_that_hydra_is_given(
+    how: str, ask: Ask, tmp_path: Path
+) -> None:
+    (tmp_path / "recorder_of_sweeps.py").write_text(RECORDER)
+    asked = ("-cd", "own", "-cn", "swept") if how == "-cn" else (how, "seed=1,2")
+    hydra = (
+        "hydra.sweep.dir=swept here", "hydra.sweep.subdir=job ${hydra.job.num}", "hydra.output_subdir=.hydra",
+        "+hydra.callbacks.mine._target_=recorder_of_sweeps.Recorder", "+hydra.callbacks.mine.to=callbacks.txt",
+    )  # fmt: skip
+    status, out, err = ask(*asked, *RUN, *hydra)
+    assert status == 0 and "2 of 2 jobs finished" in out, err
+    folder = tmp_path / "swept here"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "job 0", "job 1", "job-0.json", "job-1.json", "multirun.yaml",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (folder / "job 1").iterdir()) == [".hydra", "job.log"]
+    assert "seed=2" in json.loads((folder / "job-1.json").read_text())["overrides"]
+    said = (tmp_path / "callbacks.txt").read_text().split("\n")
+    assert said[:-1] == ["multirun_start", *2 * ["job_start", "job_end COMPLETED"], "multirun_end"]
+    assert len(list((tmp_path / "outputs" / "runs").glob("*/a0001-*"))) == 2
