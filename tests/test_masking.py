@@ -10,12 +10,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from sr_runner import masking
-from sr_runner.commands.sweep import mask_record
+from sr_runner.config.compose import Masking
 from sr_runner.config.schema import as_yaml
 from sr_runner.masking import MASK, digested, is_secret, masked, masked_output, masked_text
 from sr_runner.tracking import MlflowTracker, RunRecord, close_parent, mlflow_tracker, sweep
@@ -204,7 +205,9 @@ def test_configs_are_written_without_secrets(tmp_path: Path) -> None:
     records = [tmp_path / "multirun.yaml", tmp_path / "0" / ".hydra" / "config.yaml"]
     for record in records:
         record.write_text(OmegaConf.to_yaml(config))
-    mask_record(tmp_path)
+    hydra = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}, "output_subdir": ".hydra"}
+    hydra |= {"runtime": {"output_dir": str(tmp_path / "0")}}
+    Masking().on_job_start(config=OmegaConf.create({"hydra": hydra}))
     for text in (as_yaml(config), *(record.read_text() for record in records)):
         assert MASK in text and SECRET not in text and "two words" not in text
         assert OmegaConf.create(text).keys() == config.keys()

@@ -46,10 +46,9 @@ def check(config: DictConfig) -> None:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise RequestError(f"{key}={value}: expected a number below 2^63")
     RunSettings(scale=config.scale, seed=config.seed, outputs=config.outputs)
-    for key in ("scale", "seed"):
-        own = OmegaConf.select(config, f"data.{key}")
-        if own is not None and own != config[key]:
-            raise RequestError(f"data.{key}={own}: expected {config[key]}, as {key}={config[key]}; set {key} instead")
+    own = OmegaConf.select(config, "data.scale")
+    if own is not None and own != config.scale:
+        raise RequestError(f"data.scale={own}: expected {config.scale}, as scale={config.scale}; set scale instead")
     settings(config, "trainer", TrainerSettings)
     settings(config, "checkpoint", CheckpointSettings)
     rate = OmegaConf.select(config, "optimizer.lr")

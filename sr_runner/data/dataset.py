@@ -77,7 +77,7 @@ class PairData:
         if own and own[-1].kind is inspect.Parameter.VAR_KEYWORD:
             above = inspect.signature(cls.__bases__[0]).parameters.values()
             rest = {each.name: each for each in above if each.kind is each.KEYWORD_ONLY}
-            own = list((rest | {each.name: each for each in own[:-1]}).values())
+            own = sorted((rest | {each.name: each for each in own[:-1]}).values(), key=lambda each: each.kind)
         cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
 
     def __init__(

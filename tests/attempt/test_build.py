@@ -153,11 +153,12 @@ def test_a_class_that_an_option_file_names_has_to_take_all_of_its_keys(build: Bu
     file = tmp_path / "conf" / "model" / "own.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("_target_: own_parts.Net\nscale: ${scale}\nwith: 3\n")
-    config, _ = composed(["model=own", "tracker=none"], [str(tmp_path / "conf")])
+    overrides = ["model=own", "tracker=none", f"hydra.searchpath=['file://{tmp_path / 'conf'}']"]
+    config, _ = composed(overrides)
     with pytest.raises(
         RequestError, match=r"model\.with=3: own_parts\.Net has no such argument\. Did you mean 'width'"
     ):
-        build_parts(config, ["model=own", "tracker=none"])
+        build_parts(config, overrides)
 
 
 def test_a_class_that_takes_any_argument_gets_all_of_them(build: Build) -> None:

@@ -17,6 +17,7 @@ from support import TINY, SrRun, command, environment
 
 from sr_runner.attempt import scheduler as jobs
 from sr_runner.commands import run as cli
+from sr_runner.runs import folder as files
 
 LONG = (*TINY, "trainer.steps=300", "trainer.log_every=50", "trainer.eval_every=150", "checkpoint.every=30")
 
@@ -111,12 +112,12 @@ def test_only_a_restarted_job_goes_on_and_only_with_attempts_of_its_own(
     assert first is not None and not first.restarted
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     again = jobs.current()
-    assert again is not None and again.restarted and jobs.worked_on(tmp_path, again)
+    assert again is not None and again.restarted and again.key in files.jobs(tmp_path)
     for key, value in (("SLURM_JOB_ID", "4712"), ("SLURM_CLUSTER_NAME", "another")):
         with monkeypatch.context() as changed:
             changed.setenv(key, value)
             other = jobs.current()
-            assert other is not None and not jobs.worked_on(tmp_path, other)
+            assert other is not None and other.key not in files.jobs(tmp_path)
     monkeypatch.delenv("SLURM_JOB_ID")
     assert jobs.current() is None
 

@@ -7,10 +7,9 @@ import sys
 from dataclasses import fields
 
 import pytest
-from support import environment
+from support import environment, options_of
 
 from sr_runner.commands.help import page
-from sr_runner.config.compose import options_of
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings, config_dir
 
 

@@ -14,11 +14,11 @@ import torch
 import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from support import SrRun
+from support import SrRun, options_of
 from torch import nn
 
 from sr_runner.attempt.build import build
-from sr_runner.config.compose import composed, options_of
+from sr_runner.config.compose import composed
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings, config_dir
 from sr_runner.errors import RequestError

@@ -9,8 +9,9 @@ from typing import Any
 import hydra.utils
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from support import options_of
 
-from sr_runner.config.compose import composed, options_of
+from sr_runner.config.compose import composed
 from sr_runner.config.identity import flatten, identity, identity_facts
 from sr_runner.config.settings import CheckpointSettings, TrainerSettings
 

@@ -21,6 +21,11 @@ TINY = (
 SrRun = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def options_of(group: str) -> list[str]:
+    """The options of a config group; what several of them share stands in `_<name>.yaml`."""
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))
+
+
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # One thread each: tests run beside each other.

@@ -15,7 +15,8 @@ import pytest
 from postgres_server import postgres
 from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
-from sr_runner.tracking import close_parent, ui_hint
+from sr_runner.mlflow_server import ui_hint
+from sr_runner.tracking import close_parent
 
 
 def _free_port() -> int:

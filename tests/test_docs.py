@@ -1,0 +1,52 @@
+"""What the documentation shows is true: its commands compose, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from sr_runner.commands.run import main
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every `sr-run` line of the pages and of the recipes' first lines: where it stands, its arguments."""
+    for path in [*PAGES, *sorted(ROOT.glob("conf/experiment/*.yaml"))]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for found in re.finditer(r"(?m)^(?:    |# |#   )(sr-run [^`\n]*)", text):
+            line = re.sub(r" -- .*| & pid=.*", "", found[1])
+            line = re.sub(r"<[^>]*>", "edsr-x2-3f9a12c40b1e", line).rstrip(";")
+            words = shlex.split(line, comments=True)[1:]
+            if not any("..." in word or word.startswith(("[", "-sc", "--help")) for word in words):
+                yield f"{path.relative_to(ROOT)}: {line}", words
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_composes(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for word in COMMANDS[line] if word not in ("-m", "--cfg", "job")]
+    # The first job of a sweep; launchers are plugins that need not be there.
+    words = [re.sub(r"^([\w.]+=[^,\[{'\"]*),.*", r"\1", word) for word in words if "hydra" not in word]
+    assert main([*words, "--cfg", "job"]) == 0, capsys.readouterr().err
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
