@@ -31,7 +31,6 @@ WRONG = {
     "scale=5": ["scale=5", "2, 3, 4, 8"],
     "model=wdsr_b scale=7": ["scale=7"],
     "++data.scale=1": ["data.scale=1", "scale=2"],
-    "data.seed=7": ["data.seed=7", "seed=0"],
     "data.patch_size=97 scale=4": ["data.patch_size=97", "scale=4", "96 or 100"],
     "data.preview=99999999999999999999999": ["data.preview=9999", "2^63"],
     "data.preview=99999999": ["data.preview=99999999", "0 to 1000"],
