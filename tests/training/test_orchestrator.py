@@ -35,6 +35,10 @@ class Recorder(NoTracker):
     def __init__(self) -> None:
         super().__init__()
         self.points: list[tuple[int, dict[str, float]]] = []
+        self.synced = 0  # the number of points that were on the disk at the last `sync`
+
+    def sync(self) -> None:
+        self.synced = len(self.points)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.points.append((step, dict(metrics)))
@@ -182,7 +186,7 @@ def test_a_finished_run_that_is_extended_has_the_points_of_one_that_was_longer_f
     assert second.files(9)["model.safetensors"] == bench.files(9)["model.safetensors"]
 
 
-def test_a_checkpoint_is_committed_after_the_points_of_its_step(bench: Bench) -> None:
+def test_a_checkpoint_is_committed_after_the_points_of_its_step_are_on_the_disk(bench: Bench) -> None:
     orchestrator = bench.make()
     commits: dict[int, list[str]] = {}
     put = bench.store.put
@@ -190,7 +194,8 @@ def test_a_checkpoint_is_committed_after_the_points_of_its_step(bench: Bench) ->
     def watched(name: str, files: Any) -> None:
         put(name, files)
         step = int(name.rpartition("-")[2])
-        commits[step] = [key for at, metrics in recorder(orchestrator).points if at == step for key in metrics]
+        on_disk = recorder(orchestrator).points[: recorder(orchestrator).synced]
+        commits[step] = [key for at, metrics in on_disk if at == step for key in metrics]
 
     bench.store.put = watched  # type: ignore[method-assign]
     orchestrator.train(bench.record())
@@ -211,6 +216,44 @@ class NanAt(nn.Module):
         self.calls += 1
         loss = nn.functional.l1_loss(sr, hr)
         return loss * math.nan if self.calls == self.call else loss
+
+
+class Noisy(nn.Module):
+    """L1 against noisy pictures: draws from the global generator."""
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        return nn.functional.l1_loss(sr + torch.rand_like(sr), hr)
+
+
+def test_what_a_loss_draws_goes_on_after_a_resume_as_if_it_had_not_been_stopped(bench: Bench, second: Bench) -> None:
+    bench.make(loss=Noisy()).train(bench.record())
+    second.make(loss=Noisy(), steps=3).train(second.record())
+    second.make(loss=Noisy()).train(second.record(), Start(second.newest()))
+    assert second.files(6)["model.safetensors"] == bench.files(6)["model.safetensors"]
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_exported(bench: Bench) -> None:
+    orchestrator = bench.make(ema_decay=0.5, steps=3)
+    average = weights(orchestrator)
+    original = orchestrator.train_step
+
+    def step(batches: Any) -> None:
+        original(batches)
+        for name, tensor in orchestrator.model.state_dict().items():
+            average[name].lerp_(tensor, 0.5)
+
+    orchestrator.train_step = step  # type: ignore[method-assign]
+    orchestrator.train(bench.record())
+    exported = bench.newest().model
+    assert all(torch.allclose(exported[name], average[name], atol=1e-7) for name in average)
+    assert not equal(exported, weights(orchestrator))
+    assert orchestrator.ema is not None
+    network, orchestrator.ema = orchestrator.ema.network, None
+    raw = orchestrator.evaluate()
+    assert raw is not None and raw.mean["psnr"] != bench.newest().metrics["valid/psnr"]
+    orchestrator.model = network
+    averaged = orchestrator.evaluate()
+    assert averaged is not None and averaged.mean["psnr"] == bench.newest().metrics["valid/psnr"]
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_its_step_and_samples_before_anything_is_saved(
