@@ -28,7 +28,6 @@ class Resize:
     `factor` is the range of the factor, or one number; with `probabilities` (up, down, keep) it is drawn from 1 to its
     upper end, from its lower end to 1, or 1, and without uniformly. `relative_to` says what the factor multiplies: the
     `current` size, that of the HR picture (`hr`) or of the LR picture (`lr`; factor=1 gives the LR size exactly).
-    `inverse` draws the divisor from the range instead.
 
     `area`, `bilinear` and `bicubic` (a = -0.75) are torch's `interpolate` without antialiasing; `matlab` is MATLAB's
     bicubic, with antialiasing.
@@ -38,7 +37,6 @@ class Resize:
     probabilities: Sequence[float] | None = None
     relative_to: Literal["current", "hr", "lr"] = "current"
     methods: Sequence[Method] = ("area", "bilinear", "bicubic")
-    inverse: bool = False
 
     def __post_init__(self) -> None:
         check_range("factor", self._range, at_least=0.01, at_most=64)
@@ -63,7 +61,6 @@ class Resize:
         factor = self._draw_factor(draw)
         base = {"hr": canvas.original, "lr": canvas.target}.get(self.relative_to)
         heights, widths = base or (canvas.heights, canvas.widths)
-        most = 1 / self._range[0] if self.inverse else self._range[1]
         extent = base or canvas.pixels.shape[2:]
         method = draw.below(2, len(self.methods))
         return resize(
@@ -71,20 +68,19 @@ class Resize:
             np.maximum(np.floor(heights * factor + 1e-9).astype(np.int64), 1),
             np.maximum(np.floor(widths * factor + 1e-9).astype(np.int64), 1),
             [self.methods[index] for index in method],
-            (max(1, math.floor(extent[0] * most + 1e-9)), max(1, math.floor(extent[1] * most + 1e-9))),
+            (
+                max(1, math.floor(extent[0] * self._range[1] + 1e-9)),
+                max(1, math.floor(extent[1] * self._range[1] + 1e-9)),
+            ),
         )
 
     def _draw_factor(self, draw: Draw) -> Floats:
         low, high = self._range
         if self.probabilities is None:
-            factor = draw.uniform(0, low, high)
-        else:
-            kind = draw.choice(1, np.asarray(self.probabilities, dtype=np.float64))
-            position = draw.uniform(0)
-            factor = np.select(
-                [kind == 0, kind == 1], [1 + position * (max(high, 1) - 1), low + position * (1 - low)], 1.0
-            )
-        return 1 / factor if self.inverse else factor
+            return draw.uniform(0, low, high)
+        kind = draw.choice(1, np.asarray(self.probabilities, dtype=np.float64))
+        position = draw.uniform(0)
+        return np.select([kind == 0, kind == 1], [1 + position * (max(high, 1) - 1), low + position * (1 - low)], 1.0)
 
 
 def resize(
