@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,24 +45,13 @@ class CachedPair:
     width: int
 
 
-class LrMaker(Protocol):
-    """Makes the whole LR image of an HR image that comes without one."""
-
-    weight: ClassVar[int]
-    """Memory that it takes, in units of that of decoding the HR image."""
-
-    def facts(self, hr: CachedImage) -> Facts:
-        """What the LR image depends on."""
-
-    def __call__(self, hr: CachedImage) -> Pixels:
-        """The LR image of the HR image, cropped to a multiple of the scale."""
-
-
 @dataclass(frozen=True)
 class MatlabBicubic:
-    """LR images as the papers' benchmarks have them."""
+    """LR images as the papers' benchmarks have them, of HR images cropped to a multiple of the scale."""
 
     weight: ClassVar[int] = 1
+    """Memory that it takes, in units of that of decoding the HR image."""
+
     scale: int
 
     def facts(self, hr: CachedImage) -> Facts:
@@ -91,6 +80,11 @@ class Degraded:
         return lr[0].permute(1, 2, 0).contiguous().numpy()
 
 
+LrMaker = MatlabBicubic | Degraded
+Get = Callable[[str, Facts, Callable[[], Pixels]], CachedImage | None]
+"""`get(name, facts, make)`: an image in the cache, which may be made, or None."""
+
+
 def cache_pairs(
     sources: Sequence[PairSource], *, scale: int, maker: LrMaker | None, cache: ImageCache, progress: bool
 ) -> list[CachedPair]:
@@ -99,31 +93,42 @@ def cache_pairs(
     LR images that do not come with the HR images are made by `maker`; with none they are left out. Raises
     `RequestError`, which names the file, for damaged images and for pairs whose sizes do not fit.
     """
-    found = [_find(source, scale, maker, cache) for source in sources]
-    if None in found:
-        _build_all(list(dict.fromkeys(sources)), scale, maker, cache, progress)
-        found = [_find(source, scale, maker, cache) for source in sources]
-    return [pair for pair in found if pair is not None]
+    unique = list(dict.fromkeys(sources))
+    pairs = [_pair(source, scale, maker, lambda name, facts, make: cache.find(name, facts)) for source in unique]
+    if None in pairs:
+        pairs = _build_all(unique, scale, maker, cache, progress)
+    by_source = dict(zip(unique, pairs, strict=True))
+    return [pair for source in sources if (pair := by_source[source]) is not None]
 
 
 def _build_all(
     sources: Sequence[PairSource], scale: int, maker: LrMaker | None, cache: ImageCache, progress: bool
-) -> None:
+) -> list[CachedPair | None]:
     text = "\n".join([str(scale), repr(maker), *(repr(source) for source in sources)])
     job = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     room = _Room(_PIXELS_AT_ONCE)
+
+    def get(name: str, facts: Facts, make: Callable[[], Pixels]) -> CachedImage:
+        return cache.find(name, facts) or cache.store(name, facts, make(), job=job)
+
+    def build(source: PairSource) -> CachedPair | None:
+        weight = maker.weight if maker is not None and source.lr is None else 1
+        with room.hold(weight * source.hr.area()):
+            return _pair(source, scale, maker, get)
+
     # tqdm shows the bar only on terminals where `disable` is None.
     bar = tqdm(total=len(sources), desc="Decoding images", unit="image", disable=None if progress else True)
     with bar, cache.building(job), warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata: what matters about pixels raises
-        builds = [pool.submit(_build, source, scale, maker, cache, job, room) for source in sources]
+        builds = [pool.submit(build, source) for source in sources]
         try:
-            for build in builds:
-                build.result()
+            for built in builds:
+                built.result()
                 bar.update()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    return [built.result() for built in builds]
 
 
 def _threads() -> int:
@@ -150,47 +155,27 @@ class _Room:
                 self._changed.notify_all()
 
 
-def _find(source: PairSource, scale: int, maker: LrMaker | None, cache: ImageCache) -> CachedPair | None:
-    hr = cache.find(source.hr.name, source.hr.facts())
+def _pair(source: PairSource, scale: int, maker: LrMaker | None, get: Get) -> CachedPair | None:
+    hr = get(source.hr.name, source.hr.facts(), source.hr.read)
     if hr is None:
         return None
-    if source.lr is None and maker is None:
-        return CachedPair(source.name, source, None, hr, hr.height // scale, hr.width // scale)
-    lr = cache.find(*_lr_key(source, hr, maker))
-    return None if lr is None else _pair(source, lr, hr, scale)
-
-
-def _build(source: PairSource, scale: int, maker: LrMaker | None, cache: ImageCache, job: str, room: _Room) -> None:
-    def cached(name: str, facts: Facts, make: Callable[[], Pixels]) -> CachedImage:
-        return cache.find(name, facts) or cache.store(name, facts, make(), job=job)
-
-    weight = maker.weight if maker is not None and source.lr is None else 1
-    with room.hold(weight * source.hr.area()):
-        hr = cached(source.hr.name, source.hr.facts(), source.hr.read)
-        if source.lr is not None:
-            _pair(source, cached(*_lr_key(source, hr, maker), source.lr.read), hr, scale)
-        elif maker is not None:
-            if min(hr.height, hr.width) < scale:
-                raise RequestError(
-                    f"{source.hr}: {hr.width} x {hr.height} pixels are too few to be shrunk by scale={scale}."
-                )
-            cached(*_lr_key(source, hr, maker), partial(maker, hr))
-
-
-def _lr_key(source: PairSource, hr: CachedImage, maker: LrMaker | None) -> tuple[str, Facts]:
     if source.lr is not None:
-        return source.lr.name, source.lr.facts()
-    assert maker is not None
-    facts = maker.facts(hr)
+        lr = get(source.lr.name, source.lr.facts(), source.lr.read)
+        return None if lr is None else _fitting(source, lr, hr, scale)
+    if maker is None:
+        return CachedPair(source.name, source, None, hr, hr.height // scale, hr.width // scale)
+    if min(hr.height, hr.width) < scale:
+        raise RequestError(f"{source.hr}: {hr.width} x {hr.height} pixels are too few to be shrunk by scale={scale}.")
     # One file an HR image, scale and kind of maker: an edited image's LR image replaces the old one.
-    return f"{source.hr.name} {type(maker).__name__} {facts['scale']}", facts
+    lr = get(f"{source.hr.name} {type(maker).__name__} {scale}", maker.facts(hr), partial(maker, hr))
+    return None if lr is None else _fitting(source, lr, hr, scale)
 
 
 def _cropped(hr: CachedImage, scale: int) -> Pixels:
     return hr.pixels()[: hr.height // scale * scale, : hr.width // scale * scale]
 
 
-def _pair(source: PairSource, lr: CachedImage, hr: CachedImage, scale: int) -> CachedPair:
+def _fitting(source: PairSource, lr: CachedImage, hr: CachedImage, scale: int) -> CachedPair:
     """Check the sizes: LR is HR / scale, rounded either way where the HR image is no multiple of the scale."""
     allowed = scale * (source.slack + 1)
     if abs(lr.height * scale - hr.height) >= allowed or abs(lr.width * scale - hr.width) >= allowed:
