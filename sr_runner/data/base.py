@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import torch
 
@@ -19,6 +19,23 @@ class Pair:
     name: str
     lr: Pixels
     hr: Pixels
+
+
+@dataclass(frozen=True)
+class LazyPairs(Sequence[Pair]):
+    """Pairs that are read anew each time they are looked at: one that nobody looks at any more takes no memory."""
+
+    readers: Sequence[Callable[[], Pair]]
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
+        return LazyPairs(self.readers[index]) if isinstance(index, slice) else self.readers[index]()
 
 
 class Data(Protocol):

@@ -3,61 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sr_runner.data.crops import Images
 from sr_runner.data.degradations import Degradation
-from sr_runner.data.images import Pixels
 from sr_runner.data.loader import Batch
-
-Samples = Callable[[int, int], tuple[Tensor | None, Tensor]]
-"""`samples(first, count)` gives LR (N x h x w x 3) and HR (N x H x W x 3) uint8; no LR where it is made from HR."""
-
-Fill = Callable[[int, Pixels | None, Pixels], None]
-"""`fill(first, lr, hr)` writes the samples from `first` on into `lr`, where there is one, and `hr`."""
+from sr_runner.data.sampling import Sampler
 
 
 @dataclass(frozen=True)
-class HostSamples:
-    """Samples copied together from decoded images in host memory, and sent to `device`; from pinned memory if wanted.
+class Samples:
+    """Samples as uint8 pictures: crops of HR images, and of LR images or what a degradation makes of the HR crops."""
 
-    Each batch has memory of its own; the allocator (torch's caching one, for pinned memory) takes it back once nobody
-    holds it and no copy to the device is under way.
-    """
-
-    fill: Fill
-    lr_patch: int | None
-    hr_patch: int
-    device: torch.device
-    pin_memory: bool
-
-    def __call__(self, first: int, count: int) -> tuple[Tensor | None, Tensor]:
-        lr = None if self.lr_patch is None else self._memory(count, self.lr_patch)
-        hr = self._memory(count, self.hr_patch)
-        self.fill(first, None if lr is None else lr.numpy(), hr.numpy())
-        return None if lr is None else lr.to(self.device, non_blocking=True), hr.to(self.device, non_blocking=True)
-
-    def _memory(self, count: int, patch: int) -> Tensor:
-        return torch.empty((count, patch, patch, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
-
-
-@dataclass(frozen=True)
-class DegradedSamples:
-    """Samples whose LR pictures are made from their HR pictures, where those are."""
-
-    samples: Samples
-    degradation: Degradation
+    sampler: Sampler
+    lr: Images | Degradation
+    hr: Images
+    patch_size: int
     scale: int
     seed: int
 
     def __call__(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        _, hr = self.samples(first, count)
+        """LR (count x h x w x 3) and HR (count x H x W x 3) uint8 of samples first .. first + count - 1."""
+        draws = self.sampler.draw(first, count)
+        hr = self.hr.crops(draws, self.patch_size, self.scale)
+        if not isinstance(self.lr, Degradation):
+            return self.lr.crops(draws, self.patch_size // self.scale, 1), hr
         n = np.arange(first, first + count, dtype=np.int64)
-        lr = self.degradation(to_batch(hr, hr.device), scale=self.scale, seed=self.seed, n=n)
+        lr = self.lr(to_batch(hr, hr.device), scale=self.scale, seed=self.seed, n=n)
         return lr.permute(0, 2, 3, 1).contiguous(), hr
 
 
@@ -79,7 +55,6 @@ class FloatBatches:
     def __call__(self, batch: int) -> tuple[Batch, torch.cuda.Event | None]:
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
             lr, hr = self._samples(self._first + batch * self._every, self._count)
-            assert lr is not None
             pictures = to_batch(lr, self._device, self._channels_last), to_batch(hr, self._device, self._channels_last)
             return pictures, None if self._stream is None else self._stream.record_event()
 

@@ -9,15 +9,16 @@ images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import overload
 
-from sr_runner.data.base import Pair
-from sr_runner.data.images import EXTENSIONS, Pixels, read_image
+from sr_runner.data.base import LazyPairs, Pair
+from sr_runner.data.images import EXTENSIONS, Pixels
+from sr_runner.data.scan import image_files
+from sr_runner.data.sources import ImageFile
 from sr_runner.errors import RequestError, nearest
 from sr_runner.imresize import imresize_uint8
 
@@ -38,59 +39,37 @@ _LR_FOLDERS = (
 
 
 @dataclass(frozen=True)
-class PairReader:
-    """A pair that is still on disk; without `lr`, it is made from the HR image by MATLAB's bicubic."""
-
-    name: str
-    hr: Callable[[], Pixels]
-    lr: Callable[[], Pixels] | None = None
-
-    def read(self, scale: int) -> Pair:
-        """The pair, the HR image cropped to what the LR image covers. Raises `RequestError` where they do not fit."""
-        hr = self.hr()
-        height, width = hr.shape[0] // scale, hr.shape[1] // scale
-        if min(height, width) == 0:
-            raise RequestError(f"image '{self.name}' of {hr.shape[1]}x{hr.shape[0]} pixels is below scale={scale}.")
-        if self.lr is None:
-            hr = hr[: height * scale, : width * scale]
-            return Pair(self.name, imresize_uint8(hr, Fraction(1, scale)), hr)
-        lr = self.lr()
-        height, width = min(lr.shape[0], height), min(lr.shape[1], width)
-        if abs(lr.shape[0] * scale - hr.shape[0]) >= scale or abs(lr.shape[1] * scale - hr.shape[1]) >= scale:
-            raise RequestError(
-                f"image '{self.name}': an LR image of {lr.shape[1]}x{lr.shape[0]} pixels does not fit an HR image of "
-                f"{hr.shape[1]}x{hr.shape[0]} at scale={scale}. lr=bicubic makes the LR images from the HR images."
-            )
-        return Pair(self.name, lr[:height, :width], hr[: height * scale, : width * scale])
-
-
-@dataclass(frozen=True)
-class Benchmark(Sequence[Pair]):
-    """The pairs of a benchmark, read from disk each time they are looked at: one image in memory at a time."""
+class Benchmark(LazyPairs):
+    """The pairs of a benchmark: one image in memory at a time."""
 
     name: str
     scale: int
-    readers: tuple[PairReader, ...]
+    degradation: str = "LR by MATLAB bicubic from HR"
+    """Where the LR images come from, for people."""
     bicubic: bool = True
     """Whether the LR images are, as far as their folder shows, made by bicubic, as those of published results are."""
 
-    @property
-    def degradation(self) -> str:
-        """Where the LR images come from, for people."""
-        made = all(reader.lr is None for reader in self.readers)
-        return "LR by MATLAB bicubic from HR" if made else "LR images of its own"
 
-    def __len__(self) -> int:
-        return len(self.readers)
+def read_pair(name: str, scale: int, hr: Callable[[], Pixels], lr: Callable[[], Pixels] | None = None) -> Pair:
+    """The pair, the HR image cropped to what the LR image covers; without `lr`, that is made by MATLAB's bicubic.
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(index, slice):
-            return replace(self, readers=self.readers[index])
-        return self.readers[index].read(self.scale)
+    Raises `RequestError` where their sizes do not fit.
+    """
+    large = hr()
+    height, width = large.shape[0] // scale, large.shape[1] // scale
+    if min(height, width) == 0:
+        raise RequestError(f"image '{name}' of {large.shape[1]}x{large.shape[0]} pixels is below scale={scale}.")
+    if lr is None:
+        large = large[: height * scale, : width * scale]
+        return Pair(name, imresize_uint8(large, Fraction(1, scale)), large)
+    small = lr()
+    height, width = min(small.shape[0], height), min(small.shape[1], width)
+    if any(abs(a * scale - b) >= scale for a, b in zip(small.shape[:2], large.shape[:2], strict=True)):
+        raise RequestError(
+            f"image '{name}': an LR image of {small.shape[1]}x{small.shape[0]} pixels does not fit an HR image of "
+            f"{large.shape[1]}x{large.shape[0]} at scale={scale}. lr=bicubic makes the LR images from the HR images."
+        )
+    return Pair(name, small[:height, :width], large[: height * scale, : width * scale])
 
 
 @dataclass(frozen=True)
@@ -124,20 +103,25 @@ class Finder:
         hr_folder, images = next(self._hr_folders(folder), (folder, {}))
         if not images:
             return None
-        lr_folder = self._lr_folder(folder, hr_folder)
-        lr_images = {} if lr_folder is None else self._images(lr_folder)
-        readers = []
-        for name, path in images.items():
-            lr = None if lr_folder is None else partial(read_image, _lr_for(path, lr_images, lr_folder, self.scale))
-            readers.append(PairReader(name, partial(read_image, path), lr))
         name = folder.parent.name if folder.name.upper() == "HR" else folder.resolve().name
-        return Benchmark(name, self.scale, tuple(readers), bicubic=self.lr is None or "bic" in self.lr.lower())
+        lr_folder = self._lr_folder(folder, hr_folder)
+        if lr_folder is None:
+            return Benchmark(
+                [partial(read_pair, each, self.scale, hr.read) for each, hr in images.items()], name, self.scale
+            )
+        lr_images = _images(lr_folder)
+        readers = [
+            partial(read_pair, each, self.scale, hr.read, _lr_for(hr, lr_images, lr_folder, self.scale).read)
+            for each, hr in images.items()
+        ]
+        bicubic = self.lr is None or "bic" in self.lr.lower()
+        return Benchmark(readers, name, self.scale, "LR images of its own", bicubic)
 
-    def _hr_folders(self, folder: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
+    def _hr_folders(self, folder: Path) -> Iterator[tuple[Path, dict[str, ImageFile]]]:
         for pattern in (*_HR_FOLDERS, "."):
             candidate = _subfolder(folder, pattern.format(scale=self.scale))
             if candidate is not None:
-                images = {name: path for name, path in self._images(candidate).items() if not _LR_NAME.search(name)}
+                images = {name: image for name, image in _images(candidate).items() if not _LR_NAME.search(name)}
                 if images:
                     yield candidate, images
 
@@ -152,22 +136,10 @@ class Finder:
         for root in roots:
             for pattern in _LR_FOLDERS:
                 candidate = _subfolder(root, pattern.format(scale=self.scale))
-                if candidate is not None and self._has_lr(candidate, hr_folder):
+                # Where the HR images are in the same folder, their names tell them apart.
+                if candidate and any(candidate != hr_folder or _LR_NAME.search(name) for name in _images(candidate)):
                     return candidate
         return None
-
-    def _has_lr(self, folder: Path, hr_folder: Path) -> bool:
-        """Whether LR images are in `folder`; where it has the HR images too, their names tell them apart."""
-        return any(folder != hr_folder or _LR_NAME.search(name) for name in self._images(folder))
-
-    def _images(self, folder: Path) -> dict[str, Path]:
-        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS]
-        images: dict[str, Path] = {}
-        for path in (path for path in paths if not path.name.startswith(".") and path.is_file()):
-            if path.stem in images:
-                raise RequestError(f"{folder}: {images[path.stem].name} and {path.name} have the same name.")
-            images[path.stem] = path
-        return images
 
     def _missing(self, folder: Path) -> str:
         if folder.exists():
@@ -176,15 +148,20 @@ class Finder:
         return f"there is no such folder.{nearest(folder.name, beside)}"
 
 
+def _images(folder: Path) -> dict[str, ImageFile]:
+    files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
+    return image_files(str(folder), folder, files)
+
+
 _LR_NAME = re.compile(r"_LR(BI)?(_x\d)?$", re.IGNORECASE)
 _HR_NAME = re.compile(r"(^|_)HR(_x\d)?$", re.IGNORECASE)
 
 
-def _lr_for(hr: Path, lr_images: dict[str, Path], lr_folder: Path, scale: int) -> Path:
+def _lr_for(hr: ImageFile, lr_images: Mapping[str, ImageFile], lr_folder: Path, scale: int) -> ImageFile:
     """The LR image that the benchmarks' habits of naming give to `hr`."""
-    stem = hr.stem
+    stem = hr.path.stem
     bare = _HR_NAME.sub("", stem)
-    names = [
+    for name in (
         f"{stem}x{scale}",
         stem,
         f"{bare}_LR",
@@ -192,8 +169,7 @@ def _lr_for(hr: Path, lr_images: dict[str, Path], lr_folder: Path, scale: int) -
         f"{bare}x{scale}",
         f"{stem}_x{scale}",
         bare,
-    ]
-    for name in names:
+    ):
         if name in lr_images and lr_images[name] != hr:
             return lr_images[name]
     raise RequestError(

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol, Required, TypedDict, overload
+from typing import ClassVar, Required, TypedDict
 
 import numpy as np
 import torch
 
 from sr_runner.data import checks
-from sr_runner.data.assemble import assemble
-from sr_runner.data.base import Pair
-from sr_runner.data.batches import DegradedSamples, FloatBatches, HostSamples, Samples
+from sr_runner.data.base import LazyPairs, Pair
+from sr_runner.data.batches import FloatBatches, Samples
 from sr_runner.data.cache import ImageCache, MappedImages
+from sr_runner.data.crops import HostImages, Images, ResidentImages
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.images import Pixels
 from sr_runner.data.loader import Loader
 from sr_runner.data.pairs import CachedPair, Degraded, MatlabBicubic, cache_pairs
-from sr_runner.data.resident import ResidentImages, ResidentSamples
 from sr_runner.data.sampling import Sampler
-from sr_runner.data.sources import PairSource
+from sr_runner.data.sources import PairSource, Photographs
 from sr_runner.errors import RequestError
 
 _MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
-
-
-class PairSources(Protocol):
-    """The images of a data set, before anything is decoded."""
-
-    train: Sequence[PairSource]
-    valid: Sequence[PairSource]
-
-    def fetch(self, *, progress: bool) -> None:
-        """Get what is not on this machine yet; fills `train` and `valid` where they depend on it."""
-
-    def summary(self) -> dict[str, str | int]:
-        """What a person should know of where the images come from; has at least `name` and `source`."""
 
 
 class PairOptions(TypedDict, total=False):
@@ -82,7 +70,7 @@ class PairData:
 
     def __init__(
         self,
-        sources: PairSources,
+        photographs: Photographs,
         *,
         scale: int,
         patch_size: int,
@@ -110,21 +98,21 @@ class PairData:
         self._resident = checks.one_of("data.cache", cache, ("disk", "device")) == "device"
         self._degradation = checks.degradation(degradation)
         self._cache = ImageCache(Path(cache_dir).expanduser())
-        self._sources = sources
+        self._photographs = photographs
         self._prepared: _Prepared | None = None
 
     def prepare(self, progress: bool = True) -> None:
         """Raises `RequestError` for damaged images, images smaller than the patch and pairs whose sizes do not fit."""
         if self._prepared is not None:
             return
-        self._sources.fetch(progress=progress)
+        self._photographs.fetch(progress=progress)
         cached = partial(cache_pairs, scale=self.scale, cache=self._cache, progress=progress)
         bicubic = MatlabBicubic(self.scale)
         if self._degradation is None:
-            train, valid = cached(self._sources.train, maker=bicubic), cached(self._wanted_valid, maker=bicubic)
+            train, valid = cached(self._photographs.train, maker=bicubic), cached(self._wanted_valid, maker=bicubic)
         else:
             self._check_no_lr_images()
-            train = cached(self._sources.train, maker=None)
+            train = cached(self._photographs.train, maker=None)
             valid = cached(self._wanted_valid, maker=Degraded(self._degradation, self.scale))
         for pair in train:
             self._check_covers_patch(pair)
@@ -135,7 +123,15 @@ class PairData:
             flip=self._flip,
             rotate=self._rotate,
         )
-        self._prepared = _Prepared(train, valid, self.scale, sampler)
+        kind: Callable[[MappedImages, torch.device], Images] = ResidentImages if self._resident else HostImages
+        lr = [pair.lr for pair in train if pair.lr is not None]
+        self._prepared = _Prepared(
+            train,
+            LazyPairs([partial(_read, pair, self.scale) for pair in valid]),
+            sampler,
+            lr=functools.cache(partial(kind, MappedImages(lr, budget=_MAPPED_LR))),
+            hr=functools.cache(partial(kind, MappedImages([pair.hr for pair in train], budget=_MAPPED_HR))),
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -151,11 +147,12 @@ class PairData:
         """Name, source, scale and numbers of images, for the log and the tracker; works before `prepare`."""
         steps = [type(step).__name__ for step in self._degradation.steps] if self._degradation else []
         return {
-            **self._sources.summary(),
+            "name": self._photographs.name,
+            "source": self._photographs.source,
             **({"degradation": ", ".join(steps)} if steps else {}),
             "scale": self.scale,
-            "train_images": len({source.name for source in self._sources.train}),
-            "valid_images": len(self._sources.valid[: self._valid_images]),
+            "train_images": len({source.name for source in self._photographs.train}),
+            "valid_images": len(self._photographs.valid[: self._valid_images]),
         }
 
     @property
@@ -170,8 +167,7 @@ class PairData:
 
     def samples(self, first: int, count: int) -> tuple[Pixels, Pixels]:
         """LR (count x p/scale x p/scale x 3) and HR (count x p x p x 3) uint8 of samples first .. first + count - 1."""
-        lr, hr = self._host_samples(torch.device("cpu"))(first, count)
-        assert lr is not None
+        lr, hr = self._samples(torch.device("cpu"))(first, count)
         return lr.numpy(), hr.numpy()
 
     def stream(
@@ -187,31 +183,20 @@ class PairData:
         place = torch.device(device)
         part, parts = share
         checks.divisible("data.batch_size", self.batch_size, parts)
-        pinned = place.type == "cuda"
-        samples = self._resident_samples(place) if self._resident else self._host_samples(place, pin_memory=pinned)
         every = count or self.batch_size
         size = every // parts
         batches = FloatBatches(
-            samples, first + part * size, size, every=every, device=place, channels_last=channels_last
+            self._samples(place), first + part * size, size, every=every, device=place, channels_last=channels_last
         )
         return Loader(batches, workers=self._workers, finish=batches.finish)
 
-    def _host_samples(self, device: torch.device, *, pin_memory: bool = False) -> Samples:
-        lr_patch = None if self._degradation is not None else self.patch_size // self.scale
-        return self._degraded(HostSamples(self._ready.fill, lr_patch, self.patch_size, device, pin_memory))
-
-    def _resident_samples(self, device: torch.device) -> Samples:
-        ready = self._ready
-        lr, hr = ready.resident(device)
-        lr_patch = self.patch_size // self.scale
-        return self._degraded(ResidentSamples(ready.sampler.draw, lr, hr, lr_patch, self.patch_size, device))
-
-    def _degraded(self, samples: Samples) -> Samples:
-        return DegradedSamples(samples, self._degradation, self.scale, self._seed) if self._degradation else samples
+    def _samples(self, device: torch.device) -> Samples:
+        lr = self._degradation or self._ready.lr(device)
+        return Samples(self._ready.sampler, lr, self._ready.hr(device), self.patch_size, self.scale, self._seed)
 
     @property
     def _wanted_valid(self) -> Sequence[PairSource]:
-        return () if self._valid_images == 0 else self._sources.valid
+        return () if self._valid_images == 0 else self._photographs.valid
 
     @property
     def _ready(self) -> _Prepared:
@@ -220,7 +205,7 @@ class PairData:
         return self._prepared
 
     def _check_no_lr_images(self) -> None:
-        given = [source.lr for source in (*self._sources.train, *self._wanted_valid) if source.lr is not None]
+        given = [source.lr for source in (*self._photographs.train, *self._wanted_valid) if source.lr is not None]
         if given:
             raise RequestError(
                 f"data.degradation makes the LR images, but there are some already, such as {given[0]}; leave out "
@@ -237,54 +222,18 @@ class PairData:
             )
 
 
+@dataclass(frozen=True)
 class _Prepared:
-    """A data set whose images are all in the cache."""
+    """A data set whose images are all in the cache; `lr` and `hr` give its training images for a device."""
 
-    def __init__(self, train: list[CachedPair], valid: list[CachedPair], scale: int, sampler: Sampler) -> None:
-        self.train = train
-        self.valid = _ValidPairs(valid, scale)
-        self.sampler = sampler
-        self._scale = scale
-        self._hr = MappedImages([pair.hr for pair in train], budget=_MAPPED_HR)
-        lr = [pair.lr for pair in train if pair.lr is not None]
-        self._lr = MappedImages(lr, budget=_MAPPED_LR) if lr else None
-        self._resident: dict[torch.device, tuple[ResidentImages | None, ResidentImages]] = {}
-
-    def fill(self, first: int, lr: Pixels | None, hr: Pixels) -> None:
-        """Fill the batch `lr`, `hr` with the samples from `first` on."""
-        draws = self.sampler.draw(first, len(hr))
-        if lr is not None and self._lr is not None:
-            assemble(self._lr, draws, lr, factor=1)
-        assemble(self._hr, draws, hr, factor=self._scale)
-
-    def resident(self, device: torch.device) -> tuple[ResidentImages | None, ResidentImages]:
-        """LR and HR images on `device`, copied there the first time."""
-        if device not in self._resident:
-            hr = ResidentImages(self._hr, device)
-            self._resident[device] = (ResidentImages(self._lr, device) if self._lr else None), hr
-        return self._resident[device]
+    train: Sequence[CachedPair]
+    valid: Sequence[Pair]
+    sampler: Sampler
+    lr: Callable[[torch.device], Images]
+    hr: Callable[[torch.device], Images]
 
 
-class _ValidPairs(Sequence[Pair]):
-    """Validation pairs, mapped anew each time they are looked at: what nobody looks at any more takes no memory."""
-
-    def __init__(self, pairs: Sequence[CachedPair], scale: int) -> None:
-        self._pairs, self._scale = pairs, scale
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(index, slice):
-            return _ValidPairs(self._pairs[index], self._scale)
-        return _cropped(self._pairs[index], self._scale)
-
-
-def _cropped(pair: CachedPair, scale: int) -> Pair:
+def _read(pair: CachedPair, scale: int) -> Pair:
     assert pair.lr is not None
     lr = pair.lr.pixels()[: pair.height, : pair.width]
     hr = pair.hr.pixels()[: pair.height * scale, : pair.width * scale]

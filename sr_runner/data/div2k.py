@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import urllib.parse
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from sr_runner.data.degradations import Degradation
 from sr_runner.data.div2k_archives import ARCHIVES, BASE_URL
 from sr_runner.data.download import DownloadError, Remote, download, sha256_of
 from sr_runner.data.names import Ranges, numbers
-from sr_runner.data.sources import ImageFile, PairSource
+from sr_runner.data.sources import ImageFile, PairSource, Photographs
 from sr_runner.errors import RequestError, nearest
 from sr_runner.locks import locked
 
@@ -36,13 +37,13 @@ _SLACK = 16
 
 @dataclass(frozen=True)
 class _Part:
-    """An archive and the folder that it unpacks to."""
+    """An archive, by name without `.zip`, and the folder that it unpacks to."""
 
     archive: str
     folder: str
 
 
-class Div2kPhotographs:
+class Div2kPhotographs(Photographs):
     """The pairs of DIV2K below `root`; see `Div2kData`."""
 
     def __init__(
@@ -66,28 +67,24 @@ class Div2kPhotographs:
         self._valid_ids = numbers("data.valid", valid, _LAST)
         if shared := sorted(set(self._train_ids) & set(self._valid_ids)):
             raise RequestError(f"data.train={train!r} and data.valid={valid!r} share images, {shared[0]} for one.")
-        self.train: Sequence[PairSource] = self._pairs(self._train_ids)
-        self.valid: Sequence[PairSource] = self._pairs(self._valid_ids)
+        name = f"DIV2K {track or 'HR'} x{scale}"
+        super().__init__(name, str(root.absolute()), self._pairs(self._train_ids), self._pairs(self._valid_ids))
 
     def fetch(self, *, progress: bool) -> None:
         """Download and unpack what is missing below `root`; nothing is asked of the network where all is there."""
         try:
-            if any(self._missing(part) for part in self._parts()):
+            if self._missing():
                 self._fetch_missing(progress)
             self.train, self.valid = self._pairs(self._train_ids), self._pairs(self._valid_ids)
         except PermissionError as error:
             raise RequestError(f"data.root={str(self._root)!r}: cannot be read ({error}).") from error
 
-    def summary(self) -> dict[str, str | int]:
-        return {"name": f"DIV2K {self._track or 'HR'} x{self._scale}", "source": str(self._root.absolute())}
-
     def _fetch_missing(self, progress: bool) -> None:
         try:
             with locked(self._root / ".lock", waiting="Another process is downloading DIV2K; waiting for it."):
-                for part in self._parts():
-                    if self._missing(part):
-                        self._get(part, progress)
-                    if missing := self._missing(part):
+                for part in self._missing():
+                    self._get(part, progress)
+                    if missing := self._missing().get(part):
                         raise RequestError(f"data=div2k: {self._archive(part)} does not hold {missing[0].name}.")
         except DownloadError as error:
             raise RequestError(f"{error}\n{self._by_hand()}") from error
@@ -128,26 +125,33 @@ class Div2kPhotographs:
 
     def _by_hand(self) -> str:
         """What to do on a machine without a network."""
-        parts = [part for part in self._parts() if self._missing(part)]
-        urls = [
-            f"  {self._base_url}{part.archive}.zip  ({self._archives[part.archive][0] / 1e9:.2g} GB)" for part in parts
-        ]
-        return "\n".join(
-            [
-                f"To do it by hand, put these archives into {self._root.absolute()} (as they are, or unpacked there):",
-                *urls,
-                "or give the folder where you have DIV2K already (the one with DIV2K_train_HR in it): data.root=FOLDER",
-            ]
-        )
+        lines = [f"To do it by hand, put these archives into {self._root.absolute()} (as they are, or unpacked there):"]
+        for part in self._missing():
+            lines.append(f"  {self._base_url}{part.archive}.zip  ({self._archives[part.archive][0] / 1e9:.2g} GB)")
+        own = "or give the folder where you have DIV2K already (the one with DIV2K_train_HR in it): data.root=FOLDER"
+        return "\n".join([*lines, own])
 
     # -- layout --------------------------------------------------------------------------------------------------------
 
-    def _parts(self) -> list[_Part]:
-        """The archives that the wanted images are in."""
-        wanted = {_split(number) for number in (*self._train_ids, *self._valid_ids)}
-        splits = [split for split in ("train", "valid") if split in wanted]
-        parts = [(_hr_part(split), self._lr_part(split)) for split in splits]
-        return [part for hr, lr in parts for part in ((hr, lr) if self._track else (hr,))]
+    def _missing(self) -> dict[_Part, list[Path]]:
+        """Wanted files that are not there, by the archives that they are in."""
+        missing: dict[_Part, list[Path]] = defaultdict(list)
+        for number in (*self._train_ids, *self._valid_ids):
+            for part, files in self._files(number).items():
+                missing[part] += [path for path in files if not path.is_file()]
+        return {part: paths for part, paths in missing.items() if paths}
+
+    def _files(self, number: int) -> dict[_Part, list[Path]]:
+        """The HR image and the LR images of one photograph: several for `wild`, where they are there."""
+        split = "train" if number <= _LAST_TRAIN else "valid"
+        hr = _Part(f"DIV2K_{split}_HR", f"DIV2K_{split}_HR")
+        files = {hr: [self._root / hr.folder / f"{number:04}.png"]}
+        if self._track is not None:
+            lr = self._lr_part(split)
+            stem = f"{number:04}x{self._scale}{_SUFFIX[self._track]}"
+            several = sorted((self._root / lr.folder).glob(f"{stem}[0-9].png")) if self._track == "wild" else []
+            files[lr] = several or [self._root / lr.folder / f"{stem}.png"]
+        return files
 
     def _lr_part(self, split: str) -> _Part:
         if self._track in ("bicubic", "unknown") and self._scale != 8:
@@ -156,38 +160,16 @@ class Div2kPhotographs:
         kind = "x8" if self._scale == 8 else self._track
         return _Part(f"DIV2K_{split}_LR_{kind}", f"DIV2K_{split}_LR_{kind}")
 
-    def _missing(self, part: _Part) -> list[Path]:
-        """Wanted files that are not there."""
-        inside = [
-            n for n in (*self._train_ids, *self._valid_ids) if part in (_hr_part(_split(n)), self._lr_part(_split(n)))
-        ]
-        if part in (_hr_part("train"), _hr_part("valid")):
-            wanted = [self._hr_file(number) for number in inside]
-        else:
-            wanted = [path for number in inside for path in self._lr_files(number)]
-        return [path for path in wanted if not path.is_file()]
-
-    def _hr_file(self, number: int) -> Path:
-        return self._root / _hr_part(_split(number)).folder / f"{number:04}.png"
-
-    def _lr_files(self, number: int) -> list[Path]:
-        """The LR images of one HR image: several for `wild` (`0001x4w1.png`, ...), where they are there."""
-        if self._track is None:
-            return []
-        folder = self._root / self._lr_part(_split(number)).folder
-        stem = f"{number:04}x{self._scale}{_SUFFIX[self._track]}"
-        several = sorted(folder.glob(f"{stem}[0-9].png")) if self._track == "wild" else []
-        return several or [folder / f"{stem}.png"]
-
     def _pairs(self, numbers: Sequence[int]) -> list[PairSource]:
-        if self._track is None:
-            return [PairSource(f"{n:04}", ImageFile(self._hr_file(n))) for n in numbers]
         slack = 0 if self._track in ("bicubic", "unknown") else _SLACK
-        return [
-            PairSource(lr.stem, ImageFile(self._hr_file(n)), ImageFile(lr), slack)
-            for n in numbers
-            for lr in self._lr_files(n)
-        ]
+        pairs = []
+        for number in numbers:
+            [hr], *lr = self._files(number).values()
+            if lr:
+                pairs += [PairSource(path.stem, ImageFile(hr), ImageFile(path), slack) for path in lr[0]]
+            else:
+                pairs.append(PairSource(hr.stem, ImageFile(hr)))
+        return pairs
 
 
 class Div2kData(PairData):
@@ -228,14 +210,6 @@ class Div2kData(PairData):
         )
         own = degradation if isinstance(degradation, Degradation) else "bicubic"
         super().__init__(photographs, degradation=own, **options)
-
-
-def _split(number: int) -> str:
-    return "train" if number <= _LAST_TRAIN else "valid"
-
-
-def _hr_part(split: str) -> _Part:
-    return _Part(f"DIV2K_{split}_HR", f"DIV2K_{split}_HR")
 
 
 def _check_track(track: str, scale: int) -> None:

@@ -16,7 +16,7 @@ from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.names import Ranges
 from sr_runner.data.scan import find_images
-from sr_runner.data.sources import PairSource
+from sr_runner.data.sources import PairSource, Photographs
 from sr_runner.errors import RequestError, nearest
 
 logger = logging.getLogger(__name__)
@@ -51,32 +51,6 @@ class _Split:
     lr_patterns: Sequence[str] | None
     valid_fraction: float
     valid_list: str | Path | Sequence[str] | None
-
-
-class FolderPhotographs:
-    """The pairs in folders; see `FolderData`."""
-
-    def __init__(self, train: Sequence[Root], valid: Sequence[Root], split: _Split) -> None:
-        self._roots = train
-        pairs = _pairs("data.train", train, split)
-        self.train: Sequence[PairSource]
-        self.valid: Sequence[PairSource]
-        if valid:
-            if split.valid_list is not None:
-                raise RequestError("data.valid_list takes images out of data.train; give it or data.valid, not both.")
-            self.train, self.valid = pairs, _pairs("data.valid", valid, split)
-        else:
-            chosen = _held_out(pairs, split)
-            self.train = [pair for pair in pairs if pair.name not in chosen]
-            self.valid = list({pair.name: pair for pair in pairs if pair.name in chosen}.values())
-
-    def fetch(self, *, progress: bool) -> None:
-        """Nothing to fetch: the images are on this machine."""
-
-    def summary(self) -> dict[str, str | int]:
-        paths = [Path(root.path).expanduser() for root in self._roots]
-        name = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-        return {"name": name, "source": ", ".join(str(path.absolute()) for path in paths)}
 
 
 class FolderData(PairData):
@@ -123,7 +97,7 @@ class FolderData(PairData):
             valid_list=valid_list,
         )
         train_roots, valid_roots = _roots("data.train", train, train_lr), _roots("data.valid", valid, valid_lr)
-        super().__init__(FolderPhotographs(train_roots, valid_roots, split), degradation=degradation, **options)
+        super().__init__(_photographs(train_roots, valid_roots, split), degradation=degradation, **options)
 
 
 def _roots(key: str, where: Where | Sequence[Where] | None, lr: str | Path | Sequence[str | Path] | None) -> list[Root]:
@@ -148,6 +122,20 @@ def _root(key: str, where: Where, lr: str | Path | None) -> Root:
     root = Root(**{"lr": lr, **where})  # type: ignore[arg-type]
     checks.whole_number(f"{key}.repeat", root.repeat, at_least=1)
     return root
+
+
+def _photographs(train: Sequence[Root], valid: Sequence[Root], split: _Split) -> Photographs:
+    paths = [Path(root.path).expanduser() for root in train]
+    name = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    source = ", ".join(str(path.absolute()) for path in paths)
+    pairs = _pairs("data.train", train, split)
+    if valid:
+        if split.valid_list is not None:
+            raise RequestError("data.valid_list takes images out of data.train; give it or data.valid, not both.")
+        return Photographs(name, source, pairs, _pairs("data.valid", valid, split))
+    chosen = _held_out(pairs, split)
+    held_out = {pair.name: pair for pair in pairs if pair.name in chosen}
+    return Photographs(name, source, [pair for pair in pairs if pair.name not in chosen], list(held_out.values()))
 
 
 def _pairs(key: str, roots: Sequence[Root], split: _Split) -> list[PairSource]:

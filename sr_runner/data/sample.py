@@ -9,7 +9,7 @@ from typing import Unpack
 
 from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
-from sr_runner.data.sources import ImageFile, PairSource
+from sr_runner.data.sources import ImageFile, PairSource, Photographs
 from sr_runner.errors import RequestError
 
 _TRAIN = {
@@ -21,28 +21,20 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
-class SamplePhotographs:
+def sample_photographs() -> Photographs:
     """Five photographs to train on; `chelsea` (a cat) and `flower` are held out. CC0 or CC-BY-2.0."""
-
-    def __init__(self) -> None:
-        self.train: Sequence[PairSource] = _photographs(_TRAIN)
-        self.valid: Sequence[PairSource] = _photographs(_VALID)
-
-    def fetch(self, *, progress: bool) -> None:
-        """Nothing to fetch: the photographs are installed."""
-
-    def summary(self) -> dict[str, str | int]:
-        return {"name": "sample", "source": "photographs shipped with scikit-image and scikit-learn"}
+    source = "photographs shipped with scikit-image and scikit-learn"
+    return Photographs("sample", source, _installed(_TRAIN), _installed(_VALID))
 
 
 class SampleData(PairData):
     """The sample photographs, with LR images by MATLAB's bicubic; arguments as in `PairData`."""
 
     def __init__(self, *, degradation: Degradation | str = "bicubic", **options: Unpack[PairOptions]) -> None:
-        super().__init__(SamplePhotographs(), degradation=degradation, **options)
+        super().__init__(sample_photographs(), degradation=degradation, **options)
 
 
-def _photographs(names: Mapping[str, Sequence[str]]) -> list[PairSource]:
+def _installed(names: Mapping[str, Sequence[str]]) -> list[PairSource]:
     paths = [_folder(package) / name for package, files in names.items() for name in files]
     for path in paths:
         if not path.is_file():

@@ -44,22 +44,23 @@ def _found(key: str, where: str | Path) -> dict[str, ImageSource]:
         base, files = _glob(path)
     else:
         raise RequestError(f"{key}={str(where)!r}: there is no such folder or file.{_nearest_beside(path)}")
-    images = _named(key, where, base, files)
+    images: dict[str, ImageSource] = {**image_files(f"{key}={str(where)!r}", base, files)}
     if not images:
         extensions = " ".join(EXTENSIONS)
         raise RequestError(f"{key}={str(where)!r}: no image there (looked for {extensions} in it and in its folders).")
     return images
 
 
-def _named(key: str, where: str | Path, base: Path, files: Iterable[Path]) -> dict[str, ImageSource]:
-    found: dict[str, Path] = {}
+def image_files(place: str, base: Path, files: Iterable[Path]) -> dict[str, ImageFile]:
+    """Those of `files` that are images, by path without extension relative to `base`; `place` is for messages."""
+    found: dict[str, ImageFile] = {}
     for path in sorted(set(files)):
         if path.suffix.lower() in EXTENSIONS:
             name = path.relative_to(base).with_suffix("").as_posix()
             if name in found:
-                raise RequestError(f"{key}={str(where)!r}: {found[name].name} and {path.name} have the same name.")
-            found[name] = path
-    return {name: ImageFile(path) for name, path in found.items()}
+                raise RequestError(f"{place}: {found[name].path.name} and {path.name} have the same name.")
+            found[name] = ImageFile(path)
+    return found
 
 
 def _glob(pattern: Path) -> tuple[Path, list[Path]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,3 +74,16 @@ class PairSource:
     hr: ImageSource
     lr: ImageSource | None = None
     slack: int = 0
+
+
+@dataclass
+class Photographs:
+    """The images of a data set, before anything is decoded; `source` is where they come from, for people."""
+
+    name: str
+    source: str
+    train: Sequence[PairSource]
+    valid: Sequence[PairSource]
+
+    def fetch(self, *, progress: bool) -> None:
+        """Get what is not on this machine yet: nothing, unless a subclass has something to get."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sr_runner.commands.evaluate.models import BICUBIC, Model
 from sr_runner.commands.evaluate.suite import Suite
-from sr_runner.data.benchmarks import Benchmark, PairReader
+from sr_runner.data.benchmarks import Benchmark, read_pair
 from sr_runner.evaluation import Score, bicubic_upscale
 from sr_runner.evaluation.pictures import Extremes, error_sheet, file_name
 
@@ -24,7 +24,7 @@ def crop(index: int) -> UInt8:
 
 
 def benchmark(count: int = 3) -> Benchmark:
-    return Benchmark("Set1", 2, tuple(PairReader(f"cat{i}", partial(crop, i)) for i in range(count)))
+    return Benchmark([partial(read_pair, f"cat{i}", 2, partial(crop, i)) for i in range(count)], "Set1", 2)
 
 
 def nearest(lr: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def test_pairs_are_read_one_at_a_time_and_in_order(tmp_path: Path, monkeypatch: 
 
     for name in ("c", "a", "b"):
         save(tmp_path / f"{name}.png", HR)
-    monkeypatch.setattr("sr_runner.data.benchmarks.read_image", reader)
+    monkeypatch.setattr("sr_runner.data.sources.read_image", reader)
     [benchmark] = find(tmp_path)
     assert read == [] and len(benchmark) == 3
     pairs = iter(benchmark)

@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sr_runner.commands.evaluate import Options
@@ -17,8 +18,8 @@ from sr_runner.commands.evaluate.report import Result, summary, writer_for
 from sr_runner.commands.evaluate.report import as_json as to_json
 from sr_runner.commands.evaluate.suite import Suite
 from sr_runner.commands.network import device_named
-from sr_runner.data.benchmarks import Benchmark, Finder, PairReader
-from sr_runner.data.sample import SamplePhotographs
+from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
+from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.perceptual import Distance, perceptual_distance
 from sr_runner.runs.network import Load
@@ -84,8 +85,8 @@ def _benchmarks(options: Options, scale: int) -> list[Benchmark]:
 
 
 def _sample(scale: int) -> Benchmark:
-    readers = tuple(PairReader(source.name, source.hr.read) for source in SamplePhotographs().valid)
-    return Benchmark("sample", scale, readers)
+    valid = sample_photographs().valid
+    return Benchmark([partial(read_pair, each.name, scale, each.hr.read) for each in valid], "sample", scale)
 
 
 def _write(path: Path, content: str) -> None:
