@@ -19,9 +19,9 @@ _ALLOWANCE = 1 << 24
 def unpack_images(archive: Path, root: Path, folder: str) -> None:
     """Unpack the PNG files in `archive`, whatever folders they are in there, to `root / folder`.
 
-    The folder appears whole, by a rename; files in one that is there already are replaced one by one. Raises
-    `RequestError` where the archive is damaged, holds anything else (other files, links, paths that lead elsewhere,
-    one name twice), would grow out of proportion, or where the disk is full.
+    Each file appears whole, by a rename, and replaces one of its name. Raises `RequestError` where the archive is
+    damaged, holds anything else (other files, links, paths that lead elsewhere, one name twice), would grow out of
+    proportion, or where the disk is full.
     """
     temporary = root / f".unpacking {archive.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -34,7 +34,9 @@ def unpack_images(archive: Path, root: Path, folder: str) -> None:
                     (temporary / PurePosixPath(member.filename).name).open("wb") as file,
                 ):
                     shutil.copyfileobj(source, file, 1 << 20)
-        _move_in(temporary, root / folder)
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for unpacked in temporary.iterdir():
+            unpacked.replace(root / folder / unpacked.name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise RequestError(f"{archive}: damaged archive ({error}); delete it, so that it is fetched anew.") from error
     except OSError as error:
@@ -68,12 +70,3 @@ def _checked_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.Zip
 def _is_clutter(name: str) -> bool:
     """Folders, which come with their files, and what macOS adds."""
     return name.endswith("/") or name.startswith("__MACOSX/") or PurePosixPath(name).name == ".DS_Store"
-
-
-def _move_in(temporary: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        temporary.rename(target)
-        return
-    for file in temporary.iterdir():
-        file.replace(target / file.name)

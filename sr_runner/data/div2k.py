@@ -7,7 +7,6 @@ import shutil
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
@@ -27,20 +26,13 @@ logger = logging.getLogger(__name__)
 _SCALES = {"bicubic": (2, 3, 4, 8), "unknown": (2, 3, 4), "mild": (4,), "difficult": (4,), "wild": (4,)}
 """How the LR images were made, and the scales at which they were."""
 
-_SUFFIX = {"bicubic": "", "unknown": "", "mild": "m", "difficult": "d", "wild": "w"}
+_REALISTIC = {"mild": "m", "difficult": "d", "wild": "w"}
+"""Tracks that have one archive for all scales, and what the names of their images end in."""
 
 _LAST_TRAIN, _LAST = 800, 900
 
 _SLACK = 16
 """LR pixels by which mild, difficult and wild images may differ from HR / 4: they were moved about, and cropped."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """An archive, by name without `.zip`, and the folder that it unpacks to."""
-
-    archive: str
-    folder: str
 
 
 class Div2kPhotographs(Photographs):
@@ -82,10 +74,10 @@ class Div2kPhotographs(Photographs):
     def _fetch_missing(self, progress: bool) -> None:
         try:
             with locked(self._root / ".lock", waiting="Another process is downloading DIV2K; waiting for it."):
-                for part in self._missing():
-                    self._get(part, progress)
-                    if missing := self._missing().get(part):
-                        raise RequestError(f"data=div2k: {self._archive(part)} does not hold {missing[0].name}.")
+                for name in self._missing():
+                    self._get(name, progress)
+                    if missing := self._missing().get(name):
+                        raise RequestError(f"data=div2k: {name}.zip does not hold {missing[0].name}.")
         except DownloadError as error:
             raise RequestError(f"{error}\n{self._by_hand()}") from error
         except OSError as error:
@@ -93,26 +85,23 @@ class Div2kPhotographs(Photographs):
                 f"data.root={str(self._root)!r}: cannot be written to ({error.strerror}); choose another folder."
             ) from error
 
-    def _get(self, part: _Part, progress: bool) -> None:
+    def _get(self, name: str, progress: bool) -> None:
         """One folder, from an archive that somebody put into `root`, or from the network."""
-        size, sha256 = self._archives[part.archive]
-        remote = Remote(self._base_url + part.archive + ".zip", size, sha256)
-        archive = self._archive(part)
+        size, sha256 = self._archives[name]
+        remote = Remote(f"{self._base_url}{name}.zip", size, sha256)
+        archive = self._root / f"{name}.zip"
         if archive.is_file():
             _check_archive(archive, remote)
-            unpack_images(archive, self._root, part.folder)
+            unpack_images(archive, self._root, _folder(name))
             return
         if not self._download:
-            raise RequestError(f"data=div2k: {part.folder} is not in {self._root.absolute()}.\n{self._by_hand()}")
+            raise RequestError(f"data=div2k: {_folder(name)} is not in {self._root.absolute()}.\n{self._by_hand()}")
         partial = archive.with_suffix(".zip.part")
         self._check_room(remote, partial)
         logger.info("Downloading %s (%.2g GB).", remote.url, size / 1e9)
         download(remote, partial, progress=progress)
-        unpack_images(partial, self._root, part.folder)
+        unpack_images(partial, self._root, _folder(name))
         partial.unlink()
-
-    def _archive(self, part: _Part) -> Path:
-        return self._root / f"{part.archive}.zip"
 
     def _check_room(self, remote: Remote, partial: Path) -> None:
         have = partial.stat().st_size if partial.exists() else 0
@@ -126,42 +115,36 @@ class Div2kPhotographs(Photographs):
     def _by_hand(self) -> str:
         """What to do on a machine without a network."""
         lines = [f"To do it by hand, put these archives into {self._root.absolute()} (as they are, or unpacked there):"]
-        for part in self._missing():
-            lines.append(f"  {self._base_url}{part.archive}.zip  ({self._archives[part.archive][0] / 1e9:.2g} GB)")
+        for name in self._missing():
+            lines.append(f"  {self._base_url}{name}.zip  ({self._archives[name][0] / 1e9:.2g} GB)")
         own = "or give the folder where you have DIV2K already (the one with DIV2K_train_HR in it): data.root=FOLDER"
         return "\n".join([*lines, own])
 
     # -- layout --------------------------------------------------------------------------------------------------------
 
-    def _missing(self) -> dict[_Part, list[Path]]:
-        """Wanted files that are not there, by the archives that they are in."""
-        missing: dict[_Part, list[Path]] = defaultdict(list)
+    def _missing(self) -> dict[str, list[Path]]:
+        """Wanted files that are not there, by the archives (named without `.zip`) that they are in."""
+        missing: dict[str, list[Path]] = defaultdict(list)
         for number in (*self._train_ids, *self._valid_ids):
-            for part, files in self._files(number).items():
-                missing[part] += [path for path in files if not path.is_file()]
-        return {part: paths for part, paths in missing.items() if paths}
+            for archive, files in self._files(number).items():
+                missing[archive] += [path for path in files if not path.is_file()]
+        return {archive: paths for archive, paths in missing.items() if paths}
 
-    def _files(self, number: int) -> dict[_Part, list[Path]]:
+    def _files(self, number: int) -> dict[str, list[Path]]:
         """The HR image and the LR images of one photograph: several for `wild`, where they are there."""
         split = "train" if number <= _LAST_TRAIN else "valid"
-        hr = _Part(f"DIV2K_{split}_HR", f"DIV2K_{split}_HR")
-        files = {hr: [self._root / hr.folder / f"{number:04}.png"]}
+        hr = f"DIV2K_{split}_HR"
+        files = {hr: [self._root / hr / f"{number:04}.png"]}
         if self._track is not None:
-            lr = self._lr_part(split)
-            stem = f"{number:04}x{self._scale}{_SUFFIX[self._track]}"
-            several = sorted((self._root / lr.folder).glob(f"{stem}[0-9].png")) if self._track == "wild" else []
-            files[lr] = several or [self._root / lr.folder / f"{stem}.png"]
+            size = "" if self._scale == 8 or self._track in _REALISTIC else f"_X{self._scale}"
+            lr = f"DIV2K_{split}_LR_{'x8' if self._scale == 8 else self._track}{size}"
+            stem = f"{number:04}x{self._scale}{_REALISTIC.get(self._track, '')}"
+            several = sorted((self._root / _folder(lr)).glob(f"{stem}[0-9].png")) if self._track == "wild" else []
+            files[lr] = several or [self._root / _folder(lr) / f"{stem}.png"]
         return files
 
-    def _lr_part(self, split: str) -> _Part:
-        if self._track in ("bicubic", "unknown") and self._scale != 8:
-            folder = f"DIV2K_{split}_LR_{self._track}"
-            return _Part(f"{folder}_X{self._scale}", f"{folder}/X{self._scale}")
-        kind = "x8" if self._scale == 8 else self._track
-        return _Part(f"DIV2K_{split}_LR_{kind}", f"DIV2K_{split}_LR_{kind}")
-
     def _pairs(self, numbers: Sequence[int]) -> list[PairSource]:
-        slack = 0 if self._track in ("bicubic", "unknown") else _SLACK
+        slack = _SLACK if self._track in _REALISTIC else 0
         pairs = []
         for number in numbers:
             [hr], *lr = self._files(number).values()
@@ -210,6 +193,11 @@ class Div2kData(PairData):
         )
         own = degradation if isinstance(degradation, Degradation) else "bicubic"
         super().__init__(photographs, degradation=own, **options)
+
+
+def _folder(archive: str) -> str:
+    """What an archive unpacks to: `DIV2K_train_LR_bicubic/X4` for `DIV2K_train_LR_bicubic_X4`."""
+    return archive.replace("_X", "/X")
 
 
 def _check_track(track: str, scale: int) -> None:
