@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -12,13 +12,14 @@ from sr_runner.data.degradations import Degradation
 from sr_runner.data.sources import ImageFile, PairSource, Photographs
 from sr_runner.errors import RequestError
 
-_TRAIN = {
-    "skimage": ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"),
-    "sklearn": ("china.jpg",),
-}
-_VALID = {"skimage": ("chelsea.png",), "sklearn": ("flower.jpg",)}
-_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-_DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+_TRAIN = (
+    "skimage/data/astronaut.png",
+    "skimage/data/coffee.png",
+    "skimage/data/motorcycle_left.png",
+    "skimage/data/rocket.jpg",
+    "sklearn/datasets/images/china.jpg",
+)
+_VALID = ("skimage/data/chelsea.png", "sklearn/datasets/images/flower.jpg")
 
 
 def sample_photographs() -> Photographs:
@@ -34,18 +35,14 @@ class SampleData(PairData):
         super().__init__(sample_photographs(), degradation=degradation, **options)
 
 
-def _installed(names: Mapping[str, Sequence[str]]) -> list[PairSource]:
-    paths = [_folder(package) / name for package, files in names.items() for name in files]
-    for path in paths:
-        if not path.is_file():
-            raise RequestError(f"data=sample: {path} is missing; reinstall scikit-image and scikit-learn.")
-    return [PairSource(path.stem, ImageFile(path)) for path in paths]
-
-
-def _folder(package: str) -> Path:
-    """Where a package keeps its photographs; found without importing it, which takes a second."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        name = _DISTRIBUTIONS[package]
-        raise RequestError(f"data=sample needs the photographs of {name}: pip install {name}")
-    return Path(spec.origin).parent / _FOLDERS[package]
+def _installed(names: Sequence[str]) -> list[PairSource]:
+    """The files of these names, found without importing their packages, which takes a second."""
+    pairs = []
+    for name in names:
+        package, _, rest = name.partition("/")
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent / rest if spec and spec.origin else None
+        if path is None or not path.is_file():
+            raise RequestError(f"data=sample: {name} is not installed: pip install scikit-image scikit-learn")
+        pairs.append(PairSource(path.stem, ImageFile(path)))
+    return pairs
