@@ -9,7 +9,7 @@ images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from sr_runner.data.base import LazyPairs, Pair
 from sr_runner.data.images import EXTENSIONS, Pixels
-from sr_runner.data.scan import image_files
+from sr_runner.data.scan import image_files, nearest_beside
 from sr_runner.data.sources import ImageFile
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError
 from sr_runner.imresize import imresize_uint8
 
 BICUBIC = "bicubic"
@@ -86,7 +86,9 @@ class Finder:
         Raises `RequestError` where there is no such folder, no image, or no LR image for one of the HR images.
         """
         if not folder.is_dir():
-            raise RequestError(f"data={folder}: {self._missing(folder)}")
+            missing = f"there is no such folder.{nearest_beside(folder)}"
+            file = "a file; a folder of HR images or of benchmarks is needed."
+            raise RequestError(f"data={folder}: {file if folder.exists() else missing}")
         found = self._benchmark(folder)
         if found is not None:
             return [found]
@@ -100,7 +102,7 @@ class Finder:
         return several
 
     def _benchmark(self, folder: Path) -> Benchmark | None:
-        hr_folder, images = next(self._hr_folders(folder), (folder, {}))
+        hr_folder, images = self._hr_images(folder)
         if not images:
             return None
         name = folder.parent.name if folder.name.upper() == "HR" else folder.resolve().name
@@ -117,13 +119,14 @@ class Finder:
         bicubic = self.lr is None or "bic" in self.lr.lower()
         return Benchmark(readers, name, self.scale, "LR images of its own", bicubic)
 
-    def _hr_folders(self, folder: Path) -> Iterator[tuple[Path, dict[str, ImageFile]]]:
+    def _hr_images(self, folder: Path) -> tuple[Path, dict[str, ImageFile]]:
         for pattern in (*_HR_FOLDERS, "."):
             candidate = _subfolder(folder, pattern.format(scale=self.scale))
             if candidate is not None:
                 images = {name: image for name, image in _images(candidate).items() if not _LR_NAME.search(name)}
                 if images:
-                    yield candidate, images
+                    return candidate, images
+        return folder, {}
 
     def _lr_folder(self, folder: Path, hr_folder: Path) -> Path | None:
         if self.lr == BICUBIC:
@@ -140,12 +143,6 @@ class Finder:
                 if candidate and any(candidate != hr_folder or _LR_NAME.search(name) for name in _images(candidate)):
                     return candidate
         return None
-
-    def _missing(self, folder: Path) -> str:
-        if folder.exists():
-            return "a file; a folder of HR images or of benchmarks is needed."
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        return f"there is no such folder.{nearest(folder.name, beside)}"
 
 
 def _images(folder: Path) -> dict[str, ImageFile]:

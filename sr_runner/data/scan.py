@@ -43,7 +43,7 @@ def _found(key: str, where: str | Path) -> dict[str, ImageSource]:
     elif glob.has_magic(str(path)):
         base, files = _glob(path)
     else:
-        raise RequestError(f"{key}={str(where)!r}: there is no such folder or file.{_nearest_beside(path)}")
+        raise RequestError(f"{key}={str(where)!r}: there is no such folder or file.{nearest_beside(path)}")
     images: dict[str, ImageSource] = {**image_files(f"{key}={str(where)!r}", base, files)}
     if not images:
         extensions = " ".join(EXTENSIONS)
@@ -97,7 +97,8 @@ def _unreadable(folder: Path, error: OSError) -> None:
     logger.warning("%s: left out, it cannot be read (%s).", error.filename, error.strerror)
 
 
-def _nearest_beside(path: Path) -> str:
+def nearest_beside(path: Path) -> str:
+    """`nearest` among what there is in the folder that `path` should be in."""
     if not path.parent.is_dir():
         return ""
     return nearest(path.name, [beside.name for beside in path.parent.iterdir()])
