@@ -18,9 +18,7 @@ def whole_number(key: str, value: object, *, at_least: int) -> int:
 def divisible(key: str, value: int, parts: int) -> None:
     """Raises unless `value` can be shared equally among `parts` processes."""
     if value % parts:
-        below, above = value // parts * parts, (value // parts + 1) * parts
-        fitting = f"{below} or {above}" if below else f"{above}"
-        raise RequestError(f"{key}={value} cannot be shared by {parts} processes; expected {fitting}.")
+        raise RequestError(f"{key}={value} cannot be shared by {parts} processes; expected {_multiples(value, parts)}.")
 
 
 def fraction(key: str, value: object) -> float:
@@ -34,10 +32,15 @@ def patch_size(value: object, *, scale: int) -> int:
     """`value` where it is a positive multiple of `scale`."""
     patch = whole_number("data.patch_size", value, at_least=1)
     if patch % scale:
-        below, above = patch // scale * scale, (patch // scale + 1) * scale
-        fitting = f"{below} or {above}" if below else f"{above}"
+        fitting = _multiples(patch, scale)
         raise RequestError(f"data.patch_size={patch} is not a multiple of scale={scale}; expected {fitting}.")
     return patch
+
+
+def _multiples(value: int, of: int) -> str:
+    """Those next to `value`."""
+    below = value // of * of
+    return f"{below} or {below + of}" if below else f"{of}"
 
 
 def one_of(key: str, value: object, choices: Sequence[str]) -> str:

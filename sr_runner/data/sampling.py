@@ -12,7 +12,6 @@ import numpy.typing as npt
 from sr_runner.data import counter
 
 Indices = npt.NDArray[np.int64]
-_Function = Callable[[int], Indices]
 
 _ORDER, _IMAGE, _TOP, _LEFT, _FLIP, _ROTATE = range(6)
 """The streams of random numbers. Changing one changes every run's data: the golden digest in the tests pins them."""
@@ -48,6 +47,7 @@ class Sampler:
 
     def __init__(self, lr_sizes: Indices, *, lr_patch: int, seed: int, flip: bool, rotate: bool) -> None:
         self._positions = np.asarray(lr_sizes, dtype=np.int64) - lr_patch + 1
+        self._epochs = max(1, _BLOCK // len(self._positions))  # in one block of `_order`
         self._seed = seed
         self._flip = flip
         self._rotate = rotate
@@ -61,37 +61,28 @@ class Sampler:
     def _table(self, block: int) -> Indices:
         """The fields of `Draws` as rows, for the samples of one block."""
         n = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.int64)
-        images = len(self._positions)
-        epochs = max(1, _BLOCK // images)
-        image = _span(self._orders, epochs * images, int(n[0]), _BLOCK)[0]
+        image = _span(self._orders, self._epochs * len(self._positions), block * _BLOCK, _BLOCK)[0]
         rows, columns = self._positions[image].T
         return np.stack(
             [
                 image,
-                counter.below(self._bits(_TOP, n), rows),
-                counter.below(self._bits(_LEFT, n), columns),
-                counter.below(self._bits(_FLIP, n), 2 if self._flip else 1),
-                counter.below(self._bits(_ROTATE, n), 4 if self._rotate else 1),
+                counter.below(counter.bits(self._seed, _TOP, n), rows),
+                counter.below(counter.bits(self._seed, _LEFT, n), columns),
+                counter.below(counter.bits(self._seed, _FLIP, n), 2 if self._flip else 1),
+                counter.below(counter.bits(self._seed, _ROTATE, n), 4 if self._rotate else 1),
             ]
         )
 
-    def _bits(self, stream: int, n: Indices) -> counter.UInt64:
-        return counter.bits(self._seed, stream, n)
-
     def _order(self, block: int) -> Indices:
         """Image indices, as one row, of a whole number of epochs: one permutation after the other."""
-        images = len(self._positions)
-        epochs = max(1, _BLOCK // images)
-        epoch = np.arange(block * epochs, (block + 1) * epochs, dtype=np.int64)
+        epoch = np.arange(block * self._epochs, (block + 1) * self._epochs, dtype=np.int64)
         key = counter.bits(self._seed, _ORDER, epoch)
-        ranks = counter.bits(key[:, None], _IMAGE, np.arange(images, dtype=np.int64)[None])
+        ranks = counter.bits(key[:, None], _IMAGE, np.arange(len(self._positions), dtype=np.int64)[None])
         return np.argsort(ranks, axis=1, kind="stable").reshape(1, -1)
 
 
-def _span(blocks: _Function, length: int, first: int, count: int) -> Indices:
+def _span(blocks: Callable[[int], Indices], length: int, first: int, count: int) -> Indices:
     """Columns first .. first + count - 1 of the table that `blocks` gives `length` columns at a time."""
-    begin, end = first // length, (first + count - 1) // length
-    if begin == end:
-        return blocks(begin)[:, first - begin * length : first - begin * length + count]
-    joined = np.concatenate([blocks(block) for block in range(begin, end + 1)], axis=1)
-    return joined[:, first - begin * length : first - begin * length + count]
+    begin, skip = divmod(first, length)
+    joined = np.concatenate([blocks(block) for block in range(begin, (first + count - 1) // length + 1)], axis=1)
+    return joined[:, skip : skip + count]
