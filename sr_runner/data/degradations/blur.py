@@ -18,8 +18,6 @@ from sr_runner.data.degradations.canvas import Canvas, Draw, Floats, Integers
 from sr_runner.data.degradations.steps import check_probability, check_range
 from sr_runner.errors import RequestError
 
-_GAUSSIAN, _GENERALISED, _PLATEAU = range(3)
-
 
 @dataclass(frozen=True)
 class Blur:
@@ -56,20 +54,13 @@ class Blur:
 
     def _gaussian_like(self, draw: Draw, reach: Integers, radius: int) -> Tensor:
         kind = draw.choice(1, np.asarray(self.kinds, dtype=np.float64))
-        shape = np.select(
-            [kind // 2 == _GENERALISED, kind // 2 == _PLATEAU], [self._beta(draw, 5), self._beta(draw, 6)], 1
-        )
+        generalised, plateau = kind // 2 == 1, kind // 2 == 2
+        shapes = _shape(draw.uniform(5), *self.generalised_shape), _shape(draw.uniform(6), *self.plateau_shape)
+        shape = np.select([generalised, plateau], shapes, 1)
         first, second = draw.uniform(2, *self.sigma), draw.uniform(3, *self.sigma)
         angle = draw.uniform(4, -math.pi, math.pi)
         second = np.where(kind % 2 == 0, first, second)
-        plateau = kind // 2 == _PLATEAU
         return cut(gaussian_kernel(first, second, radius=radius, angle=angle, shape=shape, plateau=plateau), reach)
-
-    def _beta(self, draw: Draw, name: int) -> Floats:
-        low, high = self.generalised_shape if name == 5 else self.plateau_shape
-        position = draw.uniform(name)  # below a half: between low and 1; else between 1 and high
-        below, above = min(max(low, 1e-3), 1), max(high, 1)
-        return np.where(position < 0.5, below + 2 * position * (1 - below), 1 + (2 * position - 1) * (above - 1))
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,12 @@ class Sinc:
     def __call__(self, canvas: Canvas, draw: Draw) -> Canvas:
         reach = draw_reach(self.sizes, draw, 0)
         return convolve(canvas, sinc_kernel(draw.uniform(1, *self.cutoff), reach, max(self.sizes) // 2))
+
+
+def _shape(position: Floats, low: float, high: float) -> Floats:
+    """From low to 1 for positions below a half, from 1 to high for the others."""
+    below, above = min(low, 1), max(high, 1)
+    return np.where(position < 0.5, below + 2 * position * (1 - below), 1 + (2 * position - 1) * (above - 1))
 
 
 def gaussian_kernel(
@@ -136,7 +133,7 @@ def convolve(canvas: Canvas, kernels: Tensor) -> Canvas:
     padded = canvas.gather(_mirrored(canvas.heights, height, radius), _mirrored(canvas.widths, width, radius))
     size = padded.shape[2], padded.shape[3]
     # In the frequency domain a kernel of 21 x 21 costs no more than one of 3 x 3. What wraps around is cropped off.
-    spectrum = torch.fft.rfft2(kernels.to(canvas.device, torch.float32), s=size)[:, None]
+    spectrum = torch.fft.rfft2(kernels.to(canvas.pixels.device, torch.float32), s=size)[:, None]
     blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * spectrum, s=size)
     return canvas.with_pixels(blurred[:, :, 2 * radius :, 2 * radius :].contiguous())
 

@@ -94,7 +94,7 @@ class BsrganNoise:
         level = (low + draw.below(0, high - low + 1)) / 255
         kind = draw.uniform(1)
         noise = draw.normal(2, canvas)
-        correlated = torch.einsum("nij,njhw->nihw", _mixing(draw).to(canvas.device, noise.dtype), noise)
+        correlated = torch.einsum("nij,njhw->nihw", _mixing(draw).to(canvas.pixels.device, noise.dtype), noise)
         kinds = per_picture(kind, noise)
         mixed = torch.where(kinds > 0.6, noise, torch.where(kinds < 0.4, noise[:, :1], correlated))
         # BSRGAN ties the correlated kind to the upper end of the range, not to the level.

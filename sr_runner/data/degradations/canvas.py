@@ -41,10 +41,6 @@ class Canvas:
         return cls(hr, heights, widths, (height, width), (height // scale, width // scale))
 
     @property
-    def device(self) -> torch.device:
-        return self.pixels.device
-
-    @property
     def scale(self) -> float:
         """HR size by LR size."""
         return self.original[0] / self.target[0]
@@ -55,14 +51,14 @@ class Canvas:
 
     def select(self, chosen: npt.NDArray[np.bool_]) -> Canvas:
         """The pictures at which `chosen` (N) is true."""
-        index = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
+        index = torch.from_numpy(np.flatnonzero(chosen)).to(self.pixels.device)
         return replace(self, pixels=self.pixels[index], heights=self.heights[chosen], widths=self.widths[chosen])
 
     def merge(self, chosen: npt.NDArray[np.bool_], other: Canvas) -> Canvas:
         """These pictures with those of `other` in the places at which `chosen` is true; the canvas fits both."""
         height, width = (max(sides) for sides in zip(self.pixels.shape[2:], other.pixels.shape[2:], strict=True))
         pixels = self.pixels.new_zeros(len(self.heights), 3, height, width)
-        index = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
+        index = torch.from_numpy(np.flatnonzero(chosen)).to(self.pixels.device)
         pixels[:, :, : self.pixels.shape[2], : self.pixels.shape[3]] = self.pixels
         pixels[index, :, : other.pixels.shape[2], : other.pixels.shape[3]] = other.pixels
         heights, widths = self.heights.copy(), self.widths.copy()
@@ -72,12 +68,12 @@ class Canvas:
     def gather(self, rows: Integers, columns: Integers) -> Tensor:
         """N x 3 x R x C pixels at `rows` (N x R) and `columns` (N x C) of each picture."""
         count, channels, _, width = self.pixels.shape
-        row, column = (torch.from_numpy(index).to(self.device) for index in (rows, columns))
+        row, column = (torch.from_numpy(index).to(self.pixels.device) for index in (rows, columns))
         tall = self.pixels.gather(2, row[:, None, :, None].expand(count, channels, row.shape[1], width))
         return tall.gather(3, column[:, None, None, :].expand(count, channels, row.shape[1], column.shape[1]))
 
 
-def per_picture(values: npt.NDArray[np.floating], like: Tensor) -> Tensor:
+def per_picture(values: npt.NDArray[np.number], like: Tensor) -> Tensor:
     """One number a picture, shaped to be combined with N x 3 x H x W pixels."""
     return torch.from_numpy(values).to(like.device, like.dtype).view(-1, 1, 1, 1)
 
@@ -93,9 +89,6 @@ class Draw:
     def of(cls, seed: int, n: Integers) -> Draw:
         """For a pipeline as a whole; `child` gives each of its steps numbers of its own."""
         return cls(counter.bits(seed, _DEGRADATION, 0), n)
-
-    def __len__(self) -> int:
-        return len(self._n)
 
     def child(self, place: int) -> Draw:
         """For the step at `place` within this one."""
@@ -129,9 +122,9 @@ class Draw:
         """
         keys = counter.bits(self._key, name, self._n).view(np.int64)
         height, width = canvas.pixels.shape[2:]
-        place = [torch.arange(side, device=canvas.device) for side in (channels, height, width)]
+        place = [torch.arange(side, device=canvas.pixels.device) for side in (channels, height, width)]
         index = (place[0][:, None, None] << 48) + (place[1][:, None] << 24) + place[2]
-        random = _mix(index + torch.from_numpy(keys).to(canvas.device)[:, None, None, None])
+        random = _mix(index + torch.from_numpy(keys).to(canvas.pixels.device)[:, None, None, None])
         return _unit(random >> 40), _unit(random >> 16)
 
     def normal(self, name: int, canvas: Canvas, channels: int = 3) -> Tensor:

@@ -70,9 +70,7 @@ class Noise:
 def _levels(rounded: Tensor, canvas: Canvas) -> Tensor:
     """The number of grey levels in each picture, rounded up to a power of 2 (N x 1 x 1 x 1)."""
     count, _, height, width = rounded.shape
-    heights, widths = (
-        torch.from_numpy(sizes).to(rounded.device).view(-1, 1, 1, 1) for sizes in (canvas.heights, canvas.widths)
-    )
+    heights, widths = per_picture(canvas.heights, rounded), per_picture(canvas.widths, rounded)
     rows, columns = torch.arange(height, device=rounded.device), torch.arange(width, device=rounded.device)
     inside = (rows[:, None] < heights) & (columns < widths)
     level = torch.where(inside, rounded.to(torch.int64), 256).view(count, -1)
