@@ -13,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,16 +132,10 @@ class ImageCache:
                     "choose another folder."
                 ) from error
             if exclusive:
-                self._sweep(job)
+                shutil.rmtree(self._temporary(job), ignore_errors=True)
             yield
             if exclusive:
-                self._sweep(job)
-
-    def _sweep(self, job: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for leftover in self._temporary(job).iterdir():
-                leftover.unlink(missing_ok=True)
-            self._temporary(job).rmdir()
+                shutil.rmtree(self._temporary(job), ignore_errors=True)
 
     def _path(self, name: str, facts: Facts) -> Path:
         """Other facts give another file, so that a run never sees an image change under it."""
