@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import threading
 import time
-from collections import deque
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,17 +16,17 @@ Batch = tuple[Tensor, Tensor]
 """LR and HR pictures of the same samples."""
 
 _AHEAD = 4
-"""Batches drawn ahead, for each worker."""
+"""Batches that each worker draws ahead."""
 
 
 class Loader:
     """An endless iterator over batches 0, 1, 2, ..., each `finish(draw(number))`, drawn ahead of its turn.
 
-    `draw` runs in `workers` threads, or with none in the caller; `finish` always runs in the caller. What goes wrong in
-    a thread is raised by the `next` that would have given its batch.
+    With `workers` threads, thread w draws batches w, w + workers, ... into a queue of its own, so that the order needs
+    no sorting; with none, batches are drawn in the caller. `finish` always runs in the caller. What goes wrong in a
+    thread is raised by the `next` that would have given its batch.
 
-    Close it, or use it as a context manager: closing ends the threads and never waits for more than one batch. The
-    threads of a loader that is dropped unclosed end as well.
+    Close it, or use it as a context manager: closing ends the threads and never waits for more than one batch.
     """
 
     def __init__(
@@ -36,12 +36,11 @@ class Loader:
         """Seconds that the consumer has spent in `next` so far."""
         self._draw = draw
         self._finish = finish
-        self._numbers = itertools.count()
+        self._batch = 0
+        self._workers = [_Worker(draw, start, workers) for start in range(workers)]
         self._closed = False
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sr-run data") if workers else None
-        self._ahead: deque[Future[Any]] = deque()
-        if self._pool is not None:
-            self._ahead.extend(self._pool.submit(draw, next(self._numbers)) for _ in range(_AHEAD * workers))
+        # The threads do not know the loader, so one that is dropped unclosed is collected, and they end.
+        self._stop = weakref.finalize(self, _stop, self._workers)
 
     def __iter__(self) -> Self:
         return self
@@ -51,26 +50,19 @@ class Loader:
             raise StopIteration
         started = time.perf_counter()
         try:
-            drawn = self._next_drawn()
+            drawn = self._workers[self._batch % len(self._workers)].take() if self._workers else self._draw(self._batch)
             batch: Batch = self._finish(drawn) if self._finish is not None else drawn
         except Exception:
             self.close()
             raise
         self.wait_seconds += time.perf_counter() - started
+        self._batch += 1
         return batch
-
-    def _next_drawn(self) -> Any:
-        if self._pool is None:
-            return self._draw(next(self._numbers))
-        drawn = self._ahead.popleft().result()
-        self._ahead.append(self._pool.submit(self._draw, next(self._numbers)))
-        return drawn
 
     def close(self) -> None:
         """End the threads; further `next`s raise `StopIteration`."""
         self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -79,3 +71,54 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Worker:
+    """One thread with its queue of finished batches; `_room` holds a token for each batch that it may still draw."""
+
+    def __init__(self, draw: Callable[[int], Any], start: int, step: int) -> None:
+        self._finished: SimpleQueue[Any] = SimpleQueue()
+        self._room: SimpleQueue[bool] = SimpleQueue()
+        for _ in range(_AHEAD):
+            self._room.put(True)
+        arguments = (draw, start, step, self._finished, self._room)
+        self._thread = threading.Thread(target=_draw_ahead, args=arguments, name=f"sr-run data {start}", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Any:
+        result = self._finished.get()
+        if isinstance(result, Exception):
+            raise result
+        self._room.put(True)
+        return result
+
+    def stop(self) -> None:
+        """Take all the tokens away and leave one that says stop."""
+        try:
+            while True:
+                self._room.get_nowait()
+        except Empty:
+            self._room.put(False)
+
+    def join(self) -> None:
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def _draw_ahead(
+    draw: Callable[[int], Any], batch: int, step: int, finished: SimpleQueue[Any], room: SimpleQueue[bool]
+) -> None:
+    while room.get():
+        try:
+            finished.put(draw(batch))
+        except Exception as error:
+            finished.put(error)
+            return
+        batch += step
+
+
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        worker.join()

@@ -93,7 +93,7 @@ def test_a_loader_that_is_dropped_unclosed_leaves_no_threads() -> None:
     del batches
     gc.collect()
     assert reference() is None
-    wait_until(lambda: not data_threads())
+    assert not data_threads()
 
 
 def test_workers_draw_ahead_but_not_without_bound() -> None:
