@@ -19,7 +19,7 @@ from sr_runner import masking
 from sr_runner.config.compose import Masking
 from sr_runner.config.schema import as_yaml
 from sr_runner.masking import MASK, digested, is_secret, masked, masked_output, masked_text
-from sr_runner.tracking import MlflowTracker, RunRecord, close_parent, mlflow_tracker, sweep
+from sr_runner.tracking import MlflowTracker, RunRecord, mlflow_tracker
 
 SECRET = "hunter2/correct+horse"
 
@@ -243,8 +243,6 @@ def test_the_command_line_of_the_sender_holds_no_secret(tmp_path: Path, monkeypa
         started.append(command)
         raise OSError
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
-    assert not close_parent(
-        tmp_path, "FAILED", {"token": SECRET, "a": f"token={SECRET}"}, uri=f"http://me:{SECRET}@host"
-    )
+    monkeypatch.setattr(mlflow_tracker.subprocess, "run", run)
+    assert not MlflowTracker(uri=f"http://me:{SECRET}@host").close_parent(tmp_path, "FAILED")
     assert started and SECRET not in str(started)

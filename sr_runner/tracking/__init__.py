@@ -7,15 +7,6 @@ process of its own (`sr_runner.tracking.sender`) brings the journal to the track
 from __future__ import annotations
 
 from sr_runner.tracking.mlflow_tracker import MlflowTracker
-from sr_runner.tracking.sweep import close_parent
 from sr_runner.tracking.tracker import NoTracker, RunRecord, Status, SweepParent, Tracker
 
-__all__ = [
-    "MlflowTracker",
-    "NoTracker",
-    "RunRecord",
-    "Status",
-    "SweepParent",
-    "Tracker",
-    "close_parent",
-]
+__all__ = ["MlflowTracker", "NoTracker", "RunRecord", "Status", "SweepParent", "Tracker"]

@@ -52,7 +52,7 @@ class Delivery:
             line = next(read_lines(self._run_dir / name, offset, most=1), None)
             try:
                 if line is not None:
-                    self._send([line], [line])
+                    self._send([line])
             except Unreachable:
                 continue
             self._progress["left_over"].remove(place)
@@ -127,7 +127,7 @@ class Delivery:
             return False
         group = self._next_group(lines)
         try:
-            self._send(group, lines)
+            self._send(group)
         except Unreachable:
             self._failures += 1
             self._most = max(1, self._most // 8)
@@ -155,7 +155,7 @@ class Delivery:
             group.append(line)
         return group
 
-    def _send(self, group: Sequence[Line], ahead: Sequence[Line]) -> None:
+    def _send(self, group: Sequence[Line]) -> None:
         """Sends one group; what is refused is reported and left, so that it does not hold up the rest."""
         assert self._writer is not None
         events = [event for line in group if (event := line.event) is not None]
@@ -164,11 +164,11 @@ class Delivery:
         if not events:
             return
         try:
-            self._send_events(self._writer, events, ahead)
+            self._send_events(self._writer, events)
         except Refused as refusal:
             self._report(f"MLflow refuses {_name(events[0])}: {refusal}", level="warning")
 
-    def _send_events(self, writer: RunWriter, events: Sequence[dict[str, Any]], ahead: Sequence[Line]) -> None:
+    def _send_events(self, writer: RunWriter, events: Sequence[dict[str, Any]]) -> None:
         first = events[0]
         match first["event"]:
             case "metrics":
@@ -178,8 +178,7 @@ class Delivery:
             case "picture":
                 writer.picture(first)
             case "artifact":
-                if not any(_same_artifact(first, line) for line in ahead[1:]):
-                    writer.artifact(first)
+                writer.artifact(first)
             case "finish":
                 self._server.delete_doubles(self._experiment_id, ATTEMPT_TAG, self._start["attempt"], writer.run_id)
                 writer.finish(first["status"], first["time"], first["tags"])
@@ -201,13 +200,6 @@ class Delivery:
 
     def _save(self) -> None:
         write_json(self._run_dir / SENT, self._progress)
-
-
-def _same_artifact(event: dict[str, Any], line: Line) -> bool:
-    """Whether `line` replaces the artifact of `event`, so that it need not be sent."""
-    if b'"event": "artifact"' not in line.raw[:60] or (other := line.event) is None:
-        return False
-    return (other["file"], other["folder"]) == (event["file"], event["folder"])
 
 
 def _name(event: dict[str, Any]) -> str:

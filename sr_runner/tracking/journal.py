@@ -3,7 +3,7 @@
     {"time": 1763851000123, "event": "start", "attempt": "edsr-x2-3f9a12c40b1e/1", "resumed_at": 0, ...}
     {"time": 1763851004518, "event": "metrics", "step": 10, "values": {"train/loss": 0.0413, "train/lr": 0.0001}}
     {"time": 1763851020004, "event": "picture", "step": 100, "key": "valid/chelsea", "file": "pictures/...png", ...}
-    {"time": 1763851020139, "event": "artifact", "file": "run.log", "folder": ""}
+    {"time": 1763851020139, "event": "artifact", "file": "run.log"}
     {"time": 1763851030992, "event": "finish", "status": "FINISHED", "tags": {...}}
 
 `time` is in milliseconds since 1970 and is the timestamp that MLflow gets, so a line that is sent twice makes one
@@ -38,6 +38,7 @@ SYSTEM = "system.jsonl"
 
 _READ = 1 << 20
 _MOST_UNWRITTEN = 100_000
+_KIND = re.compile(rb'"event": "(\w+)"')
 _STEP = re.compile(rb'"event": "(?:metrics|picture)", "step": (-?\d+)')
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -105,19 +106,10 @@ class Line:
         return event if isinstance(event, dict) and "event" in event and "time" in event else None
 
     @property
-    def is_start(self) -> bool:
-        """Whether this is a start line, found without parsing it."""
-        return b'"event": "start"' in self.raw[:60]
-
-    @property
-    def is_finish(self) -> bool:
-        """Whether this is a finish line, found without parsing it."""
-        return b'"event": "finish"' in self.raw[:60]
-
-    @property
-    def is_metrics(self) -> bool:
-        """Whether this is a metrics line, found without parsing it."""
-        return b'"event": "metrics"' in self.raw[:60]
+    def kind(self) -> str:
+        """`start`, `metrics`, ...: the event's name, found without parsing the line; "" where the line is damaged."""
+        found = _KIND.search(self.raw, 0, 60)
+        return found[1].decode() if found else ""
 
     @property
     def step(self) -> int | None:

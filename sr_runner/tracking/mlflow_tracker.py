@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import shlex
+import subprocess
 import sys
 import threading
 import uuid
@@ -27,8 +28,7 @@ from sr_runner.tracking.journal import (
     read_lines,
     write_json,
 )
-from sr_runner.tracking.sender_process import SenderProcess, sender_command
-from sr_runner.tracking.sweep import close_parent
+from sr_runner.tracking.sender_process import SenderProcess, sender_command, sender_environment
 from sr_runner.tracking.tracker import RunRecord, Status
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,30 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; None until the server has answered for the first time."""
         run_id = self._fact("run_id")
         return None if run_id is None else str(run_id)
 
     def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
-        """Gives the parent run of the sweep in `folder` its end, by a process that imports MLflow."""
-        return close_parent(folder, status, uri=self._uri, outputs=self._outputs, wait=wait)
+        """Gives the parent run of the sweep in `folder` its end, by a process that imports MLflow.
+
+        True too where no job of the sweep ever reached the server; False comes with a warning.
+        """
+        try:
+            ended = subprocess.run(
+                sender_command("--close-sweep", status, str(folder.absolute())),
+                env=sender_environment(self._uri),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=wait,
+                text=True,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            logger.warning("tracking: the sweep's parent run stays open: %s", type(error).__name__)
+            return False
+        if ended.returncode != 0:
+            reason = masked_text(ended.stdout + ended.stderr).strip().splitlines()
+            logger.warning("tracking: the sweep's parent run stays open: %s", (reason or ["no reason given"])[-1])
+        return ended.returncode == 0
 
     def attempt_of(self, run_id: str) -> str | None:
         """Asks the server; the one place where this process imports MLflow, before it trains."""
@@ -112,9 +129,9 @@ class MlflowTracker:
                 name = {"step": step, "key": key, "file": self._relative(image), "id": str(uuid.uuid4())}
                 self._append({"event": "picture", **name})
 
-    def artifact(self, path: Path, folder: str = "") -> None:
+    def artifact(self, path: Path) -> None:
         with self._lock:
-            self._append({"event": "artifact", "file": self._relative(path), "folder": folder})
+            self._append({"event": "artifact", "file": self._relative(path)})
 
     def state(self) -> dict[str, Any]:
         """The ids, and the metric lines that the server had not confirmed when it was asked last."""
@@ -122,7 +139,7 @@ class MlflowTracker:
             journal = self._started()
             sent = read_json(self._run_dir / SENT)
             offset = sent.get("sent", 0) if sent.get("run_id") == self.run_id else 0
-            pending = [line.raw.decode() for line in read_lines(journal.path, offset) if line.is_metrics]
+            pending = [line.raw.decode() for line in read_lines(journal.path, offset) if line.kind == "metrics"]
             return {
                 "tracking_uri": masked_text(self._uri),
                 "experiment_id": self._fact("experiment_id"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
 from sr_runner.locks import file_lock
@@ -26,7 +25,7 @@ def parent_run_id(server: Server, experiment_id: str, folder: Path, name: str, s
         return _find_or_make(server, experiment_id, folder, name, start_time)
 
 
-def close_parent_run(server: Server, folder: Path, status: str, tags: Mapping[str, str]) -> None:
+def close_parent_run(server: Server, folder: Path, status: str) -> None:
     """Gives the parent run its end; does nothing where the sweep has none. Raises `Unreachable` and `Refused`."""
     with file_lock(folder / _LOCK):
         sweep = read_json(folder / _FILE)
@@ -34,11 +33,8 @@ def close_parent_run(server: Server, folder: Path, status: str, tags: Mapping[st
         if run_id is None and "parent_tag" in sweep:
             found = server.runs(sweep["parent_experiment_id"], SWEEP_TAG, sweep["parent_tag"])
             run_id = found[0].info.run_id if found else None
-        if run_id is None:
-            return
-        for key, value in tags.items():
-            server.ask(lambda client, key=key, value=value: client.set_tag(run_id, key, value))  # type: ignore[misc]
-        server.ask(lambda client: client.set_terminated(run_id, status, int(time.time() * 1000)))
+        if run_id is not None:
+            server.ask(lambda client: client.set_terminated(run_id, status, int(time.time() * 1000)))
 
 
 def _find_or_make(server: Server, experiment_id: str, folder: Path, name: str, start_time: int) -> str:

@@ -6,12 +6,10 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from PIL import Image, UnidentifiedImageError
 
@@ -96,18 +94,14 @@ class RunWriter:
             self._has_pictures = True
 
     def artifact(self, event: Mapping[str, Any]) -> None:
-        """Puts a file or a folder among the run's artifacts. A file is copied first: a log grows while it is sent."""
+        """Puts a file among the run's artifacts. It is copied first: a log grows while it is sent."""
         path = self._run_dir / event["file"]
-        where = event["folder"] or None
-        if path.is_dir():
-            self._ask("log_artifacts", local_dir=str(path), artifact_path=where)
-            return
         with tempfile.TemporaryDirectory(prefix="sr-run-") as folder:
             try:
                 copy = shutil.copyfile(path, Path(folder, path.name))
             except OSError as error:
                 raise Refused(f"{path}: {error.strerror}", "LOCAL") from error
-            self._ask("log_artifact", local_path=str(copy), artifact_path=where)
+            self._ask("log_artifact", local_path=str(copy))
 
     def finish(self, status: str, time: int, tags: Mapping[str, str]) -> None:
         """Closes the run with `status` at `time` (milliseconds)."""
@@ -145,9 +139,8 @@ class RunWriter:
             self._send(items[half:], kind)
 
     def _ask(self, method: str, **arguments: Any) -> Any:
-        call: Callable[[MlflowClient], Any] = partial(_call, method=method, run_id=self.run_id, arguments=arguments)
         try:
-            return self._server.ask(call)
+            return self._server.ask(lambda client: getattr(client, method)(self.run_id, **arguments))
         except Refused:
             self.run()  # not a refusal of this request where the run itself is gone
             raise
@@ -171,10 +164,6 @@ class RunWriter:
             if (name := _PICTURE.match(entry.path)) and int(name["step"]) >= step:
                 found.setdefault(f"picture {name['key'].replace('~', '/')}", set()).add(int(name["step"]))
         self._there = found
-
-
-def _call(client: MlflowClient, method: str, run_id: str, arguments: Mapping[str, Any]) -> Any:
-    return getattr(client, method)(run_id, **arguments)
 
 
 def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:

@@ -224,9 +224,9 @@ def last_life(journal: Path) -> tuple[dict[str, Any], bool]:
     start: dict[str, Any] | None = None
     finished = False
     for line in read_lines(journal):
-        if line.is_start:
+        if line.kind == "start":
             start, finished = line.event or start, False
-        elif line.is_finish:
+        elif line.kind == "finish":
             finished = True
     if start is None:
         raise ValueError(f"{journal} holds no run")
@@ -253,7 +253,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--deliver", action="store_true", help="send what is left of an ended run, and end")
     parser.add_argument("--system-metrics", action="store_true", help="measure the machine's load as well")
     parser.add_argument("--close-sweep", metavar="STATUS", help="close the parent run of the sweep in the folder")
-    parser.add_argument("--tags", type=json.loads, default={}, help="tags for the sweep's parent run, as JSON")
     return parser.parse_args(argv)
 
 
@@ -262,7 +261,7 @@ def _close_sweep(uri: str, arguments: argparse.Namespace) -> int:
 
     try:
         server = Server(uri, arguments.folder / "artifacts")
-        close_parent_run(server, arguments.folder, arguments.close_sweep, arguments.tags)
+        close_parent_run(server, arguments.folder, arguments.close_sweep)
     except (Unreachable, Refused) as fault:
         print(f"{masked_text(uri)}: {fault}")
         return 1
@@ -272,7 +271,6 @@ def _close_sweep(uri: str, arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0: all is sent; 1: something is left in the journal."""
     arguments = _arguments(argv)
-    by_hand = arguments.deliver or arguments.close_sweep
     os.nice(5)  # never in the way of the training
     sys.stderr = MaskedStream(sys.stderr)
     reports, sys.stdout = sys.stdout, sys.stderr  # MLflow prints links
@@ -285,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit("set MLFLOW_TRACKING_URI to where the run is to be recorded")
     if arguments.close_sweep:
         return _close_sweep(uri, arguments)
-    life = LifeLine(None, _DELIVER_SECONDS) if by_hand else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)
+    life = LifeLine(None, _DELIVER_SECONDS) if arguments.deliver else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)
     with _only_sender(folder, life):
         sender = Sender(folder, life, reports, system_metrics=arguments.system_metrics)
         return 0 if sender.run(uri) else 1

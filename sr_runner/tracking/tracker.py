@@ -52,35 +52,27 @@ class Tracker(Protocol):
     @property
     def run_id(self) -> str | None:
         """The tracking server's id of the run; None until the server has answered for the first time."""
-        ...
 
     def start(self, run: RunRecord) -> None:
         """Opens the record of `run`, or goes on with it."""
-        ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records one value per key for `step`. NaN and the infinities are values like any other."""
-        ...
 
     def picture(self, step: int, key: str, image: Path) -> None:
         """Shows the PNG `image`, a file below the run's folder that is not written to again, under `key` at `step`."""
-        ...
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Keeps a copy of the file (or folder) `path` in `folder` of the run's artifacts; given again, replaces it."""
-        ...
+    def artifact(self, path: Path) -> None:
+        """Keeps a copy of the file `path` among the run's artifacts; given again, replaces it."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold for the record to go on elsewhere; plain JSON, goes into `RunRecord.state`."""
-        ...
 
     def sync(self) -> None:
         """Returns when all that was recorded so far is on the disk: before a checkpoint is committed."""
-        ...
 
     def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
         """Closes the record and waits up to `wait` seconds until the server has it all; False where it does not."""
-        ...
 
     def attempt_of(self, run_id: str) -> str | None:
         """`<identity>/<attempt>` of the run with this id at the server; None where it has no such run."""
@@ -90,11 +82,9 @@ class Tracker(Protocol):
 
         The only call that needs no `start`: the sweep's own process makes it.
         """
-        ...
 
     def ui_hint(self) -> tuple[str, str] | None:
         """The command that opens a viewer (may be empty) and the address of this run in it; None without a viewer."""
-        ...
 
 
 class NoTracker:
@@ -109,7 +99,7 @@ class NoTracker:
 
     def picture(self, step: int, key: str, image: Path) -> None: ...
 
-    def artifact(self, path: Path, folder: str = "") -> None: ...
+    def artifact(self, path: Path) -> None: ...
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -16,7 +16,7 @@ from postgres_server import postgres
 from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.mlflow_server import ui_hint
-from sr_runner.tracking import close_parent
+from sr_runner.tracking import MlflowTracker
 
 
 def _free_port() -> int:
@@ -50,17 +50,17 @@ def test_eight_first_runs_at_once_are_eight_whole_runs_below_one_parent(tmp_path
     for run in runs:
         assert_one_point_a_step(uri, run.info.run_id, 30)
     (parent_id,) = {run.data.tags["mlflow.parentRunId"] for run in runs}
-    assert close_parent(sweep, "FAILED", {"jobs": "8"}, outputs=outputs)
+    assert MlflowTracker(outputs=outputs).close_parent(sweep, "FAILED")
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     parent = client.get_run(parent_id)
-    assert (parent.info.run_name, parent.info.status, parent.data.tags["jobs"]) == ("the sweep", "FAILED", "8")
+    assert (parent.info.run_name, parent.info.status) == ("the sweep", "FAILED")
     assert len(client.search_runs([parent.info.experiment_id])) == 9
 
 
 def test_a_sweep_that_never_reached_a_server_has_nothing_to_close(tmp_path: Path) -> None:
-    assert close_parent(tmp_path, "FINISHED", uri="http://127.0.0.1:9")
+    assert MlflowTracker(uri="http://127.0.0.1:9").close_parent(tmp_path, "FINISHED")
 
 
 @pytest.mark.slow
