@@ -10,11 +10,10 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from sr_runner.errors import RequestError, nearest
 from sr_runner.locks import file_lock
@@ -38,13 +37,8 @@ _TRAINING_VIEW = "?workflowType=machine_learning"
 """Without it MLflow 3's UI opens in its view for LLM applications, in which training runs are hard to find."""
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """The tag of an experiment by which MLflow's UI opens on training runs and their charts, not on LLM traces."""
-_REFUSALS = {
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "MALFORMED_REQUEST",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-}
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
+"""Not RESOURCE_ALREADY_EXISTS: an experiment that another run has just made is there at the next try."""
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 200
 
@@ -126,11 +120,6 @@ def _has_plugin(scheme: str) -> bool:
     return bool(scheme) and scheme in {point.name for point in entry_points(group="mlflow.tracking_store")}
 
 
-def file_uri(path: Path) -> str:
-    """`file:///abs/path`, quoted as URLs are."""
-    return "file://" + quote(str(path.absolute()))
-
-
 class Unreachable(Exception):
     """The server cannot take it now: down, hanging, busy, not letting us in. Worth another try later."""
 
@@ -192,13 +181,8 @@ class Server:
         """The id of the experiment `name`, which is made, or taken out of the bin, if need be."""
         found = self.ask(lambda client: client.get_experiment_by_name(name))
         if found is None:
-            place = file_uri(self._artifacts) if is_database(self.uri) else None
-            try:
-                return str(self.ask(lambda client: client.create_experiment(name, place, _TRAINING)))
-            except Refused as refusal:
-                if refusal.code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                raise Unreachable(f"experiment {name!r} was made by another run just now") from refusal.__cause__
+            place = self._artifacts.absolute().as_uri() if is_database(self.uri) else None
+            return str(self.ask(lambda client: client.create_experiment(name, place, _TRAINING)))
         self._restore_experiment(found)
         return str(found.experiment_id)
 
@@ -217,15 +201,17 @@ class Server:
 
         quoted = value.replace("'", "")
         wanted = f"tags.`{tag}` {'LIKE' if prefix else '='} '{quoted}{'%' if prefix else ''}'"
-        found: list[Run] = []
-        token = None
-        while True:
-            search = partial(_search, experiment_id=experiment_id, wanted=wanted, view=ViewType.ALL, token=token)
-            page = self.ask(search)
-            found += page
-            token = page.token
-            if not token:
-                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+        def search(client: MlflowClient) -> list[Run]:
+            found: list[Run] = []
+            token = None
+            while True:
+                page = client.search_runs([experiment_id], wanted, ViewType.ALL, _PAGE, page_token=token)
+                found += page
+                if not (token := page.token):
+                    return found
+
+        return sorted(self.ask(search), key=lambda run: (run.info.start_time, run.info.run_id))
 
     def tagged_run(
         self, experiment_id: str, tag: str, value: str, *, name: str, start_time: int, tags: Mapping[str, str] = {}
@@ -241,9 +227,14 @@ class Server:
     def delete_doubles(self, experiment_id: str, tag: str, value: str, keep: str) -> None:
         """Deletes the other runs of that tag: a request for a run that timed out may still be carried out later, by a
         server that hung, and leave an empty second one."""
-        for run in self.runs(experiment_id, tag, value):
-            if run.info.run_id != keep and run.info.lifecycle_stage == "active":
-                self.ask(partial(_delete, run_id=run.info.run_id))
+        runs = self.runs(experiment_id, tag, value)
+        doubles = [r.info.run_id for r in runs if r.info.run_id != keep and r.info.lifecycle_stage == "active"]
+
+        def delete(client: MlflowClient) -> None:
+            for run_id in doubles:
+                client.delete_run(run_id)
+
+        self.ask(delete)
 
     def artifacts(self, run: Run) -> Any:
         """MLflow's repository of the run's artifacts, which raises whatever its storage raises."""
@@ -315,13 +306,5 @@ def make_database(path: Path, artifacts: Path) -> None:
     for left in path.parent.glob(f".{path.name}.*.new*"):
         left.unlink(missing_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    SqlAlchemyStore(f"sqlite:///{draft}", file_uri(artifacts)).engine.dispose()  # type: ignore[no-untyped-call]
+    SqlAlchemyStore(f"sqlite:///{draft}", artifacts.absolute().as_uri()).engine.dispose()  # type: ignore[no-untyped-call]
     draft.rename(path)
-
-
-def _search(client: MlflowClient, experiment_id: str, wanted: str, view: int, token: str | None) -> Any:
-    return client.search_runs([experiment_id], wanted, view, _PAGE, page_token=token)
-
-
-def _delete(client: MlflowClient, run_id: str) -> None:
-    client.delete_run(run_id)

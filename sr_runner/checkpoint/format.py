@@ -38,7 +38,7 @@ STEP = r"step-\d{8,12}"
 """Matches what `step_name` writes."""
 _NAME = re.compile(rf"(?P<identity>{PART})/(?P<attempt>{PART})/(?P<step>{STEP})")
 _WRITTEN_STEP = re.compile(r"step-(\d{1,12})")
-_MANIFEST_LIMIT = 1 << 16
+MANIFEST_LIMIT = 1 << 16
 
 
 class DamagedError(Exception):
@@ -154,7 +154,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         path = folder / MANIFEST
         try:
-            if path.stat().st_size > _MANIFEST_LIMIT:
+            if path.stat().st_size > MANIFEST_LIMIT:
                 raise DamagedError(f"{MANIFEST} has {path.stat().st_size} bytes")
             return cls.from_bytes(path.read_bytes())
         except FileNotFoundError as error:
@@ -187,7 +187,7 @@ def digest(blobs: Iterable[Blob]) -> dict[str, tuple[int, str]]:
 
 def load(
     folder: Path, *, expected_step: int | None = None, only: Sequence[str] = FILES
-) -> tuple[Manifest, dict[str, bytearray]]:
+) -> tuple[Manifest, dict[str, bytes]]:
     """The files (or `only` some) of the checkpoint in `folder`, checked against its manifest. Memory: their sizes.
 
     Raises `DamagedError` that names the first file that is missing, too long, too short, altered, or not in the
@@ -196,42 +196,37 @@ def load(
     manifest = Manifest.read(folder)
     if expected_step is not None and manifest.step != expected_step:
         raise DamagedError(f"{MANIFEST} is that of step {manifest.step}")
+    found = {}
+    for entry in folder.iterdir():
+        if entry.is_symlink() or not entry.is_file():
+            raise DamagedError(f"{entry.name} is {'a link' if entry.is_symlink() else 'no file'}")
+        found[entry.name] = entry.stat().st_size
+    check_files(manifest, found, only)
+    return manifest, {name: _read(folder / name, manifest.files[name][1]) for name in only}
+
+
+def check_files(manifest: Manifest, found: Mapping[str, int], only: Sequence[str] = FILES) -> None:
+    """Raises `DamagedError` where the files `found` (name -> size in bytes) cannot be those of the manifest.
+
+    Cheap, and done before anything is read: nothing is allocated because a manifest or a store says so.
+    """
     if set(manifest.files) != set(FILES):
         raise DamagedError(f"{MANIFEST} lists {', '.join(sorted(manifest.files)) or 'no file'}")
-    extra = {entry.name for entry in folder.iterdir()} - set(FILES) - {MANIFEST}
-    if extra:
+    if extra := found.keys() - {*FILES, MANIFEST}:
         raise DamagedError(f"{min(extra)} is not in {MANIFEST}")
-    # All sizes first: cheap, and nothing is allocated because a manifest said so.
     for name in only:
-        check_size(folder / name, manifest.files[name][0])
-    return manifest, {name: _read(folder / name, *manifest.files[name]) for name in only}
+        if name not in found:
+            raise DamagedError(f"{name} is missing")
+        if found[name] != manifest.files[name][0]:
+            raise DamagedError(f"{name} has {found[name]} bytes instead of {manifest.files[name][0]}")
 
 
-def check_size(path: Path, size: int) -> None:
-    if path.is_symlink():
-        raise DamagedError(f"{path.name} is a link")
-    if not path.is_file():
-        raise DamagedError(f"{path.name} is missing")
-    actual = path.stat().st_size
-    if actual != size:
-        raise DamagedError(f"{path.name} has {actual} bytes instead of {size}")
-
-
-def _read(path: Path, size: int, expected: str) -> bytearray:
-    data, sha = bytearray(size), hashlib.sha256()
-    view = memoryview(data)
+def _read(path: Path, expected: str) -> bytes:
     try:
-        with path.open("rb", buffering=0) as file:
-            position = 0
-            while position < size:
-                count = file.readinto(view[position : position + (8 << 20)])
-                if not count:
-                    raise DamagedError(f"{path.name} ends after {position} of {size} bytes")
-                sha.update(view[position : position + count])
-                position += count
+        data = path.read_bytes()
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read ({error})") from error
-    if sha.hexdigest() != expected:
+    if hashlib.sha256(data).hexdigest() != expected:
         raise DamagedError(f"{path.name} does not match its checksum")
     return data
 

@@ -30,7 +30,7 @@ def read(folder: Path, step: int | None = None) -> TrainingState:
         metadata |= meta if file == format.MODEL else {}
     try:
         state = codec.unflatten(json.loads(data[format.STATE]), parsed[format.TRAINING])
-        config = bytes(data[format.CONFIG]).decode()
+        config = data[format.CONFIG].decode()
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedError(f"{format.STATE} does not fit the other files: {error}") from error
     return TrainingState(manifest.step, parsed[format.MODEL], state, config, metadata, manifest.metrics)

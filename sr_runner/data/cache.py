@@ -24,7 +24,7 @@ import numpy as np
 
 from sr_runner.data.images import Pixels
 from sr_runner.errors import RequestError, RunError
-from sr_runner.locks import locked
+from sr_runner.locks import file_lock
 
 Facts = Mapping[str, str | int]
 """What determines an image's pixels, in JSON's types: a path with its size and time, a scale, a version."""
@@ -124,7 +124,7 @@ class ImageCache:
         with contextlib.ExitStack() as stack:
             try:
                 exclusive = stack.enter_context(
-                    locked(lock, waiting="Another process fills the image cache; waiting for it.")
+                    file_lock(lock, waiting="Another process fills the image cache; waiting for it.")
                 )
             except OSError as error:
                 raise RequestError(

@@ -19,7 +19,7 @@ from sr_runner.data.download import DownloadError, Remote, download, sha256_of
 from sr_runner.data.names import Ranges, numbers
 from sr_runner.data.sources import ImageFile, PairSource, Photographs
 from sr_runner.errors import RequestError, nearest
-from sr_runner.locks import locked
+from sr_runner.locks import file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Div2kPhotographs(Photographs):
 
     def _fetch_missing(self, progress: bool) -> None:
         try:
-            with locked(self._root / ".lock", waiting="Another process is downloading DIV2K; waiting for it."):
+            with file_lock(self._root / ".lock", waiting="Another process is downloading DIV2K; waiting for it."):
                 for name in self._missing():
                     self._get(name, progress)
                     if missing := self._missing().get(name):

@@ -263,5 +263,5 @@ def _packed(tree: Mapping[str, Any]) -> bytearray:
 
 def _unpacked(message: bytearray) -> dict[str, Any]:
     (length,) = struct.unpack_from("<Q", message)
-    flat, _ = tensors.parse(message[8 + length :])  # a copy, whose first byte is aligned
+    flat, _ = tensors.parse(bytes(memoryview(message)[8 + length :]))
     return codec.unflatten(json.loads(message[8 : 8 + length]), flat)

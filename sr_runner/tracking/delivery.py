@@ -72,12 +72,11 @@ class Delivery:
 
     def _open(self) -> None:
         """Finds the run on the server by the id of an earlier life, or by its tag; makes it where there is none."""
-        run_id = self._known_id()
-        run = self._server.run(run_id) if run_id else None
+        start = self._start
+        run = self._server.run(start["run_id"]) if start.get("run_id") else None
         if run is not None:
             self._experiment_id = run.info.experiment_id
         else:
-            start = self._start
             self._experiment_id = self._server.experiment_id(start["experiment"])
             run = self._server.tagged_run(
                 self._experiment_id,
@@ -89,12 +88,6 @@ class Delivery:
             )
         self._server.restore(run)
         self._remember(run.info.run_id)
-
-    def _known_id(self) -> str | None:
-        ids = read_json(self._run_dir / IDS)
-        if ids.get("tracking_uri") == masked_text(self._server.uri):
-            return ids.get("run_id")
-        return self._start.get("run_id")
 
     def _remember(self, run_id: str) -> None:
         ids = {

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sr_runner.checkpoint import tensors
 
 
-def content(file: tensors.TensorFile) -> bytearray:
-    return bytearray(b"".join(bytes(chunk) for chunk in file.chunks()))
+def content(file: tensors.TensorFile) -> bytes:
+    return b"".join(bytes(chunk) for chunk in file.chunks())
 
 
 def sample() -> dict[str, torch.Tensor]:
@@ -37,7 +37,7 @@ def test_the_library_reads_what_is_written_here(tmp_path: Path) -> None:
 
 def test_what_the_library_writes_is_read_here() -> None:
     original = {name: tensor.contiguous() for name, tensor in sample().items()}
-    loaded, metadata = tensors.parse(bytearray(safetensors.torch.save(original, {"a": "b"})))
+    loaded, metadata = tensors.parse(safetensors.torch.save(original, {"a": "b"}))
     assert metadata == {"a": "b"}
     assert all(torch.equal(loaded[name], original[name]) for name in original)
 
@@ -60,14 +60,14 @@ def test_a_truncated_file_is_refused(cut: int) -> None:
 
 
 def test_a_header_that_claims_a_terabyte_is_refused_before_anything_is_allocated() -> None:
-    with pytest.raises(tensors.TensorFileError, match="claims"):
-        tensors.parse(bytearray(struct.pack("<Q", 1 << 40) + b"{}"))
+    with pytest.raises(tensors.TensorFileError):
+        tensors.parse(struct.pack("<Q", 1 << 40) + b"{}")
     header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}}).encode()
-    with pytest.raises(tensors.TensorFileError, match="does not fit"):
-        tensors.parse(bytearray(struct.pack("<Q", len(header)) + header))
+    with pytest.raises(tensors.TensorFileError):
+        tensors.parse(struct.pack("<Q", len(header)) + header)
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_or_empty(data: bytes) -> None:
     with contextlib.suppress(tensors.TensorFileError):
-        assert tensors.parse(bytearray(data))[0] == {}
+        assert tensors.parse(data)[0] == {}

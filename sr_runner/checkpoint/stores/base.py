@@ -41,8 +41,8 @@ class Store(Protocol):
     def quarantine(self, name: str, reason: str) -> str:
         """Take a damaged checkpoint out of `list` without deleting it; returns where it is now."""
 
-    def clean(self, prefix: str) -> Sequence[str]:
-        """Remove what killed writes left below `<identity>/<attempt>/`; returns what was removed."""
+    def clean(self, attempt: str) -> None:
+        """Remove what killed writes left below `<identity>/<attempt>`."""
 
     def read_lease(self, attempt: str) -> bytes | None:
         """The small record that says who writes to `<identity>/<attempt>` (see `lease`), None where nobody does."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sr_runner.checkpoint.format import MANIFEST, STEP, Blob, Name
+from sr_runner.checkpoint.format import MANIFEST, PART, STEP, Blob, Name
 from sr_runner.errors import RequestError
 
 _WRITING = ".writing-"
@@ -68,7 +68,12 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Sequence[str]:
         names = []
-        for attempt in self._attempts(prefix):
+        parts = prefix.split("/")[:-1]
+        if not all(re.fullmatch(PART, part) for part in parts):
+            return []
+        for attempt in self.root.glob("/".join([*parts, "*", "*"][:2])):
+            if attempt.is_symlink():
+                continue
             steps = {entry.name for entry in attempt.glob("*") if (entry / MANIFEST).is_file()}
             steps.update(self._aside(attempt))
             names += [f"{attempt.parent.name}/{attempt.name}/{step}" for step in steps]
@@ -88,20 +93,15 @@ class LocalStore:
         (target / "why.json").write_text(json.dumps({"name": name, "reason": reason}, indent=1) + "\n")
         return str(target)
 
-    def clean(self, prefix: str) -> Sequence[str]:
-        removed = []
-        for attempt in self._attempts(prefix):
-            for step, aside in self._aside(attempt).items():
-                if not (attempt / step).exists():
-                    aside.rename(attempt / step)  # killed between the two renames of a replacement
-            for pattern in (_WRITING, _DELETED, _REPLACED):
-                for left in attempt.glob(f"{pattern}*"):
-                    shutil.rmtree(left, ignore_errors=True)
-                    removed.append(str(left))
-            for draft in attempt.glob(f".{_LEASE}-*"):
-                draft.unlink(missing_ok=True)
-                removed.append(str(draft))
-        return removed
+    def clean(self, attempt: str) -> None:
+        folder = self._folder(attempt)
+        for step, aside in self._aside(folder).items():
+            aside.rename(folder / step)  # killed between the two renames of a replacement
+        for mark in (_WRITING, _DELETED, _REPLACED):
+            for left in folder.glob(f"{mark}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        for draft in folder.glob(f".{_LEASE}-*"):
+            draft.unlink(missing_ok=True)
 
     def read_lease(self, attempt: str) -> bytes | None:
         try:
@@ -134,13 +134,6 @@ class LocalStore:
         if Name.parse(name) is None:
             raise ValueError(f"{name!r} is not the name of a checkpoint")
         return self.root / name
-
-    def _attempts(self, prefix: str) -> Sequence[Path]:
-        identity, _, attempt = prefix.partition("/")
-        if not self.root.is_dir():
-            return []
-        pattern = (f"{identity}/{attempt.rstrip('/')}*" if attempt else f"{identity}/*") if identity else "*/*"
-        return [folder for folder in self.root.glob(pattern) if folder.is_dir() and not folder.is_symlink()]
 
     @staticmethod
     def _aside(attempt: Path) -> dict[str, Path]:

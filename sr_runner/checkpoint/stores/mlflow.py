@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sr_runner.checkpoint.format import Blob
 from sr_runner.checkpoint.stores.objects import ObjectStore
@@ -24,8 +24,6 @@ from sr_runner.mlflow_server import ATTEMPT_TAG, Server, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-Answer = TypeVar("Answer")
 
 _FOLDER = "checkpoints"
 _SPOOL = "uploading"
@@ -58,14 +56,12 @@ class MlflowStore(ObjectStore):
                 f"checkpoint.root={masked_text(str(root))}: checkpoint=mlflow keeps checkpoints where tracker.uri "
                 "says; leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
             )
-        if retry_seconds < 0:
-            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
         place, name = Path(outputs).absolute(), experiment or "sr-run"
         address = tracking_uri(uri, place)
         url = f"mlflow:{masked_text(address)}#{name}"
         server = Server(address, place / "artifacts")
         self._artifacts = Artifacts(url, server, name, place / _SPOOL, Requests(retry_seconds), wait_for_run)
-        super().__init__(self._artifacts, url)
+        super().__init__(self._artifacts)
 
     def check(self) -> None:
         """Nothing to ask yet: the run that the checkpoints will belong to is the tracker's to make."""
@@ -85,7 +81,7 @@ class Artifacts:
         self._server = server
         self._experiment = experiment
         self._spool = spool
-        self._requests = requests
+        self._send = requests.send
         self._wait_for_run = wait_for_run
 
     def has_run(self, attempt: str) -> bool:
@@ -113,30 +109,15 @@ class Artifacts:
 
     def read(self, key: str, path: Path, size: int) -> None:
         attempt, folder, name = _split(key)
-        run = self._holder(attempt, f"{folder}/{name}")
-
-        def download() -> None:
-            path.unlink(missing_ok=True)
-            self._server.artifacts(run)._download_file(f"{folder}/{name}", str(path))
-            if path.stat().st_size != size:
-                raise OSError(f"{path.stat().st_size} bytes came instead of {size}")
-
-        self._send(f"downloading {key} from {self.url}", download)
+        self._download(self._holder(attempt, f"{folder}/{name}"), f"{folder}/{name}", path, size)
 
     def peek(self, key: str) -> bytes | None:
         attempt, folder, name = _split(key)
         for run in self._runs(attempt):
-            if any(path == f"{folder}/{name}" for path, _, _ in self._list(run, folder)):
-                with self._spooled(attempt) as spool:
-                    file = spool / name
-
-                    def download(run: Run = run, file: Path = file) -> bytes:
-                        file.unlink(missing_ok=True)
-                        self._server.artifacts(run)._download_file(f"{folder}/{name}", str(file))
-                        return file.read_bytes()
-
-                    with suppress(FileNotFoundError):
-                        return self._send(f"reading {key} in {self.url}", download)
+            if self._has(run, f"{folder}/{name}"):
+                with self._spooled(attempt) as spool, suppress(FileNotFoundError):
+                    self._download(run, f"{folder}/{name}", spool / name)
+                    return (spool / name).read_bytes()
         return None
 
     def copy(self, source: str, target: str) -> None:
@@ -157,15 +138,9 @@ class Artifacts:
                 if not self._list(run, folder):
                     self._delete(run, folder, once)  # where folders exist, an empty one stays otherwise
 
-    def abandon_uploads(self, folder: str) -> Sequence[str]:
-        spool = self._spool / folder
-        left = sorted(spool.iterdir()) if spool.is_dir() else []
-        for entry in left:
-            shutil.rmtree(entry, ignore_errors=True)
-        return [str(entry) for entry in left]
-
-    def _send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
-        return self._requests.send(what, request, once=once)
+    def abandon_uploads(self, folder: str) -> None:
+        for left in (self._spool / folder).glob("*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _runs(self, attempt: str) -> list[Run]:
         """The runs that may hold an attempt's checkpoints: one, hardly ever two; the first is written to."""
@@ -209,8 +184,19 @@ class Artifacts:
         runs = self._runs(attempt)
         if not runs:
             raise FileNotFoundError(f"there is no run of {attempt} in {self.url}")
-        holders = (run for run in runs if any(p == path for p, _, _ in self._list(run, path.rpartition("/")[0])))
-        return runs[0] if len(runs) == 1 else next(holders, runs[0])
+        return runs[0] if len(runs) == 1 else next((run for run in runs if self._has(run, path)), runs[0])
+
+    def _has(self, run: Run, path: str) -> bool:
+        return any(found == path for found, _, _ in self._list(run, path.rpartition("/")[0]))
+
+    def _download(self, run: Run, path: str, file: Path, size: int | None = None) -> None:
+        def download() -> None:
+            file.unlink(missing_ok=True)
+            self._server.artifacts(run)._download_file(path, str(file))
+            if size not in (None, file.stat().st_size):
+                raise OSError(f"{file.stat().st_size} bytes came instead of {size}")
+
+        self._send(f"downloading {path} of run {run.info.run_id} in {self.url}", download)
 
     def _walk(self, run: Run, folder: str) -> Iterator[tuple[str, int]]:
         for path, is_folder, size in self._list(run, folder):

@@ -24,7 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sr_runner.checkpoint.format import MANIFEST, STEP, Blob, DamagedError, Manifest, Name
+from sr_runner.checkpoint.format import (
+    FILES,
+    MANIFEST,
+    MANIFEST_LIMIT,
+    PART,
+    STEP,
+    Blob,
+    DamagedError,
+    Manifest,
+    Name,
+    check_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +45,6 @@ _WHY = "why.json"
 _LEASE = "lease.json"
 _BESIDE = re.compile(rf"{re.escape(_REPLACING)}(?P<step>{STEP})-[0-9a-f]+")
 _QUARANTINED = re.compile(rf"{re.escape(_DAMAGED)}(?P<step>{STEP})-.+")
-_PREFIX_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_MANIFEST_LIMIT = 1 << 16
 
 
 class Objects(Protocol):
@@ -45,6 +54,7 @@ class Objects(Protocol):
     """
 
     url: str
+    """Where they are, without credentials."""
 
     def keys(self, folder: str) -> Mapping[str, int]:
         """Every object below `folder` ("": everywhere) and its size in bytes."""
@@ -64,8 +74,8 @@ class Objects(Protocol):
         """Remove objects one after the other, in this order; those that are not there are passed over. With `once` the
         first request that fails ends it."""
 
-    def abandon_uploads(self, folder: str) -> Sequence[str]:
-        """Give up uploads into `folder` that nobody will complete; returns their keys."""
+    def abandon_uploads(self, folder: str) -> None:
+        """Give up uploads into `folder` that nobody will complete."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,8 @@ class _Place:
 class ObjectStore:
     """A `Store` on top of `Objects`."""
 
-    def __init__(self, objects: Objects, url: str):
-        self.url = url
+    def __init__(self, objects: Objects):
+        self.url = objects.url
         self._objects = objects
 
     def put(self, name: str, files: Sequence[Blob]) -> None:
@@ -124,7 +134,7 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> Sequence[str]:
         parts = prefix.split("/")[:-1]
-        if not all(_PREFIX_PART.fullmatch(part) for part in parts):
+        if not all(re.fullmatch(PART, part) for part in parts):
             return []
         names = set()
         for key in self._objects.keys("/".join(parts)):
@@ -154,21 +164,18 @@ class ObjectStore:
         # Last, and so the sign that the copy is complete (see `clean`).
         self._objects.write(f"{target}/{_WHY}", Blob.of(_WHY, why.encode()))
         self._objects.delete(place.keys)
-        return f"{self._objects.url}/{target}"
+        return f"{self.url}/{target}"
 
-    def clean(self, prefix: str) -> Sequence[str]:
-        attempt = prefix.rstrip("/")
+    def clean(self, attempt: str) -> None:
         Name.of(attempt, 0)  # raises where that is no attempt
         folders = _by_folder(attempt, self._objects.keys(attempt))
         for step in {match["step"] for folder in folders if (match := _BESIDE.fullmatch(folder))}:
             here, beside = self._places(f"{attempt}/{step}", folders)
             if any(place.is_committed for place in beside):
                 self._settle(f"{attempt}/{step}", here, beside)
-        removed = []
         for place in _leftovers(_by_folder(attempt, self._objects.keys(attempt))):
             self._objects.delete(place.keys)
-            removed.append(f"{self._objects.url}/{place.folder}")
-        return [*removed, *self._objects.abandon_uploads(attempt)]
+        self._objects.abandon_uploads(attempt)
 
     def read_lease(self, attempt: str) -> bytes | None:
         return self._objects.peek(_lease_key(attempt))
@@ -218,7 +225,7 @@ class ObjectStore:
         places = [place for place in (*beside, here) if place.is_committed]
         for place in places:
             size = place.files[MANIFEST]
-            if size <= _MANIFEST_LIMIT:
+            if size <= MANIFEST_LIMIT:
                 self._download(place, MANIFEST, scratch)
                 with suppress(DamagedError):
                     return place, Manifest.read(scratch)
@@ -231,7 +238,7 @@ class ObjectStore:
         if Name.parse(name) is not None and only is None:
             shutil.rmtree(folder, ignore_errors=True)
         place, manifest = self._current(name, folder)
-        if manifest is None and place.files[MANIFEST] > _MANIFEST_LIMIT:
+        if manifest is None and place.files[MANIFEST] > MANIFEST_LIMIT:
             raise DamagedError(f"{MANIFEST} has {place.files[MANIFEST]} bytes")
         stated = {file: size for file, (size, _) in manifest.files.items()} if manifest else {}
         if only is not None:
@@ -240,8 +247,8 @@ class ObjectStore:
                 if file in place.files and place.files[file] == stated.get(file):
                     self._download(place, file, folder)
         elif manifest is not None:
-            _check_sizes(place, stated)
-            for file in stated:
+            check_files(manifest, place.files)
+            for file in FILES:
                 self._download(place, file, folder)
         return folder
 
@@ -284,19 +291,6 @@ def _leftovers(folders: Mapping[str, _Place]) -> list[_Place]:
         return bool(ours) and not place.is_committed
 
     return [place for folder, place in folders.items() if is_left(folder, place)]
-
-
-def _check_sizes(place: _Place, stated: Mapping[str, int]) -> None:
-    """Raises `DamagedError` before anything is fetched where the files cannot be those of the manifest."""
-    for file in (*place.files, *stated):
-        if file == MANIFEST:
-            continue
-        if file not in stated:
-            raise DamagedError(f"{file} is not in {MANIFEST}")
-        if file not in place.files:
-            raise DamagedError(f"{file} is missing")
-        if place.files[file] != stated[file]:
-            raise DamagedError(f"{file} has {place.files[file]} bytes instead of {stated[file]}")
 
 
 def pieces(blob: Blob, size: int) -> Callable[[], bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from sr_runner.checkpoint.format import Blob
@@ -19,8 +19,6 @@ from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked_text
 
 log = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
@@ -44,10 +42,8 @@ class RemoteStore(ObjectStore):
         self, root: str | None = None, *, retry_seconds: float = 60.0, options: Mapping[str, Any] | None = None
     ):
         url, protocol = _checked_url(root)
-        if retry_seconds < 0:
-            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
         self._files = FsspecObjects(url, protocol, Requests(retry_seconds), dict(options or {}))
-        super().__init__(self._files, url)
+        super().__init__(self._files)
 
     def check(self) -> None:
         """Ask the storage. Raises `RequestError` where it says no (credentials, bucket), `OSError` if it is silent."""
@@ -63,7 +59,7 @@ class FsspecObjects:
     def __init__(self, url: str, protocol: str, requests: Requests, options: dict[str, Any]):
         self.url = url
         self._protocol = protocol
-        self._requests = requests
+        self._send = requests.send
         self._options = _defaults(protocol) | options
         self._made: tuple[int, Any] | None = None
         filesystem = _filesystem_class(protocol)
@@ -127,17 +123,14 @@ class FsspecObjects:
             except FileNotFoundError:
                 log.debug("%s was not there any more", path)
 
-    def abandon_uploads(self, folder: str) -> Sequence[str]:
+    def abandon_uploads(self, folder: str) -> None:
         if not self._is_s3:
-            return []
+            return
         bucket, prefix, _ = self._fs.split_path(f"{self._path(folder)}/")
-        abandoned = []
         for upload in self._uploads(bucket, prefix):
             key, ident = upload["Key"], upload["UploadId"]
             if key.startswith(prefix):
                 self._send(f"giving up the upload of {key}", partial(self._abort, bucket, key, ident))
-                abandoned.append(f"{self._protocol}://{bucket}/{key} (unfinished upload)")
-        return abandoned
 
     @property
     def _is_s3(self) -> bool:
@@ -158,9 +151,6 @@ class FsspecObjects:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
-
-    def _send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
-        return self._requests.send(what, request, once=once)
 
     def _call_s3(self, method: str, **arguments: Any) -> Any:
         return self._fs.call_s3(method, **arguments)

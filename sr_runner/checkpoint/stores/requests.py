@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from sr_runner.errors import RequestError
 from sr_runner.masking import cause
 from sr_runner.mlflow_server import Refused, Unreachable
 
@@ -23,7 +24,7 @@ _LIBRARIES = {
     "mlflow", "requests", "sqlalchemy",
 }  # fmt: skip
 _HOPELESS = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EDQUOT}
-_HOPELESS_TYPES = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_HOPELESS_TYPES = (FileExistsError, IsADirectoryError, NotADirectoryError)
 _HOPELESS_NAME = re.compile(r"Credential|ParamValidation|ProfileNotFound|InvalidRegion|InvalidEndpoint|SSO|Token")
 _WORTH_ANOTHER_TRY = (408, 409, 425, 429)
 _CODES = {
@@ -38,6 +39,8 @@ class Requests:
     """Sends requests; one that fails is sent again, after longer and longer pauses, for `retry_seconds` seconds."""
 
     def __init__(self, retry_seconds: float):
+        if retry_seconds < 0:
+            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
         self.retry_seconds = retry_seconds
 
     def send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
