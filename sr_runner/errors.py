@@ -25,3 +25,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the choice closest to `word`, or an empty string where none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raises `RequestError`, which lists them, where `value` is none of `choices`."""
+    *others, last = choices
+    if value not in (*others, last):
+        raise RequestError(f"{key}={value}: expected {', '.join(others)} or {last}.{nearest(value, (*others, last))}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_runner.errors import RequestError
-from sr_runner.models.layers import Network, check_initialization, keras_defaults_
+from sr_runner.errors import RequestError, check_choice
+from sr_runner.models.layers import INITIALIZATIONS, Network, keras_defaults_
 from sr_runner.models.srresnet import BLOCK_MOMENTUM, batch_norm
 
 SLOPE = 0.2
@@ -38,9 +38,7 @@ class Discriminator(Network):
                 f"data.patch_size={patch_size}: the SRGAN discriminator halves a patch four times,"
                 " so it needs a multiple of 16, such as 96"
             )
-        if num_filters < 1:
-            raise RequestError(f"num_filters={num_filters}: the SRGAN discriminator needs at least 1")
-        check_initialization(initialization)
+        check_choice("objective.discriminator_initialization", initialization, INITIALIZATIONS)
         self.patch_size, self.num_filters = patch_size, num_filters
         channels = [3, *(width * num_filters for width in WIDTHS)]
         self.blocks = nn.Sequential(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_runner.models.layers import Network, check_arguments, check_number, conv2d, mean_buffer, subpixel_upsampler
+from sr_runner.models.layers import Network, check_number, conv2d, mean_buffer, subpixel_upsampler
 
 
 class EDSR(Network):
@@ -37,8 +35,7 @@ class EDSR(Network):
         RequestError: an argument is out of bounds.
     """
 
-    SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
-    UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
+    TITLE = "EDSR"
 
     def __init__(
         self,
@@ -51,9 +48,7 @@ class EDSR(Network):
         initialization: str = "torch",
     ) -> None:
         super().__init__()
-        counts = {"num_filters": num_filters, "num_res_blocks": num_res_blocks}
-        check_arguments("EDSR", scale, self.SCALES, initialization, **counts)
-        self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
+        self.keep(scale, initialization, num_filters=num_filters, num_res_blocks=num_res_blocks)
         self.res_block_scaling = check_number("EDSR", "res_block_scaling", res_block_scaling)
         self.rgb_range = check_number("EDSR", "rgb_range", rgb_range, above=0)
         self.register_buffer("mean", mean_buffer(), persistent=False)

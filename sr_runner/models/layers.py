@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, check_choice
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean RGB of the DIV2K training images, in [0, 1], as EDSR-PyTorch, BasicSR and krasserm/super-resolution have it."""
@@ -20,10 +20,31 @@ INITIALIZATIONS = ("torch", "keras")
 class Network(nn.Module):
     """What sr-run's own networks have in common: each can be built again from its weights and `hyperparameters`."""
 
-    SCALES: ClassVar[tuple[int, ...]]
-    UPSAMPLER: ClassVar[tuple[str, ...]]
+    SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
     """How the names of those tensors begin that belong to one scale; they are new when the rest is transferred to
     another scale."""
+    TITLE: ClassVar[str]
+    """The network's name in the paper, for messages."""
+    scale: int
+    num_filters: int
+    num_res_blocks: int
+
+    def keep(self, scale: int, initialization: str = "torch", **at_least_one: int) -> None:
+        """Keep `scale` and counts (filters, blocks, ...) under their own names.
+
+        Raises:
+            RequestError: the network does not have the scale, a count is below 1, the initialisation is unknown.
+        """
+        check_choice("model.initialization", initialization, INITIALIZATIONS)
+        if isinstance(scale, bool) or not isinstance(scale, int) or scale not in self.SCALES:
+            *others, last = map(str, self.SCALES)
+            raise RequestError(f"scale={scale}: {self.TITLE} can do {', '.join(others)} or {last}")
+        for name, value in at_least_one.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RequestError(f"model.{name}={value}: {self.TITLE} needs a whole number of at least 1")
+            setattr(self, name, value)
+        self.scale = scale
 
     def hyperparameters(self) -> dict[str, int | float]:
         """The arguments that build this network again: those of the constructor that are kept under their own name.
@@ -34,18 +55,6 @@ class Network(nn.Module):
         return {name: kept[name] for name in inspect.signature(type(self)).parameters if name in kept}
 
 
-def check_arguments(
-    network: str, scale: int, scales: tuple[int, ...], initialization: str = "torch", **at_least_one: int
-) -> None:
-    """Refuse a scale that the network does not have, counts (filters, blocks, ...) below 1, unknown initialisations."""
-    check_initialization(initialization)
-    if isinstance(scale, bool) or not isinstance(scale, int) or scale not in scales:
-        raise RequestError(f"scale={scale}: {network} can do {', '.join(map(str, scales[:-1]))} or {scales[-1]}")
-    for name, value in at_least_one.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RequestError(f"model.{name}={value}: {network} needs a whole number of at least 1")
-
-
 def check_number(network: str, name: str, value: float, *, above: float | None = None) -> float:
     """`value` as a float; refused where it is no finite number, or not above `above`."""
     fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
@@ -54,13 +63,6 @@ def check_number(network: str, name: str, value: float, *, above: float | None =
             f"model.{name}={value!r}: {network} needs a number{'' if above is None else f' above {above}'}"
         )
     return float(value)
-
-
-def check_initialization(name: str) -> None:
-    """Refuse a name that is not in `INITIALIZATIONS`."""
-    if name not in INITIALIZATIONS:
-        known = " or ".join(INITIALIZATIONS)
-        raise RequestError(f"model.initialization={name}: expected {known}.{nearest(name, INITIALIZATIONS)}")
 
 
 def conv2d(in_channels: int, out_channels: int, kernel_size: int, initialization: str = "torch") -> nn.Conv2d:
@@ -92,11 +94,12 @@ def upsampling_factors(scale: int) -> tuple[int, ...]:
     return (3,) if scale == 3 else (2,) * (scale.bit_length() - 1)
 
 
-def subpixel_upsampler(num_filters: int, scale: int, initialization: str = "torch") -> nn.Sequential:
-    """EDSR's upsampler: a 3x3 convolution and a pixel shuffle for each factor, at 0, 1, 2, 3, ..."""
+def subpixel_upsampler(num_filters: int, scale: int, initialization: str, *activation: nn.Module) -> nn.Sequential:
+    """For each factor a 3x3 convolution, a pixel shuffle and the activation, if any, in one flat sequence."""
     layers: list[nn.Module] = []
     for factor in upsampling_factors(scale):
-        layers += [conv2d(num_filters, num_filters * factor**2, 3, initialization), nn.PixelShuffle(factor)]
+        convolution = conv2d(num_filters, num_filters * factor**2, 3, initialization)
+        layers += [convolution, nn.PixelShuffle(factor), *activation]
     return nn.Sequential(*layers)
 
 

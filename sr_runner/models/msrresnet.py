@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_runner.models.edsr import ResBlock
-from sr_runner.models.layers import Network, check_arguments, conv2d, upsampling_factors
+from sr_runner.models.layers import Network, conv2d, subpixel_upsampler
 
 SLOPE = 0.1
 
@@ -28,19 +26,15 @@ class MSRResNet(Network):
         RequestError: an argument is out of bounds.
     """
 
-    SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4)
-    UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
+    SCALES = (2, 3, 4)
+    TITLE = "MSRResNet"
 
     def __init__(self, *, scale: int = 4, num_filters: int = 64, num_res_blocks: int = 16) -> None:
         super().__init__()
-        check_arguments("MSRResNet", scale, self.SCALES, num_filters=num_filters, num_res_blocks=num_res_blocks)
-        self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
+        self.keep(scale, num_filters=num_filters, num_res_blocks=num_res_blocks)
         self.head = conv2d(3, num_filters, 3)
         self.body = nn.Sequential(*(ResBlock(num_filters, 1.0) for _ in range(num_res_blocks)))
-        layers: list[nn.Module] = []
-        for factor in upsampling_factors(scale):
-            layers += [conv2d(num_filters, num_filters * factor**2, 3), nn.PixelShuffle(factor), nn.LeakyReLU(SLOPE)]
-        self.upsampler = nn.Sequential(*layers)
+        self.upsampler = subpixel_upsampler(num_filters, scale, "torch", nn.LeakyReLU(SLOPE))
         self.hr_conv = conv2d(num_filters, num_filters, 3)
         self.tail = conv2d(num_filters, 3, 3)
         for layer in self.modules():

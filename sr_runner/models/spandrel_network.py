@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -34,7 +35,6 @@ class SpandrelNetwork(nn.Module):
         RequestError: spandrel is not installed, does not know the architecture, or the arguments do not fit.
     """
 
-    NAME: ClassVar[str] = "spandrel"
     PREFIX: ClassVar[str] = "network."
     """What the state names of the architecture itself begin with here."""
     file_contents: dict[str, str]
@@ -92,7 +92,10 @@ class SpandrelNetwork(nn.Module):
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments as JSON has them, less what it cannot hold."""
         stored = getattr(self.network, "hyperparameters", {})
-        arguments = {name: json.loads(json.dumps(value)) for name, value in stored.items() if _is_json(value)}
+        arguments = {}
+        for name, value in stored.items():
+            with suppress(TypeError, ValueError):
+                arguments[name] = json.loads(json.dumps(value))
         return {"scale": self.scale, "architecture": self.architecture, "arguments": arguments}
 
 
@@ -172,11 +175,3 @@ def _descriptor(state: Mapping[str, Tensor]) -> Any:
             " is no super-resolution of colour images"
         )
     return descriptor
-
-
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True

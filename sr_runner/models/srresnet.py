@@ -3,12 +3,10 @@ Network", Ledig et al., CVPR 2017, as krasserm/super-resolution builds it."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
-from sr_runner.models.layers import Network, check_arguments, conv2d, prelu, upsampling_factors
+from sr_runner.models.layers import Network, conv2d, prelu, upsampling_factors
 
 BATCH_NORM_EPS = 1e-3
 BLOCK_MOMENTUM = 0.2
@@ -32,8 +30,7 @@ class SRResNet(Network):
         RequestError: an argument is out of bounds.
     """
 
-    SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
-    UPSAMPLER: ClassVar[tuple[str, ...]] = ("upsampler.",)
+    TITLE = "SRResNet"
 
     def __init__(
         self,
@@ -44,9 +41,7 @@ class SRResNet(Network):
         initialization: str = "torch",
     ) -> None:
         super().__init__()
-        counts = {"num_filters": num_filters, "num_res_blocks": num_res_blocks}
-        check_arguments("SRResNet", scale, self.SCALES, initialization, **counts)
-        self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
+        self.keep(scale, initialization, num_filters=num_filters, num_res_blocks=num_res_blocks)
         self.head = conv2d(3, num_filters, 9, initialization)
         self.head_act = prelu(num_filters, initialization)
         self.body = nn.Sequential(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import check_choice
 
 LAYERS = {"VGG22": (2, 2), "VGG54": (5, 4)}
 """Name -> (block, convolution): the features are what follows that convolution's ReLU."""
@@ -33,15 +33,12 @@ class VGG19Features(nn.Module):
         normalisation: the input that the weights were trained for, `torchvision` or `keras`.
 
     Raises:
-        RequestError: a name is unknown.
+        RequestError: there is no such layer.
     """
 
     def __init__(self, *, layer: str = "VGG54", normalisation: str = "torchvision") -> None:
         super().__init__()
-        if layer not in LAYERS:
-            raise RequestError(f"layer={layer}: expected VGG22 or VGG54.{nearest(layer, LAYERS)}")
-        if normalisation not in NORMALISATIONS:
-            raise RequestError(f"normalisation={normalisation}: expected torchvision or keras")
+        check_choice("objective.vgg_layer", layer, LAYERS)
         self.layer, self.normalisation = layer, normalisation
         mean, divisor = NORMALISATIONS[normalisation]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

@@ -7,7 +7,6 @@ down, 3x3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from sr_runner.errors import RequestError
-from sr_runner.models.layers import Network, check_arguments, check_number, conv2d, mean_buffer
+from sr_runner.models.layers import Network, check_number, conv2d, mean_buffer
 
 RGB_RANGE = 2.0
 """Inside, WDSR works on (x - mean) * 2, in the authors' code and krasserm's alike: `(x - mean) / 127.5` on 0..255."""
@@ -32,102 +31,6 @@ def weight_norm_conv2d(in_channels: int, out_channels: int, kernel_size: int, in
     """
     layer: nn.Module = weight_norm(conv2d(in_channels, out_channels, kernel_size, initialization))
     return layer
-
-
-class WDSR(Network):
-    """A main branch (head, residual blocks, 3x3 tail) and a 5x5 skip branch, each shuffled to HR, added.
-
-    N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
-
-    Args:
-        block: the class of the residual blocks.
-        scale: 2, 3, 4 or 8.
-        num_filters: channels between the blocks; WDSR-B needs at least 2.
-        num_res_blocks: residual blocks; the paper's 1.19M WDSR-A has 16.
-        res_block_expansion: channels before a block's ReLU, in multiples of `num_filters`.
-        res_block_scaling: factor on the output of a block before it is added.
-        initialization: of the weights before training, `torch` or `keras`: see `layers.conv2d`.
-
-    Raises:
-        RequestError: an argument is out of bounds.
-    """
-
-    SCALES: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
-    UPSAMPLER: ClassVar[tuple[str, ...]] = ("tail.", "skip.")
-    TITLE: ClassVar[str]
-
-    def __init__(
-        self,
-        block: Callable[[int, int, float, str], nn.Module],
-        scale: int,
-        num_filters: int,
-        num_res_blocks: int,
-        res_block_expansion: int,
-        res_block_scaling: float,
-        initialization: str,
-    ) -> None:
-        super().__init__()
-        self.scale, self.num_filters, self.num_res_blocks = scale, num_filters, num_res_blocks
-        self.res_block_expansion = res_block_expansion
-        self.res_block_scaling = check_number(self.TITLE, "res_block_scaling", res_block_scaling)
-        counts = {name: getattr(self, name) for name in ("num_filters", "num_res_blocks", "res_block_expansion")}
-        check_arguments(self.TITLE, scale, self.SCALES, initialization, **counts)
-        self.register_buffer("mean", mean_buffer(), persistent=False)
-        self.mean: Tensor
-        self.head = weight_norm_conv2d(3, num_filters, 3, initialization)
-        block_arguments = num_filters, res_block_expansion, self.res_block_scaling, initialization
-        self.body = nn.Sequential(*(block(*block_arguments) for _ in range(num_res_blocks)))
-        self.tail = weight_norm_conv2d(num_filters, 3 * scale**2, 3, initialization)
-        self.skip = weight_norm_conv2d(3, 3 * scale**2, 5, initialization)
-        self.shuffle = nn.PixelShuffle(scale)
-
-    def forward(self, lr: Tensor) -> Tensor:
-        x = (lr - self.mean) * RGB_RANGE
-        # Each branch is shuffled on its own in the paper; shuffling their sum gives the same values once.
-        sr: Tensor = self.shuffle(self.tail(self.body(self.head(x))) + self.skip(x))
-        return sr / RGB_RANGE + self.mean
-
-
-class WDSRA(WDSR):
-    """WDSR-A; shapes and arguments as `WDSR`."""
-
-    TITLE: ClassVar[str] = "WDSR-A"
-
-    def __init__(
-        self,
-        *,
-        scale: int,
-        num_filters: int = 32,
-        num_res_blocks: int = 8,
-        res_block_expansion: int = 4,
-        res_block_scaling: float = 1.0,
-        initialization: str = "torch",
-    ) -> None:
-        super().__init__(
-            ResBlockA, scale, num_filters, num_res_blocks, res_block_expansion, res_block_scaling, initialization
-        )
-
-
-class WDSRB(WDSR):
-    """WDSR-B; shapes and arguments as `WDSR`."""
-
-    TITLE: ClassVar[str] = "WDSR-B"
-
-    def __init__(
-        self,
-        *,
-        scale: int,
-        num_filters: int = 32,
-        num_res_blocks: int = 32,
-        res_block_expansion: int = 6,
-        res_block_scaling: float = 1.0,
-        initialization: str = "torch",
-    ) -> None:
-        if num_filters == 1:
-            raise RequestError("model.num_filters=1: WDSR-B needs at least 2, as it keeps 0.8 of them in its blocks")
-        super().__init__(
-            ResBlockB, scale, num_filters, num_res_blocks, res_block_expansion, res_block_scaling, initialization
-        )
 
 
 class ResBlockA(nn.Module):
@@ -151,6 +54,8 @@ class ResBlockB(nn.Module):
         super().__init__()
         self.scaling = scaling
         narrow = int(num_filters * LINEAR)
+        if not narrow:
+            raise RequestError("model.num_filters=1: WDSR-B needs at least 2, as it keeps 0.8 of them in its blocks")
         self.conv1 = weight_norm_conv2d(num_filters, num_filters * expansion, 1, initialization)
         self.conv2 = weight_norm_conv2d(num_filters * expansion, narrow, 1, initialization)
         self.conv3 = weight_norm_conv2d(narrow, num_filters, 3, initialization)
@@ -158,3 +63,67 @@ class ResBlockB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.conv3(self.conv2(F.relu(self.conv1(x), inplace=True)))
         return torch.add(x, residual, alpha=self.scaling)
+
+
+class WDSR(Network):
+    """A main branch (head, residual blocks, 3x3 tail) and a 5x5 skip branch, each shuffled to HR, added.
+
+    N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
+
+    Args:
+        scale: 2, 3, 4 or 8.
+        num_filters: channels between the blocks; WDSR-B needs at least 2.
+        num_res_blocks: residual blocks; the paper's 1.19M WDSR-A has 16.
+        res_block_expansion: channels before a block's ReLU, in multiples of `num_filters`.
+        res_block_scaling: factor on the output of a block before it is added.
+        initialization: of the weights before training, `torch` or `keras`: see `layers.conv2d`.
+
+    Raises:
+        RequestError: an argument is out of bounds.
+    """
+
+    UPSAMPLER = ("tail.", "skip.")
+    BLOCK: ClassVar[type[ResBlockA | ResBlockB]]
+
+    def __init__(
+        self,
+        *,
+        scale: int,
+        num_filters: int = 32,
+        num_res_blocks: int,
+        res_block_expansion: int,
+        res_block_scaling: float = 1.0,
+        initialization: str = "torch",
+    ) -> None:
+        super().__init__()
+        counts = {"num_res_blocks": num_res_blocks, "res_block_expansion": res_block_expansion}
+        self.keep(scale, initialization, num_filters=num_filters, **counts)
+        self.res_block_scaling = check_number(self.TITLE, "res_block_scaling", res_block_scaling)
+        self.register_buffer("mean", mean_buffer(), persistent=False)
+        self.mean: Tensor
+        self.head = weight_norm_conv2d(3, num_filters, 3, initialization)
+        block_arguments = num_filters, res_block_expansion, self.res_block_scaling, initialization
+        self.body = nn.Sequential(*(self.BLOCK(*block_arguments) for _ in range(num_res_blocks)))
+        self.tail = weight_norm_conv2d(num_filters, 3 * scale**2, 3, initialization)
+        self.skip = weight_norm_conv2d(3, 3 * scale**2, 5, initialization)
+        self.shuffle = nn.PixelShuffle(scale)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        x = (lr - self.mean) * RGB_RANGE
+        # Each branch is shuffled on its own in the paper; shuffling their sum gives the same values once.
+        sr: Tensor = self.shuffle(self.tail(self.body(self.head(x))) + self.skip(x))
+        return sr / RGB_RANGE + self.mean
+
+
+class WDSRA(WDSR):
+    """WDSR-A; shapes and arguments as `WDSR`."""
+
+    TITLE = "WDSR-A"
+    BLOCK = ResBlockA
+
+
+class WDSRB(WDSR):
+    """WDSR-B; shapes and arguments as `WDSR`."""
+
+    TITLE = "WDSR-B"
+    BLOCK = ResBlockB

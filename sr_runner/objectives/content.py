@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, check_choice
 from sr_runner.models.vgg import LAYERS
 from sr_runner.weights import digest, shown, vgg19_features
 
@@ -41,14 +41,10 @@ class ContentLoss:
         `before_activation` compares what the layer's convolution gives, without its ReLU, as ESRGAN does.
         Raises `RequestError` for unknown names, and where there are no weights.
         """
-        if criterion not in CRITERIA:
-            raise RequestError(
-                f"objective.vgg_criterion={criterion}: expected {' or '.join(CRITERIA)}.{nearest(criterion, CRITERIA)}"
-            )
+        check_choice("objective.vgg_criterion", criterion, CRITERIA)
+        check_choice("objective.vgg_layer", layer, LAYERS)
         if not scale > 0:
             raise RequestError(f"objective.vgg_scale={scale}: expected a number above 0, such as 1/12.75 = 0.0784314")
-        if layer not in LAYERS:
-            raise RequestError(f"objective.vgg_layer={layer}: expected {' or '.join(LAYERS)}.{nearest(layer, LAYERS)}")
         try:
             self.vgg = vgg19_features(layer=layer, weights=weights, seed=seed)
         except RequestError as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_runner import weights
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, check_choice
 from sr_runner.models import Discriminator
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
@@ -69,14 +69,8 @@ class GanObjective:
 
         Raises `RequestError` for values out of range, and where VGG19 has no weights.
         """
-        for name, value, known in (
-            ("adversarial", adversarial, ADVERSARIAL_LOSSES),
-            ("pixel_criterion", pixel_criterion, CRITERIA),
-        ):
-            if value not in known:
-                raise RequestError(
-                    f"objective.{name}={value}: expected one of {', '.join(known)}.{nearest(value, known)}"
-                )
+        check_choice("objective.adversarial", adversarial, ADVERSARIAL_LOSSES)
+        check_choice("objective.pixel_criterion", pixel_criterion, CRITERIA)
         for name, weight in (
             ("adversarial_weight", adversarial_weight),
             ("content_weight", content_weight),

@@ -61,18 +61,13 @@ class Learner:
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite
         self._together = together(network) if together is not None else None
-        device = next(network.parameters()).device.type
-        self.scaler = torch.amp.GradScaler(device) if precision == "fp16" else None
+        self._device, self._precision = next(network.parameters()).device.type, _AUTOCAST.get(precision)
+        self.scaler = torch.amp.GradScaler(self._device) if precision == "fp16" else None
         self._forward = torch.compile(network) if compile else network
-        self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
-        if precision in _AUTOCAST:
-            self._autocast = lambda: torch.autocast(device, _AUTOCAST[precision])
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The network's output in fp32, whatever it computes in: a loss in bf16 would lose its last digits."""
-        if self._autocast is None:
-            return self._forward(*inputs)  # type: ignore[no-any-return]
-        with self._autocast():
+        with self.autocast():
             return self._forward(*inputs).float()  # type: ignore[no-any-return]
 
     @property
@@ -81,7 +76,7 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the network computes in, for what else a loss needs."""
-        return nullcontext() if self._autocast is None else self._autocast()
+        return nullcontext() if self._precision is None else torch.autocast(self._device, self._precision)
 
     def backward(self, loss: torch.Tensor, *, own: bool = False, retain_graph: bool = False) -> None:
         """Add the gradients of `loss`: those of every network behind it, or with `own` only this one's."""
@@ -98,19 +93,13 @@ class Learner:
                 self.scaler.unscale_(self.optimizer)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-            # A loss scaler skips such updates by itself, and its own `step` has to see them.
-            if self.skip_non_finite and self.scaler is None and not bool(torch.isfinite(norm)):
-                return self._end_step(norm)
             if self.grad_clip is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
-        if self.scaler is not None:
+        if self.scaler is not None:  # leaves out by itself what is not finite
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:
+        elif norm is None or not self.skip_non_finite or bool(torch.isfinite(norm)):
             self.optimizer.step()
-        return self._end_step(norm)
-
-    def _end_step(self, norm: torch.Tensor | None) -> torch.Tensor | None:
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, check_choice
 from sr_runner.models import Network
 from sr_runner.weights import shapes
 from sr_runner.weights.layouts import rescale_range, unwrapped
@@ -56,8 +56,7 @@ def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") 
     Raises:
         RequestError: the weights do not fit; it names the hyperparameters that differ and what to set.
     """
-    if rule not in RULES:
-        raise RequestError(f"checkpoint.init_rule={rule}: expected strict, matching or body.{nearest(rule, RULES)}")
+    check_choice("checkpoint.init_rule", rule, RULES)
     target = unwrap(network)
     name = name_of(target)
     upsampler = _upsampler_names(target) if rule == "body" else ()
@@ -69,8 +68,7 @@ def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") 
         state = _in_names_of(own, getattr(target, "PREFIX", ""), state)
     report = Report(weights.source, notes=notes + _untold(target, name, weights))
     for key, tensor in state.items():
-        reason = _misfit(key, tensor, own, upsampler)
-        if reason:
+        if reason := _misfit(key, tensor, own, upsampler):
             report.skipped.append((key, reason))
         else:
             report.loaded.append(key)
@@ -168,7 +166,7 @@ def _in_names_of(own: dict[str, Tensor], prefix: str, state: dict[str, Tensor]) 
 def _misfit(key: str, tensor: Tensor, own: dict[str, Tensor], upsampler: tuple[str, ...]) -> str:
     if key not in own:
         return "the network has no such tensor"
-    if upsampler and key.startswith(upsampler):
+    if key.startswith(upsampler):
         return "belongs to the upsampler"
     if own[key].shape != tensor.shape:
         return f"{shapes.shape_of(tensor)} in the file, {shapes.shape_of(own[key])} in the network"
@@ -182,14 +180,9 @@ def _check_outcome(report: Report, rule: Rule, upsampler: tuple[str, ...], weigh
         raise RequestError(f"{weights}: none of its {len(weights.state)} tensors fits the network by name and shape")
     if rule == "matching":
         return
-    problems = [f"{key} ({reason})" for key, reason in report.skipped if not (upsampler and key.startswith(upsampler))]
-    reported = {key for key, _ in report.skipped}
-    problems += [
-        f"{key} (not in the file)"
-        for key in report.new
-        if key not in reported and not (upsampler and key.startswith(upsampler))
-    ]
-    if problems:
+    reasons = dict(report.skipped)
+    reasons |= {key: "not in the file" for key in report.new if key not in reasons}
+    if problems := [f"{key} ({reason})" for key, reason in reasons.items() if not key.startswith(upsampler)]:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise RequestError(
             f"{weights} does not fit the network: {'; '.join(problems[:3])}{more}."

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, check_choice
 from sr_runner.models import SpandrelNetwork
 from sr_runner.weights import layouts
 from sr_runner.weights.applying import hyperparameters_of, name_of, unwrap
@@ -45,8 +45,7 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
     Raises:
         RequestError: the layout is unknown, has no such network, or the path cannot be written.
     """
-    if layout not in LAYOUTS:
-        raise RequestError(f"layout={layout}: expected {', '.join(LAYOUTS)}.{nearest(layout, LAYOUTS)}")
+    check_choice("layout", layout, LAYOUTS)
     inner, path = unwrap(network), Path(path)
     name = name_of(inner)
     # Copies: safetensors refuses tensors that share memory (tied weights).
@@ -66,7 +65,7 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
             log.warning("%s does not hold res_block_scaling: set res_scale=%g there", path, inner.res_block_scaling)
         state = layouts.rescale_range(state, float(inner.rgb_range), layouts.RGB_RANGE)  # type: ignore[arg-type]
     if layout == "basicsr":
-        content: object = {"params": layouts.to_basicsr(name, state)}
+        content: object = {"params": layouts.basicsr(name, state, to_theirs=True)}
     else:
         content = layouts.to_edsr_pytorch(state)
     return _write(path, lambda part: torch.save(content, part))

@@ -92,21 +92,12 @@ def basicsr_network(state: Mapping[str, Tensor]) -> str | None:
     return "msrresnet" if {"upconv1.weight", "conv_hr.weight"} <= state.keys() else None
 
 
-def from_basicsr(network: str, state: Mapping[str, Tensor]) -> State:
-    """The state of `models.EDSR` (rgb_range 255) or `models.MSRResNet`."""
-    return _renamed(state, _basicsr(network, state))
-
-
-def to_basicsr(network: str, state: Mapping[str, Tensor]) -> State:
-    """The state of a `models.EDSR` with rgb_range 255, or of a `models.MSRResNet`, in BasicSR's names."""
-    return _renamed(state, _basicsr(network, state), to_theirs=True)
-
-
-def _basicsr(network: str, state: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
+def basicsr(network: str, state: Mapping[str, Tensor], *, to_theirs: bool = False) -> State:
+    """BasicSR's state as one of `models.EDSR` (rgb_range 255) or `models.MSRResNet`; with `to_theirs` the way back."""
     if network == "msrresnet":
-        return _BASICSR_MSRRESNET
+        return _renamed(state, _BASICSR_MSRRESNET, to_theirs=to_theirs)
     blocks = sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state)
-    return (*_BASICSR_EDSR, ("conv_after_body.", f"body.{blocks}."))
+    return _renamed(state, (*_BASICSR_EDSR, ("conv_after_body.", f"body.{blocks}.")), to_theirs=to_theirs)
 
 
 def rescale_range(state: Mapping[str, Tensor], old: float, new: float) -> State:

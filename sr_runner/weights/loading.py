@@ -51,7 +51,8 @@ def load_model(
             f"{weights} does not state {' and '.join(weights.unknown)}: give"
             f" {', '.join(_ADVICE[name] for name in weights.unknown)}"
         )
-    built = shapes.build(weights.network, weights.assumed | weights.hyperparameters)
+    with torch.random.fork_rng(devices=[]):  # no draws from the global generator
+        built = shapes.CLASSES[weights.network](**weights.assumed | weights.hyperparameters)
     apply(built, weights)
     return built.eval()
 

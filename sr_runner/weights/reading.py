@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError
 from sr_runner.weights import keras, layouts, shapes
 from sr_runner.weights.digests import digest
 from sr_runner.weights.sources import read_source, shown
-from sr_runner.weights.tensorfile import TensorFile, parse_json
+from sr_runner.weights.tensorfile import TensorFile
 
 Hyperparameters = dict[str, int | float]
 
@@ -81,7 +82,7 @@ def _recognise(source: str, file: TensorFile) -> LoadedWeights:
             renamed, rgb_range = layouts.from_edsr_pytorch(state)
             return _known(source, "EDSR-PyTorch", "edsr", renamed, {"rgb_range": rgb_range})
         if network := layouts.basicsr_network(state):
-            weights = _known(source, "BasicSR", network, layouts.from_basicsr(network, state), {})
+            weights = _known(source, "BasicSR", network, layouts.basicsr(network, state), {})
             return replace(weights, assumed={"rgb_range": layouts.RGB_RANGE} if network == "edsr" else {})
         if network := shapes.recognise(state):
             return _known(source, "sr-run", network, state, {})
@@ -94,7 +95,10 @@ def _known(source: str, layout: str, network: str, state: dict[str, Tensor], tol
 
 def _own(source: str, file: TensorFile) -> LoadedWeights:
     """A file with sr-run's header. The header counts only for what the tensors do not show."""
-    header = parse_json(file.metadata["sr_run"])
+    try:
+        header = json.loads(file.metadata["sr_run"])
+    except (ValueError, RecursionError):
+        header = None
     if not isinstance(header, dict):
         raise ValueError("is damaged: its sr_run header is no JSON object")
     network, stated = header.get("network"), header.get("hyperparameters", {})
@@ -129,23 +133,10 @@ def _with(weights: LoadedWeights, given: dict[str, float]) -> LoadedWeights:
     possible = tuple(dict.fromkeys([*weights.hyperparameters, *shapes.SHAPELESS[weights.network]]))
     for name, value in given.items():
         if name not in possible:
-            hint = nearest(_ELSEWHERE.get(name, name), possible)
-            raise RequestError(f"{name}={_text(value)}: {weights} has no such argument.{hint}")
+            raise RequestError(f"{name}={_text(value)}: {weights} has no such argument, only {', '.join(possible)}")
         if name in weights.hyperparameters and weights.hyperparameters[name] != value:
             raise RequestError(f"{name}={_text(value)}: but {weights}")
     return replace(weights, hyperparameters=weights.hyperparameters | given)
-
-
-# What EDSR-PyTorch and BasicSR call them.
-_ELSEWHERE = {
-    "res_scale": "res_block_scaling",
-    "img_range": "rgb_range",
-    "n_feats": "num_filters",
-    "num_feat": "num_filters",
-    "n_resblocks": "num_res_blocks",
-    "num_block": "num_res_blocks",
-    "upscale": "scale",
-}
 
 
 def _text(value: object) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sr_runner.models import NETWORKS, Discriminator, Network
 from sr_runner.models.wdsr import LINEAR
@@ -17,14 +18,10 @@ State = Mapping[str, Tensor]
 
 CLASSES: dict[str, type[Network]] = {**NETWORKS, "discriminator": Discriminator}
 
-# Changes what a network computes and leaves no trace in the shapes of its weights.
+# What changes a network's output and leaves no trace in the shapes of its weights, by network.
 SHAPELESS = {
-    "edsr": ("res_block_scaling", "rgb_range"),
-    "wdsr_a": ("res_block_scaling",),
-    "wdsr_b": ("res_block_scaling",),
-    "srresnet": (),
-    "msrresnet": (),
-    "discriminator": (),
+    name: tuple(key for key in ("res_block_scaling", "rgb_range") if key in inspect.signature(cls).parameters)
+    for name, cls in CLASSES.items()
 }
 
 # Buffers that a state may lack: other layouts do not have them and nothing is computed from them.
@@ -84,12 +81,6 @@ def check_shapes(network: str, hyperparameters: Mapping[str, Any], state: State)
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise MisfitError(f"{looks} also hold {extra[0]}{more}")
-
-
-def build(network: str, hyperparameters: Mapping[str, Any]) -> nn.Module:
-    """The network, on the CPU, without taking draws from the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        return CLASSES[network](**hyperparameters)
 
 
 def kind_of(tensor: Tensor) -> str:

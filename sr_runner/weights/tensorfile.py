@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import re
 import stat
 import subprocess
@@ -187,14 +186,6 @@ def _as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
 def natural(name: str) -> list[tuple[int, str]]:
     """A sort key under which body.2 comes before body.10, and conv2d before conv2d_1."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def parse_json(text: str) -> object:
-    """`text` as JSON, or None where it is not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _brief(error: Exception) -> str:

@@ -36,5 +36,5 @@ def test_networks_are_recognised_by_their_hyperparameters() -> None:
 
     assert name(EDSR(scale=4)) == "edsr-baseline"
     assert name(EDSR(scale=4, num_res_blocks=8)) is None
-    assert name(WDSRA(scale=2, num_res_blocks=16)) == "wdsr-a-16"
+    assert name(WDSRA(scale=2, num_res_blocks=16, res_block_expansion=4)) == "wdsr-a-16"
     assert name(SRResNet(scale=4)) is None

@@ -19,7 +19,8 @@ EVERY = [(name, scale) for name, network in NETWORKS.items() for scale in networ
 
 def small(name: str, scale: int, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return NETWORKS[name](scale=scale, **SMALL)
+    extra = {"res_block_expansion": 4} if name.startswith("wdsr") else {}
+    return NETWORKS[name](scale=scale, **SMALL, **extra)
 
 
 def images(*size: int) -> Tensor:
@@ -36,9 +37,9 @@ def parameters(network: nn.Module) -> int:
         (lambda s: EDSR(scale=s, num_res_blocks=8), (779_011, 963_651, 926_723)),
         (lambda s: EDSR(scale=s), (1_369_859, 1_554_499, 1_517_571)),
         (lambda s: EDSR(scale=s, num_filters=256, num_res_blocks=32), (40_729_603, 43_680_003, 43_089_923)),
-        (lambda s: WDSRA(scale=s), (597_716, 603_221, 610_928)),
-        (lambda s: WDSRA(scale=s, num_res_blocks=16), (1_190_100, 1_195_605, 1_203_312)),
-        (lambda s: WDSRB(scale=s), (601_876, 607_381, 615_088)),
+        (lambda s: WDSRA(scale=s, num_res_blocks=8, res_block_expansion=4), (597_716, 603_221, 610_928)),
+        (lambda s: WDSRA(scale=s, num_res_blocks=16, res_block_expansion=4), (1_190_100, 1_195_605, 1_203_312)),
+        (lambda s: WDSRB(scale=s, num_res_blocks=32, res_block_expansion=6), (601_876, 607_381, 615_088)),
         (lambda s: MSRResNet(scale=s), (1_369_859, 1_554_499, 1_517_571)),
     ],
     ids=["edsr-8", "edsr-16", "edsr-large", "wdsr-a-8", "wdsr-a-16", "wdsr-b-32", "msrresnet"],
@@ -164,7 +165,8 @@ def test_msrresnet_begins_near_bilinear_upsampling():
 @pytest.mark.parametrize("name", ["edsr", "wdsr_a", "wdsr_b", "srresnet"])
 def test_keras_initialisation_is_glorot_with_zero_biases_and_slopes(name):
     torch.manual_seed(0)
-    network = NETWORKS[name](scale=2, num_filters=16, num_res_blocks=1, initialization="keras")
+    extra = {"res_block_expansion": 4} if name.startswith("wdsr") else {}
+    network = NETWORKS[name](scale=2, num_filters=16, num_res_blocks=1, initialization="keras", **extra)
     for key, p in network.named_parameters():
         if key.endswith("bias") or "act" in key:
             assert not p.any(), key
@@ -179,16 +181,22 @@ def test_keras_initialisation_is_glorot_with_zero_biases_and_slopes(name):
     ("build", "message"),
     [
         (lambda: EDSR(scale=7), "scale=7: EDSR can do 2, 3, 4 or 8"),
-        (lambda: WDSRA(scale=1), "scale=1: WDSR-A can do 2, 3, 4 or 8"),
-        (lambda: WDSRB(scale=7), "scale=7: WDSR-B can do 2, 3, 4 or 8"),
+        (lambda: WDSRA(scale=1, num_res_blocks=1, res_block_expansion=4), "scale=1: WDSR-A can do 2, 3, 4 or 8"),
+        (lambda: WDSRB(scale=7, num_res_blocks=1, res_block_expansion=6), "scale=7: WDSR-B can do 2, 3, 4 or 8"),
         (lambda: SRResNet(scale=5), "scale=5: SRResNet can do 2, 3, 4 or 8"),
         (lambda: MSRResNet(scale=8), "scale=8: MSRResNet can do 2, 3 or 4"),
         (lambda: EDSR(scale=2, num_filters=0), "model.num_filters=0: EDSR needs a whole number of at least 1"),
         (lambda: EDSR(scale=2, num_res_blocks=1.5), "model.num_res_blocks=1.5: EDSR needs"),
         (lambda: EDSR(scale=2, rgb_range=0), "model.rgb_range=0: EDSR needs a number above 0"),
         (lambda: EDSR(scale=2, res_block_scaling="a"), "model.res_block_scaling='a': EDSR needs a number"),
-        (lambda: WDSRA(scale=2, res_block_expansion=-1), "model.res_block_expansion=-1: WDSR-A needs"),
-        (lambda: WDSRB(scale=2, num_filters=1), "model.num_filters=1: WDSR-B needs at least 2"),
+        (
+            lambda: WDSRA(scale=2, num_res_blocks=1, res_block_expansion=-1),
+            "model.res_block_expansion=-1: WDSR-A needs",
+        ),
+        (
+            lambda: WDSRB(scale=2, num_filters=1, num_res_blocks=1, res_block_expansion=6),
+            "model.num_filters=1: WDSR-B needs at least 2",
+        ),
         (lambda: EDSR(scale=2, initialization="kears"), "expected torch or keras. Did you mean 'keras'?"),
     ],
 )

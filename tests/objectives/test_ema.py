@@ -27,7 +27,7 @@ def test_weights_and_buffers_are_averaged_and_counters_copied() -> None:
 
 
 def test_a_network_with_weight_norm_can_be_averaged() -> None:
-    network = WDSRB(scale=2, num_filters=8, num_res_blocks=1)
+    network = WDSRB(scale=2, num_filters=8, num_res_blocks=1, res_block_expansion=6)
     ema = Ema(network, 0.5)
     with torch.no_grad():
         for parameter in network.parameters():

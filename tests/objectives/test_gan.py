@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 GENERATORS: dict[str, Callable[[], nn.Module]] = {
     "edsr": lambda: EDSR(scale=2, num_filters=4, num_res_blocks=1),
-    "wdsr_b (weight norm)": lambda: WDSRB(scale=2, num_filters=4, num_res_blocks=1),
+    "wdsr_b (weight norm)": lambda: WDSRB(scale=2, num_filters=4, num_res_blocks=1, res_block_expansion=6),
     "srresnet (BatchNorm)": lambda: SRResNet(scale=2, num_filters=4, num_res_blocks=1),
 }
 SGD = partial(torch.optim.SGD, lr=0.1)

@@ -13,7 +13,7 @@ from sr_runner.objectives import Learner, PixelObjective
 
 NETWORKS = {
     "edsr": lambda: EDSR(scale=2, num_filters=8, num_res_blocks=1),
-    "wdsr_b (weight norm)": lambda: WDSRB(scale=2, num_filters=8, num_res_blocks=1),
+    "wdsr_b (weight norm)": lambda: WDSRB(scale=2, num_filters=8, num_res_blocks=1, res_block_expansion=6),
     "srresnet (BatchNorm)": lambda: SRResNet(scale=2, num_filters=8, num_res_blocks=1),
 }
 OPTIMIZERS = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import sr_runner.weights as weights
 from sr_runner.errors import RequestError
-from sr_runner.models import EDSR, NETWORKS, WDSRA, WDSRB, Discriminator
+from sr_runner.models import EDSR, NETWORKS, WDSRB, Discriminator
 from sr_runner.weights import LoadedWeights
 
 SMALL = {"num_filters": 8, "num_res_blocks": 2}
@@ -18,6 +18,11 @@ SMALL = {"num_filters": 8, "num_res_blocks": 2}
 
 def image() -> Tensor:
     return torch.rand(1, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+
+
+def small(name: str, scale: int) -> nn.Module:
+    extra = {"res_block_expansion": 4} if name.startswith("wdsr") else {}
+    return NETWORKS[name](scale=scale, **SMALL, **extra)
 
 
 def saved(network: nn.Module, folder) -> LoadedWeights:
@@ -34,7 +39,7 @@ def assert_unchanged(network: nn.Module, before: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_strict_loading_makes_a_network_give_the_same_image(tmp_path, name):
-    one, other = NETWORKS[name](scale=2, **SMALL), NETWORKS[name](scale=2, **SMALL)
+    one, other = small(name, 2), small(name, 2)
     report = weights.apply(other, saved(one, tmp_path))
     assert torch.equal(other.eval()(image()), one.eval()(image()))
     assert set(report.loaded) == set(one.state_dict()) and not report.skipped and not report.new
@@ -64,7 +69,7 @@ def test_a_different_residual_scaling_is_noticed_though_the_shapes_agree(tmp_pat
 def test_another_network_is_refused_by_name(tmp_path):
     to_set = r"set model=wdsr_b scale=2 model\.num_filters=8 model\.num_res_blocks=2 model\.res_block_expansion=6"
     with pytest.raises(RequestError, match=f"does not fit edsr: {to_set}"):
-        weights.apply(EDSR(scale=2, **SMALL), saved(WDSRB(scale=2, **SMALL), tmp_path))
+        weights.apply(EDSR(scale=2, **SMALL), saved(WDSRB(scale=2, res_block_expansion=6, **SMALL), tmp_path))
     with pytest.raises(RequestError, match=r"edsr: objective\.discriminator_weights takes it"):
         weights.apply(EDSR(scale=2, **SMALL), saved(Discriminator(patch_size=16, num_filters=2), tmp_path))
 
@@ -95,7 +100,7 @@ def test_from_x2_to_x4_edsr_keeps_head_body_and_tail_and_gets_a_new_upsampler(tm
 @pytest.mark.parametrize("name", ["edsr", "wdsr_a", "wdsr_b", "srresnet", "msrresnet"])
 @pytest.mark.parametrize(("old", "new"), [(2, 4), (2, 3), (4, 2)])
 def test_every_network_transfers_between_scales(tmp_path, name, old, new):
-    trained, network = NETWORKS[name](scale=old, **SMALL), NETWORKS[name](scale=new, **SMALL)
+    trained, network = small(name, old), small(name, new)
     report = weights.apply(network, saved(trained, tmp_path), rule="body")
     assert all(torch.equal(network.state_dict()[k], trained.state_dict()[k]) for k in report.loaded)
     assert "body.0.conv1.bias" in report.loaded
@@ -136,7 +141,7 @@ def test_matching_nothing_at_all_is_an_error(tmp_path):
 
 
 def test_weights_go_through_the_wrappers_of_compile_and_data_parallel(tmp_path):
-    trained, network = WDSRA(scale=2, **SMALL), WDSRA(scale=2, **SMALL)
+    trained, network = small("wdsr_a", 2), small("wdsr_a", 2)
     weights.apply(nn.DataParallel(torch.compile(network)), saved(trained, tmp_path))
     assert torch.equal(network(image()), trained(image()))
     assert weights.describe(torch.compile(trained)) == weights.describe(trained)

@@ -24,6 +24,7 @@ def image() -> Tensor:
 def test_safetensors_hold_all_that_is_needed_to_build_the_network_again(tmp_path, name, scale):
     torch.manual_seed(0)
     extra = {"res_block_scaling": 0.3} if name in ("edsr", "wdsr_a", "wdsr_b") else {}
+    extra |= {"res_block_expansion": 4} if name.startswith("wdsr") else {}
     network = NETWORKS[name](scale=scale, num_filters=6, num_res_blocks=2, **extra)
     network(image().expand(2, -1, -1, -1))  # running statistics
     again = weights.load_model(weights.export(network, tmp_path / "model.safetensors"))
@@ -114,7 +115,11 @@ def test_a_discriminator_is_described_and_read_like_any_network(tmp_path):
 @pytest.mark.parametrize(
     ("network", "layout", "message"),
     [
-        (WDSRA(scale=2, num_filters=4), "basicsr", "it has only EDSR and MSRResNet, not WDSRA: use safetensors"),
+        (
+            WDSRA(scale=2, num_filters=4, num_res_blocks=1, res_block_expansion=4),
+            "basicsr",
+            "it has only EDSR and MSRResNet, not WDSRA: use safetensors",
+        ),
         (SRResNet(num_filters=4), "edsr-pytorch", "it has only EDSR, not SRResNet"),
         (Net(), "basicsr", "not Net"),
         (EDSR(scale=2, num_filters=4), "basicSR", "layout=basicSR: expected .* Did you mean 'basicsr'"),
