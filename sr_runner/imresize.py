@@ -96,8 +96,3 @@ def _resize_strip(strip: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
 
 def _is_channels_last(image: Tensor) -> bool:
     return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
-
-
-def bicubic_upscale(lr: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
-    """`lr` (uint8, h x w x 3) enlarged by MATLAB's bicubic to (h * scale) x (w * scale) x 3, uint8."""
-    return imresize_uint8(lr, scale)

@@ -18,8 +18,6 @@ from sr_runner.inference.tiling import to_unit_range
 Distance = Callable[[UInt8Image, UInt8Image], float]
 """SR and HR, uint8 H x W x 3, to a distance."""
 
-PERCEPTUAL = ("lpips", "dists")
-
 
 def perceptual_distance(name: str, *, crop: int, device: torch.device | str) -> Distance:
     """`lpips` (Zhang et al. 2018, v0.1 on AlexNet) or `dists` (Ding et al. 2020).

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from sr_runner.evaluation.metrics import Score, UInt8Image, bands, luma
 from sr_runner.evaluation.protocol import Pair
 from sr_runner.evaluation.strip import Crop, decibels, detailed_crop, picture_strip, shown_size, side_by_side
-from sr_runner.imresize import bicubic_upscale
+from sr_runner.imresize import imresize_uint8
 
 FULL_ERROR = 32
 """Levels of Y (of 255) that the brightest colour of an error map stands for; larger errors look the same."""
@@ -40,7 +40,7 @@ def error_sheet(pair: Pair, sr: UInt8Image, *, scale: int) -> Image.Image:
     The maps show the crop for bicubic and for SR, and the whole image for SR, the crop marked.
     """
     crop = detailed_crop(pair.hr, scale=scale, size=96)
-    bicubic_error = _error(bicubic_upscale(pair.lr, scale), pair.hr)
+    bicubic_error = _error(imresize_uint8(pair.lr, scale), pair.hr)
     sr_error = _error(sr, pair.hr)
     strip = picture_strip(pair.lr, sr, pair.hr, scale=scale, size=96)
     maps = side_by_side(

@@ -107,7 +107,7 @@ def evaluate(
         )
 
     with torch.no_grad():
-        evaluation = _score_all(pairs, enlarge, crop=crop, on_image=on_image, should_stop=should_stop)
+        evaluation = score_pairs(pairs, enlarge, crop=crop, on_image=on_image, should_stop=should_stop)
     if with_nan:
         log.warning(
             "The network gave NaN on %d of %d images; such pixels count as black.",
@@ -117,25 +117,15 @@ def evaluate(
     return evaluation
 
 
-def evaluate_images(
-    pairs: Iterable[Pair],
-    enlarge: Callable[[UInt8Image], UInt8Image],
-    *,
-    crop: int,
-    on_image: OnImage | None = None,
-) -> Evaluation:
-    """Score something that is no network, such as bicubic: `enlarge` maps an LR image to an SR image, both uint8."""
-    return _score_all(pairs, lambda pair: enlarge(pair.lr), crop=crop, on_image=on_image, should_stop=never)
-
-
-def _score_all(
+def score_pairs(
     pairs: Iterable[Pair],
     enlarge: Callable[[Pair], UInt8Image],
     *,
     crop: int,
-    on_image: OnImage | None,
-    should_stop: Callable[[], bool],
+    on_image: OnImage | None = None,
+    should_stop: Callable[[], bool] = never,
 ) -> Evaluation:
+    """`evaluate` for what is no network, such as bicubic: `enlarge` gives the SR image of a pair, uint8 HWC RGB."""
     scores: list[Score] = []
     seconds, pixels = 0.0, 0
     workers = max(1, min(4, (os.cpu_count() or 1) - 1))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sr_runner.evaluation.metrics import UInt8Image, bands, rgb_psnr
-from sr_runner.imresize import bicubic_upscale
+from sr_runner.imresize import imresize_uint8
 
 Level = TypeVar("Level", bound=np.generic)
 
@@ -43,7 +43,7 @@ def picture_strip(lr: UInt8Image, sr: UInt8Image, hr: UInt8Image, *, scale: int,
     show the same one. Pixels are enlarged as they are, without smoothing. The PSNR of the crop stands beside that of
     the whole image, `scale` border pixels left out as in the metrics.
     """
-    bicubic = bicubic_upscale(lr, scale)
+    bicubic = imresize_uint8(lr, scale)
     crop = detailed_crop(hr, scale=scale, size=size)
     captions = [
         ("bicubic", _note(bicubic, hr, crop, border=scale)),

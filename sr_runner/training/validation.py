@@ -21,9 +21,10 @@ from sr_runner.checkpoint.format import step_name
 from sr_runner.checkpoint.state import RunState
 from sr_runner.data import Data, Pair
 from sr_runner.distributed.world import World
-from sr_runner.evaluation import Evaluation, Score, bicubic_upscale, evaluate, evaluate_images, picture_strip
+from sr_runner.evaluation import Evaluation, Score, evaluate, picture_strip, score_pairs
 from sr_runner.evaluation.protocol import OnImage
 from sr_runner.evaluation.protocol import Pair as ScoredPair
+from sr_runner.imresize import imresize_uint8
 from sr_runner.inference import TILE
 from sr_runner.inference.tiling import Interrupted
 from sr_runner.tracking import Tracker
@@ -244,7 +245,7 @@ def score_network(
 
 def score_bicubic(pairs: Sequence[Pair], scale: int) -> tuple[Score, ...]:
     """The same images enlarged by MATLAB bicubic."""
-    return tuple(evaluate_images(pairs, lambda lr: bicubic_upscale(lr, scale=scale), crop=scale).scores)
+    return tuple(score_pairs(pairs, lambda pair: imresize_uint8(pair.lr, scale), crop=scale).scores)
 
 
 def _log(when: str, step: int, metrics: Mapping[str, float], count: int, began: float) -> None:

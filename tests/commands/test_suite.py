@@ -12,8 +12,9 @@ from torch import Tensor
 from sr_runner.commands.evaluate.models import BICUBIC, Model
 from sr_runner.commands.evaluate.suite import Suite
 from sr_runner.data.benchmarks import Benchmark, read_pair
-from sr_runner.evaluation import Score, bicubic_upscale
+from sr_runner.evaluation import Score
 from sr_runner.evaluation.pictures import Extremes, error_sheet, file_name
+from sr_runner.imresize import imresize_uint8
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ def test_bicubic_stands_beside_the_models_and_first() -> None:
 def test_further_metrics_see_each_sr_image_with_its_hr_image() -> None:
     suite = Suite(torch.device("cpu"), tile=256, overlap=8, distances={"absolute": absolute})
     [(bicubic, _)] = suite.run([Model(BICUBIC)], benchmark())
-    expected = [absolute(bicubic_upscale(pair.lr, 2), pair.hr) for pair in benchmark()]
+    expected = [absolute(imresize_uint8(pair.lr, 2), pair.hr) for pair in benchmark()]
     assert bicubic.extra == {"absolute": expected}
     assert [row["absolute"] for row in bicubic.rows()] == expected
 

@@ -15,8 +15,9 @@ from skimage import data
 from torch import Tensor
 
 from sr_runner.errors import RequestError
-from sr_runner.evaluation import Evaluation, Interrupted, Score, bicubic_upscale, evaluate, evaluate_images, score
+from sr_runner.evaluation import Evaluation, Score, evaluate, score, score_pairs
 from sr_runner.imresize import imresize, imresize_uint8
+from sr_runner.inference.tiling import Interrupted
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -44,7 +45,7 @@ def test_a_network_is_scored_on_its_clipped_and_rounded_output() -> None:
 
     [pair] = pairs(1)
     evaluation = evaluate(network, [pair], crop=2, device="cpu")
-    sr = bicubic_upscale(pair.lr, 2)  # rounds and clips by itself
+    sr = imresize_uint8(pair.lr, 2)  # rounds and clips by itself
     assert evaluation.scores[0].psnr == pytest.approx(score("", sr, pair.hr, crop=2).psnr, abs=1e-3)
 
 
@@ -151,8 +152,8 @@ def test_nan_in_one_tile_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_something_that_is_no_network_is_scored_alike() -> None:
     images = pairs(2)
-    evaluation = evaluate_images(images, lambda lr: bicubic_upscale(lr, 2), crop=2)
-    expected = [score(p.name, bicubic_upscale(p.lr, 2), p.hr, crop=2) for p in images]
+    evaluation = score_pairs(images, lambda pair: imresize_uint8(pair.lr, 2), crop=2)
+    expected = [score(p.name, imresize_uint8(p.lr, 2), p.hr, crop=2) for p in images]
     assert evaluation.scores == expected
 
 

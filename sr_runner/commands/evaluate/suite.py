@@ -18,8 +18,8 @@ from sr_runner.data.benchmarks import Benchmark
 from sr_runner.evaluation.metrics import Score, UInt8Image
 from sr_runner.evaluation.perceptual import Distance
 from sr_runner.evaluation.pictures import Extremes, file_name, sheets
-from sr_runner.evaluation.protocol import Evaluation, Pair, evaluate, evaluate_images
-from sr_runner.imresize import bicubic_upscale
+from sr_runner.evaluation.protocol import Evaluation, Pair, evaluate, score_pairs
+from sr_runner.imresize import imresize_uint8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Suite:
     ) -> Evaluation:
         scale = benchmark.scale
         if model.upscale is None:
-            return evaluate_images(benchmark, partial(bicubic_upscale, scale=scale), crop=scale, on_image=on_image)
+            return score_pairs(benchmark, lambda pair: imresize_uint8(pair.lr, scale), crop=scale, on_image=on_image)
         return evaluate(
             model.upscale,
             benchmark,
