@@ -132,12 +132,9 @@ def _build(architecture: str, scale: int, arguments: dict[str, Any]) -> nn.Modul
             raise RequestError(
                 f"model.arguments.{name}: {architecture} has no such argument.{nearest(name, parameters)}"
             )
-    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
-    if missing:
-        raise RequestError(f"model.arguments: {architecture} needs {', '.join(missing)} as well")
     try:
         network: nn.Module = network_class(**arguments)
-    except Exception as error:  # someone else's constructor: a wrong value can raise anything
+    except Exception as error:  # someone else's constructor: a missing or wrong value can raise anything
         raise RequestError(f"model.arguments={arguments}: {architecture} refuses them ({error})") from error
     return network
 

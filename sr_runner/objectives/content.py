@@ -22,8 +22,8 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l
 class ContentLoss:
     """`criterion(scale * VGG19(sr), scale * VGG19(hr))`, a scalar in fp32.
 
-    The network is frozen, so it is no part of a checkpoint. It follows the images to
-    their device and memory format, and computes in the precision of the autocast that is in force.
+    The network is frozen, so it is no part of a checkpoint. It follows the images to their device and memory format,
+    and computes in the precision of the autocast that is in force.
     """
 
     def __init__(
@@ -59,15 +59,10 @@ class ContentLoss:
         self.scale, self.criterion = scale, CRITERIA[criterion]
 
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
-        self._follow(hr)
+        if self.vgg.mean.device != hr.device:
+            channels_last = hr.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            self.vgg = self.vgg.to(hr.device).to(memory_format=layout)
         with torch.no_grad():
             theirs = self.vgg(hr).float()
         return self.criterion(self.vgg(sr).float() * self.scale, theirs * self.scale)
-
-    def _follow(self, images: Tensor) -> None:
-        if self.vgg.mean.device == images.device:
-            return
-        memory_format = (
-            torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        )
-        self.vgg = self.vgg.to(images.device).to(memory_format=memory_format)

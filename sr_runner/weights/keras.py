@@ -61,18 +61,10 @@ def convert(network: str, found: list[tuple[str, Layer]]) -> State:
     Raises:
         MisfitError: the layers do not add up to the network.
     """
-    converters = {
-        "edsr": _edsr,
-        "wdsr_a": _wdsr,
-        "wdsr_b": _wdsr,
-        "srresnet": _srresnet,
-        "discriminator": _discriminator,
-    }
+    converters = {"edsr": _edsr, "srresnet": _srresnet, "discriminator": _discriminator}
     try:
-        return converters[network](found)
-    except (KeyError, IndexError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        if isinstance(error, MisfitError):
-            raise
+        return converters.get(network, _wdsr)(found)
+    except (LookupError, StopIteration, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise MisfitError(f"the layers look like those of krasserm's {network}, but do not add up to it") from error
 
 
@@ -108,10 +100,9 @@ def _edsr(found: list[tuple[str, Layer]]) -> State:
     inner = [layer for layer in convs if layer is not head and layer is not tail]
     body = [layer for layer in inner if layer["kernel"].shape[3] == filters]
     upsampler = [layer for layer in inner if layer["kernel"].shape[3] != filters]
-    state = _conv("head", head) | _conv("tail", tail)
-    for i, layer in enumerate(body):
-        last = i == len(body) - 1
-        state |= _conv(f"body.{i // 2}" if last else f"body.{i // 2}.conv{i % 2 + 1}", layer)
+    state = _conv("head", head) | _conv("tail", tail) | _conv(f"body.{len(body) // 2}", body[-1])
+    for i, layer in enumerate(body[:-1]):
+        state |= _conv(f"body.{i // 2}.conv{i % 2 + 1}", layer)
     for i, layer in enumerate(upsampler):
         state |= _conv(f"upsampler.{2 * i}", layer, shuffle_to=filters)
     return state

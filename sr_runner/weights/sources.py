@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import torch
@@ -74,8 +72,9 @@ def download(url: str, *, file_name: str | None = None) -> Path:
     Raises:
         RequestError: it cannot be had, or its hash is another.
     """
-    part = None
+    timeout = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(_SILENCE)  # torch.hub waits for a silent server without end
         name = Path(urlsplit(url).path).name or "weights"
         digest = hashlib.sha256(url.encode()).hexdigest()[:12]  # two addresses may end in the same name
         path = Path(torch.hub.get_dir()) / "checkpoints" / (file_name or f"{digest}-{name}")
@@ -83,35 +82,15 @@ def download(url: str, *, file_name: str | None = None) -> Path:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         _log.info("downloading %s to %s", shown(url), path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         match = _HASH_IN_NAME.search(name)
-        with _impatience():
-            torch.hub.download_url_to_file(url, os.fspath(part), match[1] if match else None, progress=False)
-        _check_md5(url, part)
-        part.replace(path)
+        with TemporaryDirectory(dir=path.parent) as scratch:
+            part = Path(scratch, "part")
+            torch.hub.download_url_to_file(url, str(part), match[1] if match else None, progress=False)
+            if url in MD5 and (found := hashlib.md5(part.read_bytes()).hexdigest()) != MD5[url]:
+                raise ValueError(f"its MD5 hash is {found}, not the published {MD5[url]}")
+            part.replace(path)
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
         raise RequestError(f"{shown(url)}: cannot be downloaded ({error or type(error).__name__})") from error
     finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        socket.setdefaulttimeout(timeout)
     return path
-
-
-@contextmanager
-def _impatience() -> Iterator[None]:
-    """torch.hub waits for a silent server without end."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _check_md5(url: str, file: Path) -> None:
-    if url not in MD5:
-        return
-    with file.open("rb") as content:
-        actual = hashlib.file_digest(content, "md5").hexdigest()
-    if actual != MD5[url]:
-        raise ValueError(f"its MD5 hash is {actual}, not the published {MD5[url]}")
