@@ -44,20 +44,13 @@ class Evaluation:
     """Scores of a set of images, in its order."""
 
     scores: list[Score]
-    seconds: float = 0.0
-    """Wall time that the network took, results fetched from the device included."""
-    megapixels: float = 0.0
-    """Size of all SR images together, in millions of pixels."""
+    seconds_per_megapixel: float = math.nan
+    """Wall time of the network per million SR pixels, results fetched from the device included."""
 
     @property
     def mean(self) -> dict[str, float]:
         """Mean over the images of each metric: `psnr`, `ssim`, `psnr_y`, `ssim_y`."""
         return {name: _mean([getattr(each, name) for each in self.scores]) for name in METRICS}
-
-    @property
-    def seconds_per_megapixel(self) -> float:
-        """Seconds of the network per million SR pixels."""
-        return self.seconds / self.megapixels if self.megapixels else math.nan
 
     def rows(self) -> list[dict[str, str | float]]:
         """One dictionary per image, with the keys `image`, `psnr`, `ssim`, `psnr_y`, `ssim_y`."""
@@ -149,7 +142,7 @@ def score_pairs(
             waiting.append((pair, sr, pool.submit(score, pair.name, sr, pair.hr, crop=crop)))
             collect(workers)
         collect(0)
-    return Evaluation(scores, seconds=seconds, megapixels=pixels / 1e6)
+    return Evaluation(scores, seconds / pixels * 1e6 if pixels else math.nan)
 
 
 def finite_or_text(row: dict[str, str | float] | dict[str, float]) -> dict[str, str | float]:

@@ -35,13 +35,11 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
             f"trainer.parameters={rules}: expected patterns with settings, such as {{body: {{freeze: true}}}}"
         )
     patterns = {pattern: _compiled(pattern, settings) for pattern, settings in rules.items()}
-    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     rest: dict[str, Any] = {"params": []}
     groups = {pattern: {"params": [], **settings} for pattern, settings in rules.items() if not _freezes(settings)}
     used = set()
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in trained.items():
         pattern = next((pattern for pattern, compiled in patterns.items() if compiled.match(name)), None)
         if pattern is None:
             rest["params"].append(parameter)
@@ -55,10 +53,10 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
             log.info("%s: %s", name, ", ".join(f"{key}={value}" for key, value in rules[pattern].items()))
     for pattern in rules:
         if pattern not in used:
-            parts = {part for name in names for part in (name, name.split(".")[0])}
+            parts = {part for name in trained for part in (name, name.split(".")[0])}
             raise RequestError(
                 f"trainer.parameters={{{pattern}: ...}}: no parameter is left that begins so.{nearest(pattern, parts)}"
-                f" Names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in names))}"
+                f" Names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in trained))}"
             )
     result = [group for group in (rest, *groups.values()) if group["params"]]
     if not result:

@@ -171,7 +171,7 @@ def _misfit(key: str, tensor: Tensor, own: dict[str, Tensor], upsampler: tuple[s
     if own[key].shape != tensor.shape:
         return f"{shapes.shape_of(tensor)} in the file, {shapes.shape_of(own[key])} in the network"
     if own[key].is_floating_point() != tensor.is_floating_point():
-        return f"{shapes.kind_of(tensor)} in the file, {shapes.kind_of(own[key])} in the network"
+        return f"{tensor.dtype} in the file, {own[key].dtype} in the network"
     return ""
 
 

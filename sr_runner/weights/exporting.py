@@ -80,6 +80,5 @@ def _write(path: Path, save: Callable[[Path], object]) -> Path:
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        if part.exists():
-            part.unlink()
+        part.unlink(missing_ok=True)
     return path

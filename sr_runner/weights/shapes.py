@@ -72,7 +72,7 @@ def check_shapes(network: str, hyperparameters: Mapping[str, Any], state: State)
             raise MisfitError(f"{looks} lack {name}")
         tensor = state[name]
         if not tensor.is_floating_point():
-            raise MisfitError(f"{looks} {name} is {kind_of(tensor)}, not floating point")
+            raise MisfitError(f"{looks} {name} is {tensor.dtype}, not floating point")
         if not torch.isfinite(tensor).all():
             raise MisfitError(f"{looks} {name} has values that are not finite")
         if tensor.shape != expected[name].shape:
@@ -81,11 +81,6 @@ def check_shapes(network: str, hyperparameters: Mapping[str, Any], state: State)
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise MisfitError(f"{looks} also hold {extra[0]}{more}")
-
-
-def kind_of(tensor: Tensor) -> str:
-    """`float32`, `int64`, ..."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def shape_of(tensor: Tensor) -> str:

@@ -16,7 +16,7 @@ from sr_runner.evaluation import Evaluation, Score
 
 def result(model: str, benchmark: str = "Set5", **more: object) -> Result:
     scores = [Score("baby", 30.0, 0.8, 32.0, 0.9), Score("bird|2", 31.0, 0.9, 33.0, 0.95)]
-    evaluation = Evaluation(scores, seconds=2.0, megapixels=0.5)
+    evaluation = Evaluation(scores, seconds_per_megapixel=4.0)
     return Result(model, benchmark, 4, "LR by MATLAB bicubic from HR", evaluation, **more)  # type: ignore[arg-type]
 
 

@@ -181,7 +181,7 @@ def test_someone_elses_names_are_taken_as_they_are_or_without_those_of_wrappers(
 def test_numbers_of_another_kind_do_not_fit(tmp_path):
     torch.save({"weight": torch.ones(3, 3, dtype=torch.int8), "bias": torch.ones(3)}, tmp_path / "quantised.pth")
     loaded = weights.read(tmp_path / "quantised.pth")
-    with pytest.raises(RequestError, match=r"weight \(int8 in the file, float32 in the network\).*init_rule=matching"):
+    with pytest.raises(RequestError, match=r"weight \(torch.int8 in the file, torch.float32 in the network.*=matching"):
         weights.apply(nn.Linear(3, 3), loaded)
     assert weights.apply(nn.Linear(3, 3), loaded, rule="matching").loaded == ["bias"]
 

@@ -126,6 +126,22 @@ def test_layers_that_do_not_add_up_to_the_network_are_refused(tmp_path):
             weights.read(originals.write_h5(tmp_path / "w.h5", kept))
 
 
+@pytest.mark.parametrize("network", ["edsr", "wdsr_a", "wdsr_b"])
+def test_a_file_that_lacks_any_one_layer_is_refused(tmp_path, network):
+    build = {
+        "edsr": lambda: originals.keras_edsr(LR, 2, 4, 1, 1.0),
+        "wdsr_a": lambda: originals.keras_wdsr(LR, "a", 2, 5, 1, 2, 1.0),
+        "wdsr_b": lambda: originals.keras_wdsr(LR, "b", 2, 5, 1, 2, 1.0),
+    }
+    _, layers = build[network]()
+    for missing in [name for name, layer in layers if layer]:
+        kept = [layer for layer in layers if layer[0] != missing]
+        tensors = {f"{name}/{key}:0": torch.tensor(value) for name, layer in kept for key, value in layer.items()}
+        save_file(tensors, tmp_path / "w.safetensors")
+        with pytest.raises(RequestError):
+            weights.load_model(tmp_path / "w.safetensors", res_block_scaling=1.0)
+
+
 def test_without_h5py_the_error_names_the_extra(tmp_path, monkeypatch):
     _, layers = originals.keras_edsr(LR, 2, 4, 1, 1.0)
     path = originals.write_h5(tmp_path / "w.h5", layers)
