@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from sr_runner.data import FolderData, Loader, SampleData, to_batch
-from sr_runner.evaluation import score
+from sr_runner.evaluation.metrics import score
 from sr_runner.imresize import imresize_uint8
 
 SUB_IMAGE, STEP = 480, 240

@@ -25,7 +25,7 @@ from sr_runner.config.identity import identity as identity_of
 from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
-from sr_runner.evaluation import Evaluation
+from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.masking import learn
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sr_runner.attempt.build import Parts
-from sr_runner.evaluation import Evaluation, Score
+from sr_runner.evaluation.metrics import Score
+from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.training.result import Result
 
 

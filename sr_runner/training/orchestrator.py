@@ -15,7 +15,7 @@ from sr_runner.config.settings import TrainerSettings
 from sr_runner.data import Data
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RunError
-from sr_runner.evaluation import Evaluation
+from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.objectives import Learner, MicroBatches, Objective
 from sr_runner.objectives.base import MODEL
 from sr_runner.objectives.ema import Ema

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sr_runner.checkpoint import TrainingState
-from sr_runner.evaluation import Score
+from sr_runner.evaluation.metrics import Score
 
 
 @dataclass(frozen=True)

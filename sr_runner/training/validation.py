@@ -21,9 +21,10 @@ from sr_runner.checkpoint.format import step_name
 from sr_runner.checkpoint.state import RunState
 from sr_runner.data import Data, Pair
 from sr_runner.distributed.world import World
-from sr_runner.evaluation import Evaluation, Score, evaluate, picture_strip, score_pairs
-from sr_runner.evaluation.protocol import OnImage
+from sr_runner.evaluation.metrics import Score
+from sr_runner.evaluation.protocol import Evaluation, OnImage, evaluate, score_pairs
 from sr_runner.evaluation.protocol import Pair as ScoredPair
+from sr_runner.evaluation.strip import picture_strip
 from sr_runner.imresize import imresize_uint8
 from sr_runner.inference import TILE
 from sr_runner.inference.tiling import Interrupted

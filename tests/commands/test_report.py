@@ -11,7 +11,8 @@ import pytest
 from sr_runner.commands.evaluate.published import Published
 from sr_runner.commands.evaluate.report import Result, as_csv, as_json, as_markdown, summary, writer_for
 from sr_runner.errors import RequestError
-from sr_runner.evaluation import Evaluation, Score
+from sr_runner.evaluation.metrics import Score
+from sr_runner.evaluation.protocol import Evaluation
 
 
 def result(model: str, benchmark: str = "Set5", **more: object) -> Result:

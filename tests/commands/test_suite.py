@@ -12,7 +12,7 @@ from torch import Tensor
 from sr_runner.commands.evaluate.models import BICUBIC, Model
 from sr_runner.commands.evaluate.suite import Suite
 from sr_runner.data.benchmarks import Benchmark, read_pair
-from sr_runner.evaluation import Score
+from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.pictures import Extremes, error_sheet, file_name
 from sr_runner.imresize import imresize_uint8
 

@@ -15,7 +15,8 @@ from skimage import data
 from torch import Tensor
 
 from sr_runner.errors import RequestError
-from sr_runner.evaluation import Evaluation, Score, evaluate, score, score_pairs
+from sr_runner.evaluation.metrics import Score, score
+from sr_runner.evaluation.protocol import Evaluation, evaluate, score_pairs
 from sr_runner.imresize import imresize, imresize_uint8
 from sr_runner.inference.tiling import Interrupted
 

@@ -17,7 +17,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_runner.errors import RequestError
-from sr_runner.evaluation import luma, score
+from sr_runner.evaluation.metrics import luma, score
 from sr_runner.imresize import imresize_uint8
 
 PHOTOGRAPHS = {

@@ -5,8 +5,7 @@ from fractions import Fraction
 import numpy as np
 from skimage import data
 
-from sr_runner.evaluation import picture_strip
-from sr_runner.evaluation.strip import detailed_crop
+from sr_runner.evaluation.strip import detailed_crop, picture_strip
 from sr_runner.imresize import imresize_uint8
 
 

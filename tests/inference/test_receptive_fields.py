@@ -16,8 +16,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "edsr": partial(EDSR, scale=4, num_filters=4),
     "edsr_x3": partial(EDSR, scale=3, num_filters=4),
     "edsr_x8": partial(EDSR, scale=8, num_filters=4),
-    "wdsr_a": partial(WDSRA, scale=4, num_filters=4, num_res_blocks=16),
-    "wdsr_b": partial(WDSRB, scale=4, num_filters=8),
+    "wdsr_a": partial(WDSRA, scale=4, num_filters=4, num_res_blocks=16, res_block_expansion=4),
+    "wdsr_b": partial(WDSRB, scale=4, num_filters=8, num_res_blocks=32, res_block_expansion=6),
     "srresnet": partial(SRResNet, scale=4, num_filters=4),
     "msrresnet": partial(MSRResNet, scale=4, num_filters=4),
 }
