@@ -27,7 +27,7 @@ _WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null",
     list[str]: "a list, a,b or [a,b]", dict[str, Any]: "a mapping, {key: value}",
 }  # fmt: skip
-_INDENT, _WIDTH = 28, 120
+_WIDTH = 120
 
 
 def option(default: Any, *, key: str = "", least: int | None = None) -> Any:
@@ -69,18 +69,22 @@ def parse(words: Sequence[str], kind: type[Options]) -> tuple[list[str], Options
     return sources, kind(**given)
 
 
-def options_help(kind: type[Any], but: type[Any] = object) -> str:
-    """The lines of a help page about the options of `kind`, its own first; without those of its base `but`."""
+def options_help(kind: type[Any], but: type[Any] = object, *, prefix: str = "", indent: int = 28) -> str:
+    """The lines of a help page about the options of `kind`, its own first; without those of its base `but`.
+
+    `prefix` (`trainer.`) stands before each key; the explanations begin in column `indent`.
+    """
     hints, keys = get_type_hints(kind), {each.name: key for key, each in _options(kind).items()}
     lines = []
     for name, doc in _docstrings(kind).items():
         if name in vars(but).get("__dataclass_fields__", {}):
             continue
         default = next(_written(each) for each in fields(kind) if each.name == name)
-        left = f"{keys[name]}.KEY=VALUE" if get_origin(hints[name]) is dict else f"{keys[name]}={default}"
+        left = prefix + (f"{keys[name]}.KEY=VALUE" if get_origin(hints[name]) is dict else f"{keys[name]}={default}")
         choices = " | ".join(_choices(hints[name]))
-        first, *rest = textwrap.wrap(f"{doc} ({choices})" if choices else doc, _WIDTH - _INDENT)
-        lines += [f"  {left:<{_INDENT - 4}}  {first}", *(" " * _INDENT + line for line in rest)]
+        text = f"{doc} ({choices})" if choices else doc
+        first = f"  {left:<{indent - 4}}  "
+        lines.append(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=" " * indent))
     return "\n".join(lines)
 
 

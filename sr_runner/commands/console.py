@@ -1,4 +1,4 @@
-"""How the small tools begin and end. Imports nothing heavy, so that their help pages come at once."""
+"""How command lines begin and end. Imports nothing heavy, so that help pages come at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sr_runner.commands.arguments import options_help
-from sr_runner.commands.version import versions
 from sr_runner.errors import RequestError, RunError
 from sr_runner.masking import masked_output
 from sr_runner.signals import Stopped, StopSignal
 
+_PACKAGES = ("sr-run", "torch", "hydra-core", "mlflow")
 _ENDING = """
 Values are written as for sr-run: null, [a,b], {{key: value}}, quotes where there are commas in a list; +key= is key=.
   --json                    {json}
@@ -34,28 +35,50 @@ def run_command(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    def answer() -> int:
+        if print_page(words, page):
+            return 0
+        return work([word for word in words if word != "--json"], "--json" in words)
+
     stop = StopSignal().install()
     try:
-        if "--help" in words or "-h" in words:
-            sys.stdout.write(page())
-            status = 0
-        elif "--version" in words:
-            sys.stdout.write(f"{versions()}\n")
-            status = 0
-        else:
-            status = work([word for word in words if word != "--json"], "--json" in words)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # `sr-eval ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-        return 0
-    except (RequestError, RunError, OSError) as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        return 2 if isinstance(error, RequestError) else 1
-    except Stopped as stopped:
-        return 128 + stopped.signum
+        status, message = ended(name, answer, failures=(RunError, OSError))
     finally:
         stop.uninstall()
+    sys.stderr.write(message)
+    return status
+
+
+def print_page(words: Sequence[str], page: Callable[[], str]) -> bool:
+    """Print what `--help` or `--version` asks for, if one of them is among `words`."""
+    if "--help" in words or "-h" in words:
+        sys.stdout.write(page())
+    elif "--version" in words:
+        sys.stdout.write(", ".join(f"{name} {_version(name)}" for name in _PACKAGES) + "\n")
+    else:
+        return False
+    return True
+
+
+def ended(
+    name: str, work: Callable[[], int], *, failures: tuple[type[Exception], ...] = (RunError,)
+) -> tuple[int, str]:
+    """The exit status of `work`, and what is to be printed on standard error: one sentence for a wrong request (2) and
+    for `failures` (1), nothing after a signal (128+N). Anything else is a fault of the code and is raised."""
+    try:
+        status = work()
+        sys.stdout.flush()
+        return status, ""
+    except BrokenPipeError:  # `sr-eval ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 0, ""
+    except RequestError as error:
+        return 2, f"{name}: {error}\n"
+    except failures as error:
+        return 1, f"{name}: {error}\n"
+    except Stopped as stopped:
+        return 128 + stopped.signum, ""
 
 
 def help_page(head: str, options: Mapping[str, type[Any]], *, json: str, failed: str = "it failed") -> str:
@@ -66,3 +89,10 @@ def help_page(head: str, options: Mapping[str, type[Any]], *, json: str, failed:
         f"{title}\n{options_help(kind, but=object if kind is first else first)}" for title, kind in options.items()
     ]
     return "\n\n".join([head.strip(), *sections]) + "\n" + _ENDING.format(json=json, failed=failed)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout on the path
+        return "(not installed)"

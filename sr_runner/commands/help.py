@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 import textwrap
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
+from sr_runner.commands.arguments import options_help
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings
 
 _GROUPS = {
@@ -30,7 +27,7 @@ def page(conf: Path) -> str:
     """The help page for the config tree in `conf`."""
     groups = "\n".join(_group(conf, name, what) for name, what in _GROUPS.items() if (conf / name).is_dir())
     settings = (("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings))
-    keys = "\n".join(line for prefix, kind in settings for line in _keys(kind, prefix))
+    keys = "\n".join(options_help(kind, prefix=prefix, indent=38) for prefix, kind in settings)
     return f"""\
 sr-run: train super-resolution networks. Every run is composed from config groups, recorded in MLflow, and can be
 killed and resumed without changing a bit of its result.
@@ -63,7 +60,8 @@ More
   sr-run ... --cfg job        print the composed config and exit
   sr-run --config-dir DIR     add your own configs: DIR/model/mine.yaml is model=mine
   sr-run --hydra-help         the options of Hydra itself
-Exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N after a checkpoint."""
+Exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N after a checkpoint.
+"""
 
 
 def _group(conf: Path, name: str, what: str) -> str:
@@ -81,15 +79,3 @@ def _group(conf: Path, name: str, what: str) -> str:
 def _default(conf: Path, group: str) -> str:
     found = re.search(rf"^\s*- {group}: (\S+)", (conf / "config.yaml").read_text(), re.MULTILINE)
     return found[1] if found and found[1] != "null" else ""
-
-
-def _keys(settings: type[Any], prefix: str) -> list[str]:
-    """`key=default` and what the docstring under the field says, wrapped."""
-    explained = dict(re.findall(r'(?ms)^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(settings)))
-    lines = []
-    for field in fields(settings):
-        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        key = f"  {f'{prefix}{field.name}={default}':<34}  "
-        text = " ".join(explained[field.name].split())
-        lines.append(textwrap.fill(text, 118, initial_indent=key, subsequent_indent=" " * 38))
-    return lines

@@ -13,7 +13,7 @@ from sr_runner.commands.options import Inference
 from sr_runner.errors import RequestError
 from sr_runner.inference.ensemble import self_ensemble
 from sr_runner.inference.tiling import Upscale
-from sr_runner.runs.network import Load, load_network
+from sr_runner.runs.network import load_network
 from sr_runner.runs.resolve import Source, find_source
 from sr_runner.training.device import resolve_precision
 
@@ -28,10 +28,10 @@ class Opened:
     scale: int
 
 
-def open_network(name: str, options: Inference, device: torch.device, load: Load) -> Opened:
+def open_network(name: str, options: Inference, device: torch.device) -> Opened:
     """The network that `name` means, ready to run on `device`. Raises `RequestError` for one that cannot be had."""
     source = find_source(name, outputs=Path(options.outputs), checkpoints=options.store)
-    network = load_network(source, load, options.network or "", options.model)
+    network = load_network(source, options.network or "", options.model)
     upscale = _at_work(network, device, precision=options.precision, ensemble=options.self_ensemble)
     return Opened(source, network, upscale, _scale_of(upscale, device))
 

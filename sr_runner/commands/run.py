@@ -15,10 +15,13 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sr_runner.commands.console import ended, print_page
+from sr_runner.commands.help import page
+from sr_runner.config.settings import config_dir
 from sr_runner.distributed.processes import is_distributed, is_main_process
-from sr_runner.errors import RequestError, RunError, nearest
+from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked_output
-from sr_runner.signals import Stopped, StopSignal
+from sr_runner.signals import StopSignal
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -39,49 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     # is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    if "--help" in args or "-h" in args:
-        from sr_runner.commands.help import page
-        from sr_runner.config.settings import config_dir
-
-        sys.stdout.write(page(config_dir()) + "\n")
-        return 0
-    if "--version" in args:
-        from sr_runner.commands.version import versions
-
-        sys.stdout.write(versions() + "\n")
+    if print_page(args, lambda: page(config_dir())):
         return 0
     with _as_before():
         return _status(args)
 
 
 def _status(args: list[str]) -> int:
-    status, said = 0, ""
     stop = StopSignal().install()
     try:
-        status = _run(args, stop)
-    except RequestError as error:
-        status, said = 2, f"sr-run: {error}\n"
-    except RunError as error:
-        status, said = 1, f"sr-run: {error}\n"
-    except Stopped as stopped:
-        status = 128 + stopped.signum
-    except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status, message = ended("sr-run", lambda: _run(args, stop))
     except Exception as error:
         if not is_distributed():
             raise
         traceback.print_exc()
-        status, said = 1, f"sr-run: process {os.environ['RANK']} failed: {error!r}\n"
+        status, message = 1, f"sr-run: process {os.environ['RANK']} failed: {error!r}\n"
     finally:
         if not is_distributed():  # those have to hold out until all have exited
             stop.uninstall()
     if is_distributed():
         from sr_runner.distributed.exit import exit_together
 
-        return exit_together(status, said)
-    sys.stderr.write(said)
+        return exit_together(status, message)
+    sys.stderr.write(message)
     return status
 
 

@@ -13,14 +13,12 @@ from torch import nn
 
 from sr_runner.errors import RequestError, nearest
 from sr_runner.runs.resolve import Source
-
-Load = Callable[..., nn.Module]
-"""`sr_runner.load_model`: a location, and what its file cannot tell, to a network."""
+from sr_runner.weights import load_model
 
 _NOT_IN_EVERY_FILE = ("res_block_scaling", "rgb_range")
 
 
-def load_network(source: Source, load: Load, own: str, arguments: Mapping[str, Any]) -> nn.Module:
+def load_network(source: Source, own: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The network at `source`. `arguments` (`model.KEY=VALUE`) add what its file cannot tell.
 
     `own` names a class of the user's, `package.module.Class`, for weights of a network that sr-run does not know; it
@@ -28,9 +26,9 @@ def load_network(source: Source, load: Load, own: str, arguments: Mapping[str, A
     never decides which code runs. Raises `RequestError`.
     """
     if own:
-        return load(source.location, network=_own_network(own, source, arguments))
+        return load_model(source.location, network=_own_network(own, source, arguments))
     try:
-        return load(source.location, **arguments)
+        return load_model(source.location, **arguments)
     except RequestError as error:
         if any(name in str(error) for name in _NOT_IN_EVERY_FILE):
             raise RequestError(f"{error}. Here that is an option, model.KEY=VALUE.") from error

@@ -17,11 +17,11 @@ from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Man
 from sr_runner.checkpoint.retention import Info, doomed
 from sr_runner.checkpoint.stores import Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
-from sr_runner.commands.options import Places as StoreOptions
+from sr_runner.commands.options import Places
 from sr_runner.config.settings import CheckpointSettings
 from sr_runner.errors import RequestError, RunError
 from sr_runner.runs.catalogue import Catalogue, difference
-from sr_runner.runs.resolve import Found, find
+from sr_runner.runs.resolve import find
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,20 @@ class Shelf:
         return self.store.get(str(name), self.scratch)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where names are looked up."""
-
-    catalogue: Catalogue
-
-    def find(self, wanted: str) -> Found:
-        """What `wanted` names, wherever it is; see `runs.resolve`."""
-        return find(wanted, self.catalogue)
-
-    def shelf(self, wanted: str | None = None) -> Shelf:
-        """The checkpoints that `wanted` names; those of the whole store without it."""
-        if wanted is not None:
-            found = self.find(wanted)
-            return Shelf(found.store, found.names(), self.catalogue.scratch)
-        store = self.catalogue.store
-        assert store is not None
-        return Shelf(store, names_in(store), self.catalogue.scratch)
+def _shelf(catalogue: Catalogue, wanted: str | None = None) -> Shelf:
+    """The checkpoints that `wanted` names (see `runs.resolve`); those of the whole store without it."""
+    if wanted is not None:
+        found = find(wanted, catalogue)
+        return Shelf(found.store, found.names(), catalogue.scratch)
+    assert catalogue.store is not None
+    return Shelf(catalogue.store, names_in(catalogue.store), catalogue.scratch)
 
 
 Report = tuple[list[dict[str, Any]], list[str]]
 """What a command has found or done: rows for `--json`, lines for people."""
 
 
-def run(command: str, names: list[str], options: StoreOptions, *, as_json: bool) -> int:
+def run(command: str, names: list[str], options: Places, *, as_json: bool) -> int:
     """The exit status of `command`: 1 where it found damage. Raises `RequestError`, `RunError` and `OSError`."""
     commands: dict[str, Callable[..., Report]] = {
         "ls": _ls, "verify": _verify, "diff": _diff, "export": _export, "prune": _prune, "cp": _copy,
@@ -71,7 +60,7 @@ def run(command: str, names: list[str], options: StoreOptions, *, as_json: bool)
     with tempfile.TemporaryDirectory(prefix="sr-ckpt-") as scratch:
         try:
             catalogue = Catalogue(Path(options.outputs) / "runs", store_at(options.store), Path(scratch))
-            rows, lines = commands[command](Places(catalogue), options, *names)
+            rows, lines = commands[command](catalogue, options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
     text = json.dumps(rows, indent=1) if as_json else "\n".join(lines)
@@ -79,10 +68,10 @@ def run(command: str, names: list[str], options: StoreOptions, *, as_json: bool)
     return int(any(row.get("ok") is False for row in rows))
 
 
-def _ls(places: Places, options: StoreOptions, wanted: str | None = None) -> Report:
+def _ls(catalogue: Catalogue, options: Places, wanted: str | None = None) -> Report:
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
-    shelf = places.shelf(wanted)
+    shelf = _shelf(catalogue, wanted)
     for name in shelf.names:
         row: dict[str, Any] = {"identity": name.identity, "attempt": name.attempt, "step": name.step}
         if not rows or (rows[-1]["identity"], rows[-1]["attempt"]) != (name.identity, name.attempt):
@@ -100,9 +89,9 @@ def _ls(places: Places, options: StoreOptions, wanted: str | None = None) -> Rep
     return rows, lines
 
 
-def _verify(places: Places, options: StoreOptions, *wanted: str) -> Report:
+def _verify(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
     rows, lines = [], []
-    shelves = [places.shelf(each) for each in wanted] or [places.shelf()]
+    shelves = [_shelf(catalogue, each) for each in wanted] or [_shelf(catalogue)]
     for shelf, name in [(each, name) for each in shelves for name in each.names]:
         try:
             format.load(shelf.folder(name), expected_step=name.step)
@@ -114,8 +103,8 @@ def _verify(places: Places, options: StoreOptions, *wanted: str) -> Report:
     return rows, lines
 
 
-def _diff(places: Places, options: StoreOptions, *wanted: str) -> Report:
-    a, b = (places.find(each).restored() for each in wanted)
+def _diff(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
+    a, b = (find(each, catalogue).restored() for each in wanted)
     rows: list[dict[str, Any]] = []
     facts = [dict(Origin.of(state.training).facts) | {"step": state.step} for state in (a, b)]
     rows += [{"kind": "config", "name": k, "a": x, "b": y} for k, (x, y) in difference(*facts).items()]
@@ -136,8 +125,8 @@ def _diff(places: Places, options: StoreOptions, *wanted: str) -> Report:
     return rows, lines or ["the same config, step and weights"]
 
 
-def _export(places: Places, options: Export, wanted: str, to: str) -> Report:
-    model, file = Path(places.find(wanted).weights().location), Path(to)
+def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Report:
+    model, file = Path(find(wanted, catalogue).weights().location), Path(to)
     if file.exists():
         raise RequestError(f"{file} exists already; choose another name")
     if options.layout == "safetensors":
@@ -149,7 +138,7 @@ def _export(places: Places, options: Export, wanted: str, to: str) -> Report:
     return [{"file": str(file)}], [f"wrote {file}"]
 
 
-def _prune(places: Places, options: Prune, wanted: str) -> Report:
+def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
     try:
         settings = CheckpointSettings(
             keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
@@ -157,7 +146,7 @@ def _prune(places: Places, options: Prune, wanted: str) -> Report:
         )  # fmt: skip
     except RequestError as error:  # the same keys, without their group
         raise RequestError(str(error).removeprefix("checkpoint.")) from error
-    shelf = places.shelf(wanted)
+    shelf = _shelf(catalogue, wanted)
     names, infos = {name.step: name for name in shelf.names}, []
     for step, name in names.items():
         try:
@@ -173,8 +162,8 @@ def _prune(places: Places, options: Prune, wanted: str) -> Report:
     return rows, [f"{verb} {name}" for name in gone] or ["nothing to delete"]
 
 
-def _copy(places: Places, options: StoreOptions, wanted: str, to: str) -> Report:
-    target, rows, shelf = store_at(to), [], places.shelf(wanted)
+def _copy(catalogue: Catalogue, options: Places, wanted: str, to: str) -> Report:
+    target, rows, shelf = store_at(to), [], _shelf(catalogue, wanted)
     for name in shelf.names:
         folder = shelf.folder(name)
         format.load(folder, expected_step=name.step)  # what is damaged is not spread

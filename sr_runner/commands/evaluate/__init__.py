@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from sr_runner import load_model
 from sr_runner.commands.arguments import option, parse
 from sr_runner.commands.console import help_page, run_command
 from sr_runner.commands.options import Inference
-
-if TYPE_CHECKING:
-    from sr_runner.runs.network import Load
 
 HELP = """\
 sr-eval: PSNR and SSIM of super-resolution models by the field's protocol, beside bicubic and published numbers.
@@ -64,14 +60,14 @@ def page() -> str:
     return help_page(HELP, {"Options": Options}, json="the results as JSON in the place of the table")
 
 
-def main(argv: Sequence[str] | None = None, load: Load = load_model) -> int:
-    """The exit status of `sr-eval` with these arguments; `load` makes networks of weights files."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status of `sr-eval` with these arguments."""
 
     def work(words: list[str], as_json: bool) -> int:
         models, options = parse(words, Options)
         from sr_runner.commands.evaluate.command import run
 
-        run(models, options, load, as_json=as_json)
+        run(models, options, as_json=as_json)
         return 0
 
     return run_command("sr-eval", page, argv, work)

@@ -22,12 +22,11 @@ from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
 from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.perceptual import Distance, perceptual_distance
-from sr_runner.runs.network import Load
 
 log = logging.getLogger(__name__)
 
 
-def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) -> None:
+def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
     """Evaluate the models named by `sources`. Raises `RequestError`, `RunError` and `OSError`."""
     if not sources:
         raise RequestError("no model: expected a run, a checkpoint, a weights file or bicubic. See sr-eval --help.")
@@ -35,7 +34,7 @@ def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) 
         raise RequestError("data=… is needed: a folder of HR images or of benchmarks, or data=sample.")
     device, record = device_named(options.device), _record(options)
     writers = [(Path(name), writer_for(Path(name))) for name in options.output]
-    models = open_models(list(dict.fromkeys(sources)), options, device, load)
+    models = open_models(list(dict.fromkeys(sources)), options, device)
     scale = common_scale(models, options.scale)
     benchmarks = _benchmarks(options, scale)
     distances: dict[str, Distance] = {

@@ -13,7 +13,6 @@ from sr_runner.commands.network import open_network
 from sr_runner.commands.options import Inference
 from sr_runner.errors import RequestError
 from sr_runner.inference.tiling import Upscale
-from sr_runner.runs.network import Load
 from sr_runner.runs.resolve import Source
 
 BICUBIC = "bicubic"
@@ -32,9 +31,9 @@ class Model:
     source: Source | None = None
 
 
-def open_models(wanted: Sequence[str], options: Inference, device: torch.device, load: Load) -> list[Model]:
+def open_models(wanted: Sequence[str], options: Inference, device: torch.device) -> list[Model]:
     """The models, ready to run, under labels that differ. Raises `RequestError` for one that cannot be had."""
-    models = [Model(BICUBIC) if name == BICUBIC else _network(name, options, device, load) for name in wanted]
+    models = [Model(BICUBIC) if name == BICUBIC else _network(name, options, device) for name in wanted]
     count = Counter(model.label for model in models)
     return [
         replace(model, label=name) if count[model.label] > 1 else model
@@ -57,8 +56,8 @@ def common_scale(models: Sequence[Model], wanted: int | None) -> int:
     return scale
 
 
-def _network(name: str, options: Inference, device: torch.device, load: Load) -> Model:
-    opened = open_network(name, options, device, load)
+def _network(name: str, options: Inference, device: torch.device) -> Model:
+    opened = open_network(name, options, device)
     hyperparameters: dict[str, object] = getattr(opened.network, "hyperparameters", dict)()
     return Model(
         label=opened.source.label,

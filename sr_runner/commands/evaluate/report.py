@@ -43,12 +43,10 @@ class Result:
 
     def rows(self) -> list[Row]:
         """One row per image, with all metrics."""
-        extra: list[Row] = [{name: values[i] for name, values in self.extra.items()} for i in range(len(self._images))]
-        return [row | more for row, more in zip(self.evaluation.rows(), extra, strict=True)]
-
-    @property
-    def _images(self) -> list[str]:
-        return [score.image for score in self.evaluation.scores]
+        return [
+            row | {name: values[i] for name, values in self.extra.items()}
+            for i, row in enumerate(self.evaluation.rows())
+        ]
 
 
 def as_csv(results: Sequence[Result]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from sr_runner.data.benchmarks import Benchmark
 from sr_runner.evaluation.metrics import Score, UInt8Image
 from sr_runner.evaluation.perceptual import Distance
 from sr_runner.evaluation.pictures import Extremes, file_name, sheets
-from sr_runner.evaluation.protocol import Evaluation, Pair, evaluate, score_pairs
+from sr_runner.evaluation.protocol import Pair, evaluate, score_pairs
 from sr_runner.imresize import imresize_uint8
 
 
@@ -42,39 +42,41 @@ class Suite:
             yield self._one(model, benchmark, asked_for=True)
 
     def _one(self, model: Model, benchmark: Benchmark, *, asked_for: bool) -> tuple[Result, list[Path]]:
-        watcher = _Watcher(self.distances, keep_pictures=self.pictures is not None and asked_for)
-        title = f"{benchmark.name}, {model.label}"
+        extra: dict[str, list[float]] = {name: [] for name in self.distances}
+        extremes = Extremes() if self.pictures is not None and asked_for else None
+        scale, title = benchmark.scale, f"{benchmark.name}, {model.label}"
         with tqdm(total=len(benchmark), desc=title, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
-            evaluation = self._evaluate(model, benchmark, partial(watcher.see, bar.update))
+
+            def look(pair: Pair, sr: UInt8Image, score: Score) -> None:
+                """At each SR image as it comes; no more of it is kept than is needed later."""
+                for name, distance in self.distances.items():
+                    extra[name].append(distance(sr, pair.hr))
+                if extremes is not None:
+                    extremes.see(pair, sr, score)
+                bar.update()
+
+            if model.upscale is None:
+                evaluation = score_pairs(
+                    benchmark, lambda pair: imresize_uint8(pair.lr, scale), crop=scale, on_image=look
+                )
+            else:
+                evaluation = evaluate(
+                    model.upscale, benchmark, crop=scale, device=self.device, tile=self.tile, overlap=self.overlap,
+                    on_image=look,
+                )  # fmt: skip
         name = BICUBIC if model.upscale is None else model.published_as
         result = Result(
             model=model.label,
             benchmark=benchmark.name,
-            scale=benchmark.scale,
+            scale=scale,
             degradation=benchmark.degradation,
             evaluation=evaluation,
             parameters=model.parameters,
-            published=published(name, benchmark.scale, benchmark.name) if benchmark.bicubic else None,
-            extra=watcher.extra,
+            published=published(name, scale, benchmark.name) if benchmark.bicubic else None,
+            extra=extra,
             asked_for=asked_for,
         )
-        return result, self._draw(result, watcher.extremes)
-
-    def _evaluate(
-        self, model: Model, benchmark: Benchmark, on_image: Callable[[Pair, UInt8Image, Score], None]
-    ) -> Evaluation:
-        scale = benchmark.scale
-        if model.upscale is None:
-            return score_pairs(benchmark, lambda pair: imresize_uint8(pair.lr, scale), crop=scale, on_image=on_image)
-        return evaluate(
-            model.upscale,
-            benchmark,
-            crop=scale,
-            device=self.device,
-            tile=self.tile,
-            overlap=self.overlap,
-            on_image=on_image,
-        )
+        return result, self._draw(result, extremes)
 
     def _draw(self, result: Result, extremes: Extremes | None) -> list[Path]:
         if self.pictures is None or extremes is None:
@@ -85,19 +87,3 @@ class Suite:
             paths.append(self.pictures / file_name(result.benchmark, result.model, name))
             sheet.save(paths[-1])
         return paths
-
-
-class _Watcher:
-    """Looks at each SR image as it comes and keeps no more of it than is needed later."""
-
-    def __init__(self, distances: Mapping[str, Distance], *, keep_pictures: bool) -> None:
-        self._distances = distances
-        self.extra: dict[str, list[float]] = {name: [] for name in distances}
-        self.extremes = Extremes() if keep_pictures else None
-
-    def see(self, advance: Callable[[], object], pair: Pair, sr: UInt8Image, score: Score) -> None:
-        for name, distance in self._distances.items():
-            self.extra[name].append(distance(sr, pair.hr))
-        if self.extremes is not None:
-            self.extremes.see(pair, sr, score)
-        advance()

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from sr_runner import load_model
 from sr_runner.commands.arguments import parse
 from sr_runner.commands.console import help_page, run_command
 from sr_runner.commands.options import Inference
-
-if TYPE_CHECKING:
-    from sr_runner.runs.network import Load
 
 HELP = """\
 sr-upscale: enlarge images of any size with a super-resolution model.
@@ -50,14 +46,14 @@ def page() -> str:
     return help_page(HELP, {"Options": Options}, json="a list of the files that were made", failed="some image failed")
 
 
-def main(argv: Sequence[str] | None = None, load: Load = load_model) -> int:
-    """The exit status of `sr-upscale` with these arguments; `load` makes networks of weights files."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status of `sr-upscale` with these arguments."""
 
     def work(words: list[str], as_json: bool) -> int:
         sources, options = parse(words, Options)
         from sr_runner.commands.upscale.upscaling import run
 
-        run(sources, options, load, as_json=as_json)
+        run(sources, options, as_json=as_json)
         return 0
 
     return run_command("sr-upscale", page, argv, work)

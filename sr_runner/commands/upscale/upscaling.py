@@ -19,7 +19,6 @@ from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.errors import RequestError, RunError
 from sr_runner.inference.tiling import upscale_image
-from sr_runner.runs.network import Load
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _SAVING: dict[str, dict[str, Any]] = {
 }
 
 
-def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) -> None:
+def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
     """Enlarge `sources[1:]` with the model `sources[0]`. Raises `RequestError`, `RunError` and `OSError`."""
     if len(sources) < 2:
         raise RequestError("a model and at least one image or folder are needed. sr-upscale --help lists the options.")
@@ -38,7 +37,7 @@ def run(sources: Sequence[str], options: Options, load: Load, *, as_json: bool) 
         raise RequestError("output=… is needed: the folder that the SR images go to.")
     device = device_named(options.device)
     images = _images(sources[1:])
-    opened = open_network(sources[0], options, device, load)
+    opened = open_network(sources[0], options, device)
     jobs = _jobs(images, Path(options.output), f"x{opened.scale}.{options.format}")
     failed, made = 0, []
     for target, image in tqdm(jobs.items(), unit="image", disable=not sys.stderr.isatty()):
