@@ -16,7 +16,16 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from sr_runner.checkpoint import BestN, EveryMinutes, EverySteps, LastN, Policy, Store
+from sr_runner.checkpoint import (
+    BestN,
+    CheckpointManager,
+    EveryMinutes,
+    EverySteps,
+    LastN,
+    Origin,
+    Policy,
+    Store,
+)
 from sr_runner.config import schema as configs
 from sr_runner.config.compose import parse
 from sr_runner.config.identity import flatten, identity_facts
@@ -26,8 +35,10 @@ from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, nearest
 from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
+from sr_runner.signals import StopSignal
 from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
+from sr_runner.training.orchestrator import Orchestrator
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises; once is enough
 
@@ -168,6 +179,16 @@ class Parts:
         parts = {"model": self.model, "objective": self.objective, "data": self.data}
         return identity_facts(self.config, parts, self.data.fingerprint, init_from)
 
+    def orchestrator(
+        self, stop: StopSignal, checkpoints: CheckpointManager | None = None, origin: Origin | None = None
+    ) -> Orchestrator:
+        """The Orchestrator of these parts; of several processes only the main one has `checkpoints`."""
+        return Orchestrator(
+            objective=self.objective, learners=self.learners, data=self.data, tracker=self.tracker,
+            checkpoints=checkpoints, settings=self.trainer, save_every=self.checkpoint.every, device=self.device,
+            stop=stop, world=self.world, config=configs.as_yaml(self.config), origin=origin,
+        )  # fmt: skip
+
 
 def build_parts(config: DictConfig, overrides: Sequence[str], world: World | None = None) -> Parts:
     """Every part of a run, from the config that `overrides` compose. Raises `RequestError` for whatever cannot be.
@@ -185,7 +206,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     objective: Objective = build(config.objective, "objective", Objective)
     # Called later, with what the config cannot know.
     optimizer = build(config.optimizer, "optimizer", _partial_=True)
-    scheduler = build(config.scheduler, "scheduler", _partial_=True) if config.scheduler is not None else None
+    scheduler = build(config.scheduler, "scheduler", _partial_=True)
     data: Data = build(config.data, "data", Data)
     checks.divisible("data.batch_size", data.batch_size, world.size)
     check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))

@@ -11,16 +11,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sr_runner.attempt import logs
-from sr_runner.attempt.build import Parts, build_parts
+from sr_runner.attempt import logs, scheduler
+from sr_runner.attempt.build import Parts, build_parts, policies
 from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
 from sr_runner.attempt.record import record
 from sr_runner.attempt.report import Outcome, as_json, print_report
-from sr_runner.attempt.resume import Chosen, choose
-from sr_runner.attempt.start import orchestrate
-from sr_runner.checkpoint import Name
+from sr_runner.attempt.resume import Chosen, choose, spool_of
+from sr_runner.checkpoint import CheckpointManager, Name, Origin
 from sr_runner.config.identity import identity as identity_of
 from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
@@ -60,10 +59,7 @@ def execute(
     parts = build_parts(config, overrides, world)
     stop.grace_seconds = parts.trainer.grace_seconds
     if not world.is_main:
-        seen = train_as_peer(parts, stop)
-        return Outcome(
-            seen.identity, seen.attempt, seen.folder, None, seen.result.step, dict(seen.result.metrics), None
-        )
+        return train_as_peer(parts, stop)
     _check_writable(Path(config.outputs))
     parts.data.prepare(progress=sys.stderr.isatty())
     world.broadcast()
@@ -76,14 +72,18 @@ def execute(
         identity = identity_of(choices.get("model", "model"), config.scale, facts)
         holding = Holding(parts, catalogue, stop)
         with holding:
-            chosen = choose(parts, catalogue, identity, facts, scratch, holding.hold)
+            chosen = choose(parts, catalogue, identity, facts, holding.hold)
             folder = catalogue.folder(chosen.attempt)
             holding.enter_context(logs.to_file(folder / files.LOG))
             run = record(parts, chosen, folder, facts, list(overrides), sweep)
-            orchestrator, start = orchestrate(parts, chosen, facts, scratch, stop, holding.confirm)
+            job = scheduler.current()
+            origin = Origin(
+                facts=facts, attempt=str(chosen.attempt), parent=chosen.parent, job=job.key if job is not None else None
+            )
+            orchestrator = parts.orchestrator(stop, _manager(parts, chosen, scratch, stop, holding), origin)
             broadcast_start(parts, chosen, folder)
             _announce(parts, chosen, orchestrator)
-            result = _train(orchestrator, parts, run, start, folder)
+            result = _train(orchestrator, parts, run, Start(chosen.state, fork=chosen.parent is not None), folder)
             outcome = Outcome(
                 identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
@@ -103,6 +103,18 @@ def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
     path = outputs / "preview.png"
     preview_of(parts.data, config.data.preview).save(path)
     return path
+
+
+def _manager(
+    parts: Parts, chosen: Chosen, scratch: Path, stop: StopSignal, holding: Holding
+) -> CheckpointManager | None:
+    if parts.store is None:
+        return None
+    return CheckpointManager(
+        parts.store, str(chosen.attempt), keep=policies(parts.checkpoint), scratch=scratch, spool=spool_of(parts),
+        max_failures=parts.checkpoint.max_failures, when_busy=parts.checkpoint.when_busy,
+        should_stop=lambda: stop.requested, confirm=holding.confirm,
+    )  # fmt: skip
 
 
 def _check_store(parts: Parts) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from sr_runner.masking import mask_logs
@@ -34,33 +34,22 @@ def to_console() -> None:
         root.addHandler(handler)
 
 
-class _Memory(logging.Handler):
-    """Log lines of a run that has no file yet, the last few thousand of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: deque[logging.LogRecord] = deque(maxlen=20_000)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
 def remember() -> None:
-    """Keep all log lines from now on for the next `to_file`: a run's parts say things before it has a folder."""
+    """Keep all log lines from now on for the next `to_file`: a run's parts log before it has a folder."""
     mask_logs()
-    _forget()
+    _remembered()
     logging.getLogger("sr_runner").setLevel(logging.INFO)
-    logging.getLogger().addHandler(_Memory())
+    # Where no file comes (the request was wrong), it drops them from time to time.
+    logging.getLogger().addHandler(MemoryHandler(20_000, logging.CRITICAL + 1, target=logging.NullHandler()))
 
 
-def _forget() -> list[logging.LogRecord]:
-    """Stop remembering; what was remembered."""
+def _remembered() -> list[logging.LogRecord]:
+    """What was kept; from now on nothing is."""
     root = logging.getLogger()
-    records: list[logging.LogRecord] = []
-    for handler in [handler for handler in root.handlers if isinstance(handler, _Memory)]:
-        root.removeHandler(handler)
-        records += handler.records
-    return records
+    memories = [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]
+    for memory in memories:
+        root.removeHandler(memory)
+    return [record for memory in memories for record in memory.buffer]
 
 
 def to_nowhere() -> None:
@@ -76,7 +65,7 @@ def to_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(_FULL)
     root = logging.getLogger()
-    for record in _forget():
+    for record in _remembered():
         handler.handle(record)
     root.addHandler(handler)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from torch import nn
 
@@ -24,11 +23,7 @@ def initialise(model: nn.Module, settings: CheckpointSettings, catalogue: Catalo
     """
     if settings.init_from is None:
         return None
-    options = {} if settings.init_options is None else settings.init_options
-    if not isinstance(options, Mapping):
-        raise RequestError(
-            f"checkpoint.init_options={options}: expected arguments by name, such as {{res_block_scaling: 0.1}}"
-        )
+    options = settings.init_options or {}
     found = source(settings.init_from, catalogue, "checkpoint.init_from=")
     try:
         loaded = weights.read(found.location, **{str(key): value for key, value in options.items()})

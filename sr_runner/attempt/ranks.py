@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 from sr_runner.attempt.build import Parts
+from sr_runner.attempt.report import Outcome
 from sr_runner.attempt.resume import Chosen
-from sr_runner.attempt.start import orchestrator_of
 from sr_runner.checkpoint import TrainingState
 from sr_runner.errors import RequestError
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord
 from sr_runner.training import device as devices
-from sr_runner.training.result import Result, Start
+from sr_runner.training.result import Start
 
 _SEED_STRIDE = 1_000_003
 """Between the seeds of two processes: what a network draws (dropout) is to differ, while samples come from `seed`."""
-
-
-@dataclass(frozen=True)
-class PeerOutcome:
-    """What came of a run, as the peers of the main process know it."""
-
-    identity: str
-    attempt: str
-    folder: Path
-    result: Result
 
 
 def broadcast_start(parts: Parts, chosen: Chosen, folder: Path) -> None:
@@ -47,7 +37,7 @@ def broadcast_start(parts: Parts, chosen: Chosen, folder: Path) -> None:
     )
 
 
-def train_as_peer(parts: Parts, stop: StopSignal) -> PeerOutcome:
+def train_as_peer(parts: Parts, stop: StopSignal) -> Outcome:
     """Train along with the main process, which calls `broadcast_start`, `Orchestrator.train`, and all the rest."""
     world = parts.world
     world.broadcast()  # it has prepared the images: what it fetched and decoded need not be done twice
@@ -61,9 +51,9 @@ def train_as_peer(parts: Parts, stop: StopSignal) -> PeerOutcome:
     devices.seed_everything(parts.config.seed + _SEED_STRIDE * world.rank)
     for name, learner in parts.learners.items():
         learner.network.load_state_dict(start["networks"][name])
-    orchestrator = orchestrator_of(parts, stop, checkpoints=None)
+    orchestrator = parts.orchestrator(stop)
     state = TrainingState(**start["state"]) if start["state"] is not None else None
     folder, attempt = Path(start["folder"]), start["attempt"]
     run = RunRecord(run_dir=folder, attempt=attempt, run_name=attempt, params={})
     result = orchestrator.train(run, Start(state, fork=start["fork"]))
-    return PeerOutcome(attempt.partition("/")[0], attempt, folder, result)
+    return Outcome(attempt.partition("/")[0], attempt, folder, None, result.step, dict(result.metrics), None)

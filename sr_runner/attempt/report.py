@@ -36,18 +36,9 @@ class Outcome:
 
 
 def as_json(result: Result) -> str:
-    rows = [dataclasses.asdict(score) for score in result.scores]
-    bicubic = [dataclasses.asdict(score) for score in result.bicubic]
-    return json.dumps(
-        {
-            "step": result.step,
-            "metrics": dict(result.metrics),
-            "best": dict(result.best),
-            "images": rows,
-            "bicubic": bicubic,
-        },
-        indent=1,
-    )
+    content = dataclasses.asdict(result)
+    content["images"] = content.pop("scores")
+    return json.dumps(content, indent=1)
 
 
 def print_report(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> None:

@@ -34,9 +34,7 @@ Hold = Callable[[Attempt, bool], None]
 """Makes an attempt (a fresh one, says the flag) this process's own. Raises `RequestError` where it is taken."""
 
 
-def choose(
-    parts: Parts, catalogue: Catalogue, identity: str, facts: dict[str, Any], scratch: Path, hold: Hold
-) -> Chosen:
+def choose(parts: Parts, catalogue: Catalogue, identity: str, facts: dict[str, Any], hold: Hold) -> Chosen:
     """What `trainer.resume` means here. Raises `RequestError` where it cannot be had.
 
     The attempt is held before anything of it is restored: a checkpoint that its holder is deleting looks damaged.
@@ -46,7 +44,7 @@ def choose(
     if own is not None:
         log.info("this job was started before: it goes on with %s", own)
         hold(own, False)
-        state = _manager(parts.store, own, scratch, spool_of(parts)).restore() if parts.store is not None else None
+        state = _restored(parts, catalogue, own)
         if state is not None or not isinstance(wanted, str):
             return Chosen(own, state)
     if wanted is False or wanted is None:
@@ -54,8 +52,8 @@ def choose(
     if parts.store is None:
         raise RequestError(f"trainer.resume={wanted}: checkpoint=none keeps nothing to resume from")
     if wanted is True:
-        return _newest(parts, parts.store, catalogue, identity, facts, scratch, hold)
-    return _exactly(str(wanted), parts, catalogue, identity, facts, scratch, hold, own)
+        return _newest(parts, parts.store, catalogue, identity, facts, hold)
+    return _exactly(str(wanted), parts, parts.store, catalogue, identity, facts, hold, own)
 
 
 def _of_this_job(catalogue: Catalogue, identity: str) -> Attempt | None:
@@ -89,12 +87,12 @@ def _opened(catalogue: Catalogue, identity: str, hold: Hold) -> Attempt:
 
 
 def _newest(
-    parts: Parts, store: Store, catalogue: Catalogue, identity: str, facts: dict[str, Any], scratch: Path, hold: Hold
+    parts: Parts, store: Store, catalogue: Catalogue, identity: str, facts: dict[str, Any], hold: Hold
 ) -> Chosen:
     attempt, steps = catalogue.newest(identity), parts.trainer.steps
     if attempt is not None:
         hold(attempt, False)
-        state = _manager(store, attempt, scratch, spool_of(parts)).restore()
+        state = _restored(parts, catalogue, attempt)
         if state is None:
             older = [a for a in catalogue.attempts(identity)[:-1] if steps_of(store, str(a))]
             hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
@@ -118,16 +116,15 @@ def _newest(
 def _exactly(
     wanted: str,
     parts: Parts,
+    store: Store,
     catalogue: Catalogue,
     identity: str,
     facts: dict[str, Any],
-    scratch: Path,
     hold: Hold,
     begun: Attempt | None,
 ) -> Chosen:
     """`begun`: an attempt of this process's own, held, that has no checkpoint yet."""
-    store, asked = parts.store, f"trainer.resume={wanted}"
-    assert store is not None
+    asked = f"trainer.resume={wanted}"
     found = find(wanted, catalogue, "trainer.resume=")
     theirs = found.catalogue.facts(found.attempt)
     if theirs is None:
@@ -143,11 +140,14 @@ def _exactly(
     if not differing and found.catalogue is catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
         if attempt != begun:
             hold(attempt, False)
-        return Chosen(attempt, _manager(store, attempt, scratch, spool_of(parts)).restore(step))
+        return Chosen(attempt, _restored(parts, catalogue, attempt, step))
     # Other settings, an older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
     state = found.restored()
     return Chosen(begun or _opened(catalogue, identity, hold), state, parent=str(Name.of(str(attempt), state.step)))
 
 
-def _manager(store: Store, attempt: Attempt, scratch: Path, spool: Store | None = None) -> CheckpointManager:
-    return CheckpointManager(store, str(attempt), keep=(), scratch=scratch, spool=spool)
+def _restored(parts: Parts, catalogue: Catalogue, attempt: Attempt, step: int | None = None) -> TrainingState | None:
+    if parts.store is None:
+        return None
+    manager = CheckpointManager(parts.store, str(attempt), scratch=catalogue.scratch, spool=spool_of(parts))
+    return manager.restore(step)

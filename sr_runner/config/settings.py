@@ -6,6 +6,7 @@ Hydra, no OmegaConf in here. Making one raises `RequestError` for a value out of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ class CheckpointSettings:
         _check("checkpoint.lease_seconds", lease, lease is None or lease >= 1, "1 or more, or null")
         _check("checkpoint.keep_minutes", minutes, minutes is None or minutes > 0, "a number above 0, or null")
         _check("checkpoint.init_rule", rule, rule in INIT_RULES, f"one of {', '.join(INIT_RULES)}")
+        by_name = self.init_options is None or isinstance(self.init_options, Mapping)
+        expected = "arguments by name, such as {res_block_scaling: 0.1}"
+        _check("checkpoint.init_options", self.init_options, by_name, expected)
         _check("checkpoint.best_mode", self.best_mode, self.best_mode in ("max", "min"), "max or min")
 
 

@@ -92,7 +92,7 @@ class Found:
         Raises `RequestError` where there is no checkpoint, `RunError` where none is good.
         """
         self.names()
-        manager = CheckpointManager(self.store, str(self.attempt), keep=(), scratch=self.catalogue.scratch)
+        manager = CheckpointManager(self.store, str(self.attempt), scratch=self.catalogue.scratch)
         state = manager.restore(self.attempt.step, own=False)
         assert state is not None
         return state

@@ -67,9 +67,7 @@ class BarSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            with tqdm.external_write_mode(file=sys.stderr):
-                sys.stderr.write(self.format(record) + "\n")
-                sys.stderr.flush()
+            tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
 

@@ -58,7 +58,7 @@ def chosen(store: LocalStore, outputs: Path) -> Choose:
         parts = parts_of(outputs, store, resume=resume, **trainer)
         catalogue = Catalogue(outputs / "runs", store, outputs / "scratch", lambda run_id: None)
         with Holding(parts, catalogue, StopSignal()) as holding:
-            result = choose(parts, catalogue, identity, facts, catalogue.scratch, holding.hold)
+            result = choose(parts, catalogue, identity, facts, holding.hold)
             assert (catalogue.folder(result.attempt) / files.LOCK).exists(), "it is not held"
         return result
 

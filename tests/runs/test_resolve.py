@@ -60,7 +60,7 @@ def resumed(name: str, place: Path) -> float:
     """trainer.resume"""
     known = catalogue(place)
     parts = parts_of(place / "outputs", known.store, resume=name)
-    chosen = choose(parts, known, IDENTITY, FACTS, known.scratch, lambda attempt, fresh: None)
+    chosen = choose(parts, known, IDENTITY, FACTS, lambda attempt, fresh: None)
     assert chosen.state is not None
     return next(iter(chosen.state.model.values())).flatten()[0].item()
 
@@ -76,7 +76,7 @@ def initialised(name: str, place: Path) -> float:
 def evaluated(name: str, place: Path) -> float:
     """sr-eval, sr-upscale"""
     source = find_source(name, outputs=Path("outputs"), checkpoints="outputs/checkpoints")
-    return value_of(load_network(source, weights.load_model, "", {}))
+    return value_of(load_network(source, "", {}))
 
 
 def exported(name: str, place: Path) -> float:
