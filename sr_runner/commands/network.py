@@ -36,25 +36,9 @@ def open_network(name: str, options: Inference, device: torch.device) -> Opened:
     return Opened(source, network, upscale, _scale_of(upscale, device))
 
 
-def device_named(wanted: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises `RequestError` for a device that this machine lacks."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = wanted.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise RequestError(f"device={wanted}: expected auto, cpu, cuda or cuda:N.")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and int(index or 0) >= count:
-        raise RequestError(f"device={wanted}: this machine has {count} CUDA devices; device=auto takes what is there.")
-    return torch.device(wanted)
-
-
 def _at_work(network: nn.Module, device: torch.device, *, precision: str, ensemble: bool) -> Upscale:
     """`network` on `device`, in evaluation mode, as a function of an LR batch. fp32 means it: TF32 is off."""
-    if precision == "fp16" and device.type != "cuda":
-        raise RequestError(f"precision=fp16 needs a GPU, and the device is {device}; expected fp32 or bf16.")
-    if precision == "auto":
-        precision = resolve_precision(precision, device)
+    precision = resolve_precision(precision, device, "precision")
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"

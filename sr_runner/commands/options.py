@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sr_runner.commands.arguments import option
+from sr_runner.config.settings import check_device
 from sr_runner.errors import RequestError
 from sr_runner.inference import OVERLAP, TILE
 
@@ -62,3 +63,6 @@ class Inference(Places):
     """package.module.Class of a network of your own; its arguments come from the run's config and from model.KEY."""
     model: dict[str, Any] = field(default_factory=dict)
     """What a weights file cannot tell, such as model.res_block_scaling=0.1."""
+
+    def __post_init__(self) -> None:
+        check_device("device", self.device)

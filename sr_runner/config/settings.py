@@ -6,6 +6,7 @@ Hydra, no OmegaConf in here. Making one raises `RequestError` for a value out of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +91,10 @@ class TrainerSettings:
             _check(f"trainer.{key}", value, value is None or value >= 1, "a whole number of at least 1")
         grace, clip, decay = self.grace_seconds, self.grad_clip, self.ema_decay
         _check("trainer.threads", self.threads, (self.threads or 0) <= MOST_THREADS, f"at most {MOST_THREADS}")
-        kind, colon, index = self.device.partition(":")
-        is_device = index.isdigit() and kind == "cuda" if colon else kind in ("auto", "cpu", "cuda")
         _check("trainer.on_nan", self.on_nan, self.on_nan in ("stop", "skip"), "stop or skip")
         _check("trainer.pictures", self.pictures, self.pictures >= 0, "0 (none) or more")
         _check("trainer.precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        _check("trainer.device", self.device, is_device, "one of auto, cpu, cuda or cuda:N")
+        check_device("trainer.device", self.device)
         _check("trainer.grace_seconds", grace, grace is None or grace > 0, "a number above 0, or null")
         _check("trainer.grad_clip", clip, clip is None or clip > 0, "a number above 0, or null")
         _check("trainer.ema_decay", decay, decay is None or 0 < decay < 1, "a number between 0 and 1, or null")
@@ -152,6 +151,12 @@ class CheckpointSettings:
         expected = "arguments by name, such as {res_block_scaling: 0.1}"
         _check("checkpoint.init_options", self.init_options, by_name, expected)
         _check("checkpoint.best_mode", self.best_mode, self.best_mode in ("max", "min"), "max or min")
+
+
+def check_device(key: str, device: str) -> None:
+    """Whether it is there is found out where it is needed."""
+    is_device = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device) is not None
+    _check(key, device, is_device, "auto, cpu, cuda or cuda:N")
 
 
 def _check(key: str, value: object, holds: bool, expected: str) -> None:

@@ -19,9 +19,11 @@ from sr_runner.objectives import Precision
 log = logging.getLogger(__name__)
 
 
-def resolve_device(wanted: str) -> torch.device:
-    """`auto` is the GPU where there is one; of several processes each takes one. Raises `RequestError` for one that is
-    not there."""
+def resolve_device(wanted: str, key: str = "trainer.device") -> torch.device:
+    """`auto` is the GPU where there is one; of several processes each takes one.
+
+    Raises `RequestError` that names `key` for one that is not there.
+    """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(wanted)
@@ -33,7 +35,7 @@ def resolve_device(wanted: str) -> torch.device:
         if (device.index or 0) >= count:
             build = "" if torch.version.cuda else " (this build of PyTorch is for the CPU)"
             has = f"has {count} CUDA device{'s' * (count > 1)}" if count else f"has no CUDA device{build}"
-            raise RequestError(f"trainer.device={wanted}: this machine {has}; trainer.device=auto takes what is there")
+            raise RequestError(f"{key}={wanted}: this machine {has}; {key}=auto takes what is there")
     return device
 
 
@@ -52,12 +54,12 @@ def _own_gpu(device: torch.device, number: int) -> torch.device:
     return device if device.index is not None else torch.device("cuda", number)
 
 
-def resolve_precision(wanted: str, device: torch.device) -> Precision:
+def resolve_precision(wanted: str, device: torch.device, key: str = "trainer.precision") -> Precision:
     """`auto` is bf16 where the device computes it natively (elsewhere it is slower than fp32 by a factor of ten)."""
     if wanted == "auto":
         return "bf16" if _fast_bf16(device) else "fp32"
     if wanted == "fp16" and device.type != "cuda":
-        raise RequestError(f"trainer.precision=fp16 needs a GPU, the device is {device}; expected bf16, fp32 or auto")
+        raise RequestError(f"{key}=fp16 needs a GPU, the device is {device}; expected bf16, fp32 or auto")
     if wanted == "bf16":
         return "bf16"
     return "fp16" if wanted == "fp16" else "fp32"

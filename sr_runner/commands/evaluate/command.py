@@ -17,11 +17,11 @@ from sr_runner.commands.evaluate.record import Record
 from sr_runner.commands.evaluate.report import Result, summary, writer_for
 from sr_runner.commands.evaluate.report import as_json as to_json
 from sr_runner.commands.evaluate.suite import Suite
-from sr_runner.commands.network import device_named
 from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
 from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.perceptual import Distance, perceptual_distance
+from sr_runner.training.device import resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
         raise RequestError("no model: expected a run, a checkpoint, a weights file or bicubic. See sr-eval --help.")
     if not options.data:
         raise RequestError("data=… is needed: a folder of HR images or of benchmarks, or data=sample.")
-    device, record = device_named(options.device), _record(options)
+    device, record = resolve_device(options.device, "device"), _record(options)
     writers = [(Path(name), writer_for(Path(name))) for name in options.output]
     models = open_models(list(dict.fromkeys(sources)), options, device)
     scale = common_scale(models, options.scale)

@@ -14,11 +14,12 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sr_runner.commands.network import device_named, open_network
+from sr_runner.commands.network import open_network
 from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.errors import RequestError, RunError
 from sr_runner.inference.tiling import upscale_image
+from sr_runner.training.device import resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
         raise RequestError("a model and at least one image or folder are needed. sr-upscale --help lists the options.")
     if not options.output:
         raise RequestError("output=… is needed: the folder that the SR images go to.")
-    device = device_named(options.device)
+    device = resolve_device(options.device, "device")
     images = _images(sources[1:])
     opened = open_network(sources[0], options, device)
     jobs = _jobs(images, Path(options.output), f"x{opened.scale}.{options.format}")
