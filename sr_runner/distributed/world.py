@@ -1,7 +1,7 @@
 """One run in several processes, as `torchrun` starts them, one per GPU.
 
 Only the main process (rank 0) chooses the attempt, locks it, writes checkpoints, talks to MLflow, evaluates and prints.
- The others compute their share of every batch. Gradients are averaged between `backward` and the update, in
+The others compute their share of every batch. Gradients are averaged between `backward` and the update, in
 a few large pieces, and not by `DistributedDataParallel`: a GAN step runs a network several times before one `backward`,
 takes gradients for one of two networks, and (R1) differentiates twice, none of which DDP's hooks allow for. What that
 costs is the overlap of the last pieces with `backward`: 43 M parameters are 172 MB.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -44,83 +44,51 @@ _WRAP_UP = 60.0
 """Seconds that the main process gets to finish its record after another process has failed."""
 
 
-class World(Protocol):
-    """The processes of a run. Every method is called by all of them, in the same order."""
+class SingleProcess:
+    """The world of a run in one process. Every method is called by all processes of a run, in the same order."""
 
-    @property
-    def rank(self) -> int: ...
+    rank, size = 0, 1
+    is_main = True
+    """Whether this is the process that logs, evaluates and writes for all: rank 0."""
 
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that logs, evaluates and writes for all: rank 0."""
-        ...
-
-    @property
-    def shard(self) -> dict[str, tuple[int, int]]:
+    def __init__(self, stop: StopSignal | None = None):
+        self._stop = stop or StopSignal()
+        self.shard: dict[str, tuple[int, int]] = {}
         """Arguments for the data's `stream`: which part of every batch is this process's."""
-        ...
 
     def broadcast(self, tree: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The main process' `tree` (tensors and plain data, see `checkpoint.codec`), on the CPU; nothing is pickled."""
-        ...
+        return dict(tree or {})
 
     def all_gather(self, tree: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Everyone's `tree`, by rank."""
-        ...
+        return [dict(tree)]
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """The mean over the processes, summed in the order of their ranks."""
-        ...
+        return tensor
 
     def should_stop(self, *, at_once: bool = False) -> bool:
         """Whether all stop now, after the same step: as soon as one of them got a signal.
 
         Without `at_once` it may be heeded by the next call only, and nobody waits for anybody.
         """
-        ...
+        return self._stop.requested
 
     def stop_requested(self) -> bool:
         """For the main process, while its peers wait for it: whether any process got a signal."""
-        ...
+        return self._stop.requested
 
     def gradient_average(self, network: nn.Module) -> Callable[[], None] | None:
         """Averages the gradients of `network` over the processes; its buffers become those of the main process."""
-        ...
-
-
-class SingleProcess:
-    """The world of a run in one process."""
-
-    rank, size, is_main = 0, 1, True
-
-    def __init__(self, stop: StopSignal | None = None):
-        self._stop = stop or StopSignal()
-        self.shard: dict[str, tuple[int, int]] = {}
-
-    def broadcast(self, tree: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return dict(tree or {})
-
-    def all_gather(self, tree: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [dict(tree)]
-
-    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def should_stop(self, *, at_once: bool = False) -> bool:
-        return self._stop.requested
-
-    def stop_requested(self) -> bool:
-        return self._stop.requested
-
-    def gradient_average(self, network: nn.Module) -> None:
         return None
 
 
 class ProcessGroup:
-    """The world of one of several processes. Control messages go over gloo, tensors on GPUs over NCCL."""
+    """The world of one of several processes; what the methods promise stands at `SingleProcess`.
+
+    Control messages go over gloo, tensors on GPUs over NCCL.
+    """
 
     def __init__(self, stop: StopSignal):
         """Waits until all processes are there."""
@@ -238,6 +206,8 @@ class ProcessGroup:
             return Stopped(status - 128)
         return RequestError(message) if status == 2 else RunError(message)
 
+
+World = SingleProcess | ProcessGroup
 
 _WORLD: list[ProcessGroup] = []
 

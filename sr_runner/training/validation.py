@@ -73,7 +73,9 @@ class Validation:
         strips (bicubic | SR | HR) are drawn at each evaluation. `should_stop` cuts an evaluation short."""
         self._data, self._tracker, self._device = data, tracker, device
         self._last_step, self._should_stop = last_step, should_stop
-        self._pictures = _Pictures(tracker, data.scale, pictures)
+        self._pictures, self._folder = pictures, Path()
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")  # they are drawn beside the training
+        self._drawing: list[Future[None]] = []
         self.evaluated_at = 0
         """The step of the last evaluation."""
         self.scores: tuple[Score, ...] = ()
@@ -100,7 +102,7 @@ class Validation:
 
     def begin(self, run_dir: Path) -> None:
         """Pictures go into `run_dir` from now on."""
-        self._pictures.folder = run_dir / "pictures"
+        self._folder = run_dir / "pictures"
 
     def run(self, step: int, network: nn.Module) -> Evaluation | None:
         """Score `network`; None where a signal cut it short, or where there are no validation images."""
@@ -109,16 +111,22 @@ class Validation:
             self.evaluated_at = step
             return None
         began = time.perf_counter()
-        evaluation = self._score(network, pairs, self._pictures.collect(step, pairs))
+        drawn = {pair.name for pair in pairs[: self._pictures]}
+        strips: list[Callable[[], None]] = []
+
+        def keep(pair: ScoredPair, sr: np.ndarray, score: Score) -> None:
+            if pair.name in drawn:
+                strips.append(partial(self._draw, step, pair, sr))
+
+        evaluation = self._score(network, pairs, keep)
         if evaluation is None:
-            self._pictures.forget()
             return None
         if len(self.bicubic) != len(pairs):
-            self.bicubic = score_bicubic(pairs, self._data.scale)
+            self.bicubic = self._score_bicubic(pairs)
         self.scores, self.evaluated_at = tuple(evaluation.scores), step
         metrics = self.metrics
         self._tracker.log(step, metrics)
-        self._pictures.draw()
+        self._drawing += [self._background.submit(strip) for strip in strips]
         if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
             self.best = metrics | {"step": float(step)}
         _log("step %d", step, metrics, len(pairs), began)
@@ -134,10 +142,11 @@ class Validation:
 
     def flush(self) -> None:
         """Wait until the pictures of all evaluations so far are recorded."""
-        self._pictures.flush()
+        while self._drawing:
+            self._drawing.pop(0).result()
 
     def close(self) -> None:
-        self._pictures.close()
+        self._background.shutdown()
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: fields of `RunState`."""
@@ -159,94 +168,40 @@ class Validation:
         evaluation = self._score(network, pairs)
         if evaluation is None:
             return
-        self.final = Final(step, tuple(evaluation.scores), score_bicubic(pairs, self._data.scale))
+        self.final = Final(step, tuple(evaluation.scores), self._score_bicubic(pairs))
         self._tracker.log(step, self.final.metrics)
         _log("at the end, step %d", step, self.final.metrics, len(pairs), began)
 
     def _score(self, network: nn.Module, pairs: Sequence[Pair], on_image: OnImage | None = None) -> Evaluation | None:
-        return score_network(
-            network,
-            pairs,
-            scale=self._data.scale,
-            device=self._device,
-            should_stop=self._should_stop,
-            on_image=on_image,
-        )
+        """Tile by tile, and leave the network's mode as it was; None where a signal cut it short."""
+        training, benchmark = network.training, torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = False  # images differ in size
+        network.eval()
+        try:
+            return evaluate(
+                network, pairs, crop=self._data.scale, device=self._device, tile=TILE, on_image=on_image,
+                should_stop=self._should_stop,
+            )  # fmt: skip
+        except Interrupted:
+            return None
+        finally:
+            network.train(training)
+            torch.backends.cudnn.benchmark = benchmark
 
-
-class _Pictures:
-    """Draws strips (bicubic | SR | HR) beside the training."""
-
-    def __init__(self, tracker: Tracker, scale: int, number: int):
-        self.folder = Path()
-        self._tracker, self._scale, self._number = tracker, scale, number
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-        self._collected: list[Callable[[], None]] = []
-        self._drawing: list[Future[None]] = []
-
-    def collect(self, step: int, pairs: Sequence[Pair]) -> OnImage:
-        """Remembers the SR images of the first of `pairs`, as the evaluation comes by them."""
-        names = {pair.name for pair in pairs[: self._number]}
-
-        def keep(pair: ScoredPair, sr: np.ndarray, score: Score) -> None:
-            if pair.name in names:
-                self._collected.append(partial(self._draw, step, pair, sr))
-
-        return keep
-
-    def draw(self) -> None:
-        """Begin to draw what was collected."""
-        self._drawing += [self._background.submit(strip) for strip in self._collected]
-        self._collected = []
-
-    def forget(self) -> None:
-        self._collected = []
-
-    def flush(self) -> None:
-        while self._drawing:
-            self._drawing.pop(0).result()
-
-    def close(self) -> None:
-        self._background.shutdown(wait=True)
+    def _score_bicubic(self, pairs: Sequence[Pair]) -> tuple[Score, ...]:
+        """The same images enlarged by MATLAB bicubic."""
+        scale = self._data.scale
+        return tuple(score_pairs(pairs, lambda pair: imresize_uint8(pair.lr, scale), crop=scale).scores)
 
     def _draw(self, step: int, pair: ScoredPair, sr: np.ndarray) -> None:
         name = Path(pair.name).stem
         try:
-            self.folder.mkdir(exist_ok=True)
-            path = self.folder / f"{step_name(step)}-{name}.png"
-            picture_strip(pair.lr, sr, pair.hr, scale=self._scale).save(path)
+            self._folder.mkdir(exist_ok=True)
+            path = self._folder / f"{step_name(step)}-{name}.png"
+            picture_strip(pair.lr, sr, pair.hr, scale=self._data.scale).save(path)
             self._tracker.picture(step, f"valid/{name}", path)
         except OSError as error:
             log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)
-
-
-def score_network(
-    network: nn.Module,
-    pairs: Sequence[Pair],
-    *,
-    scale: int,
-    device: torch.device,
-    should_stop: Callable[[], bool],
-    on_image: OnImage | None = None,
-) -> Evaluation | None:
-    """Score `network` on `pairs`, tile by tile, and leave its mode as it was; None where `should_stop` cut it short."""
-    training, benchmark = network.training, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False  # images differ in size
-    network.eval()
-    try:
-        return evaluate(
-            network, pairs, crop=scale, device=device, tile=TILE, on_image=on_image, should_stop=should_stop
-        )
-    except Interrupted:
-        return None
-    finally:
-        network.train(training)
-        torch.backends.cudnn.benchmark = benchmark
-
-
-def score_bicubic(pairs: Sequence[Pair], scale: int) -> tuple[Score, ...]:
-    """The same images enlarged by MATLAB bicubic."""
-    return tuple(score_pairs(pairs, lambda pair: imresize_uint8(pair.lr, scale), crop=scale).scores)
 
 
 def _log(when: str, step: int, metrics: Mapping[str, float], count: int, began: float) -> None:

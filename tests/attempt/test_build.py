@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from support import TINY
 
 from sr_runner.attempt.build import Parts, build_parts, check_model
-from sr_runner.config.compose import CONFIG, Application, composed, job_config
+from sr_runner.config.compose import composed
 from sr_runner.errors import RequestError
 
 OWN = """
