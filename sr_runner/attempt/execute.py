@@ -31,7 +31,7 @@ from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, Status, SweepParent
 from sr_runner.training.orchestrator import Orchestrator
-from sr_runner.training.result import Result, Start
+from sr_runner.training.result import Result
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def execute(
             orchestrator = parts.orchestrator(stop, _manager(parts, chosen, scratch, stop, holding), origin)
             broadcast_start(parts, chosen, folder)
             _announce(parts, chosen, orchestrator)
-            result = _train(orchestrator, parts, run, Start(chosen.state, fork=chosen.parent is not None), folder)
+            result = _train(orchestrator, parts, run, chosen, folder)
             outcome = Outcome(
                 identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
@@ -133,10 +133,10 @@ def _check_writable(outputs: Path) -> None:
         raise RequestError(f"outputs={outputs}: nothing can be written there ({error.strerror})") from error
 
 
-def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, start: Start, folder: Path) -> Result:
+def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, folder: Path) -> Result:
     tracker, status = parts.tracker, "failed"
     try:
-        result = orchestrator.train(run, start)
+        result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
         status = "finished"
         (folder / files.RESULT).write_text(as_json(result))
         (folder / files.IMAGES).write_text(Evaluation(list(result.scores)).as_csv())

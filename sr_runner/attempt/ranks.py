@@ -14,7 +14,6 @@ from sr_runner.errors import RequestError
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord
 from sr_runner.training import device as devices
-from sr_runner.training.result import Start
 
 _SEED_STRIDE = 1_000_003
 """Between the seeds of two processes: what a network draws (dropout) is to differ, while samples come from `seed`."""
@@ -55,5 +54,5 @@ def train_as_peer(parts: Parts, stop: StopSignal) -> Outcome:
     state = TrainingState(**start["state"]) if start["state"] is not None else None
     folder, attempt = Path(start["folder"]), start["attempt"]
     run = RunRecord(run_dir=folder, attempt=attempt, run_name=attempt, params={})
-    result = orchestrator.train(run, Start(state, fork=start["fork"]))
+    result = orchestrator.train(run, state, fork=start["fork"])
     return Outcome(attempt.partition("/")[0], attempt, folder, None, result.step, dict(result.metrics), None)

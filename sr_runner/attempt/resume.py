@@ -10,7 +10,8 @@ from typing import Any
 
 from sr_runner.attempt import scheduler as jobs
 from sr_runner.attempt.build import Parts
-from sr_runner.checkpoint import CheckpointManager, LocalStore, Name, Store, TrainingState
+from sr_runner.checkpoint import LocalStore, Name, Store, TrainingState
+from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import steps_of
 from sr_runner.errors import RequestError
 from sr_runner.runs import folder as files
@@ -89,7 +90,7 @@ def _opened(catalogue: Catalogue, identity: str, hold: Hold) -> Attempt:
 def _newest(
     parts: Parts, store: Store, catalogue: Catalogue, identity: str, facts: dict[str, Any], hold: Hold
 ) -> Chosen:
-    attempt, steps = catalogue.newest(identity), parts.trainer.steps
+    attempt, steps = catalogue.named(identity), parts.trainer.steps
     if attempt is not None:
         hold(attempt, False)
         state = _restored(parts, catalogue, attempt)
@@ -149,5 +150,4 @@ def _exactly(
 def _restored(parts: Parts, catalogue: Catalogue, attempt: Attempt, step: int | None = None) -> TrainingState | None:
     if parts.store is None:
         return None
-    manager = CheckpointManager(parts.store, str(attempt), scratch=catalogue.scratch, spool=spool_of(parts))
-    return manager.restore(step)
+    return Reader(parts.store, str(attempt), catalogue.scratch, spool_of(parts)).restore(step)

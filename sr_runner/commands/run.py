@@ -90,7 +90,7 @@ def _run(args: list[str], stop: StopSignal) -> int:
     from hydra.types import RunMode
 
     from sr_runner.attempt import logs
-    from sr_runner.config.compose import CONFIG, Application, normalised, parse
+    from sr_runner.config.compose import CONFIG, Application, normalised, refuse_sweep
 
     app = Application(options.config_path, options.config_dir)
     name = options.config_name or CONFIG
@@ -114,9 +114,7 @@ def _run(args: list[str], stop: StopSignal) -> int:
                 from sr_runner.commands.sweep import sweep
 
                 return sweep(app, name, overrides)
-            swept = next((o.input_line for o in parse(overrides) if o.is_sweep_override()), None)
-            if swept is not None:
-                raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+            refuse_sweep(overrides)
             app.run(name, lambda config: _job(config, stop), overrides)
     finally:
         GlobalHydra.instance().hydra = before

@@ -221,12 +221,17 @@ def normalised(overrides: Sequence[str]) -> list[str]:
     return [re.sub(rf"^\+({'|'.join(_OPTIONAL_GROUPS)})=", r"\1=", override) for override in overrides]
 
 
+def refuse_sweep(overrides: Sequence[str]) -> None:
+    """Raises `RequestError` where `overrides` describe more than one run."""
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            raise RequestError(f"{override.input_line}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+
+
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """The checked config that `overrides` compose, and the options chosen per group. Raises `RequestError`."""
     overrides = normalised(overrides)
-    swept = next((o.input_line for o in parse(overrides) if o.is_sweep_override()), None)
-    if swept is not None:
-        raise RequestError(f"{swept}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+    refuse_sweep(overrides)
     return job_config(Application().compose_config(CONFIG, overrides, RunMode.RUN))
 
 

@@ -16,8 +16,6 @@ from sr_runner.errors import RequestError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCALES = (2, 3, 4, 8)
-MOST_THREADS = 4096
-INIT_RULES = ("strict", "body", "matching")
 
 
 def config_dir() -> Path:
@@ -90,7 +88,7 @@ class TrainerSettings:
             value = getattr(self, key)
             _check(f"trainer.{key}", value, value is None or value >= 1, "a whole number of at least 1")
         grace, clip, decay = self.grace_seconds, self.grad_clip, self.ema_decay
-        _check("trainer.threads", self.threads, (self.threads or 0) <= MOST_THREADS, f"at most {MOST_THREADS}")
+        _check("trainer.threads", self.threads, (self.threads or 0) <= 4096, "at most 4096")
         _check("trainer.on_nan", self.on_nan, self.on_nan in ("stop", "skip"), "stop or skip")
         _check("trainer.pictures", self.pictures, self.pictures >= 0, "0 (none) or more")
         _check("trainer.precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
@@ -146,7 +144,7 @@ class CheckpointSettings:
         _check("checkpoint.when_busy", self.when_busy, self.when_busy in ("wait", "replace"), "wait or replace")
         _check("checkpoint.lease_seconds", lease, lease is None or lease >= 1, "1 or more, or null")
         _check("checkpoint.keep_minutes", minutes, minutes is None or minutes > 0, "a number above 0, or null")
-        _check("checkpoint.init_rule", rule, rule in INIT_RULES, f"one of {', '.join(INIT_RULES)}")
+        _check("checkpoint.init_rule", rule, rule in ("strict", "body", "matching"), "one of strict, body, matching")
         by_name = self.init_options is None or isinstance(self.init_options, Mapping)
         expected = "arguments by name, such as {res_block_scaling: 0.1}"
         _check("checkpoint.init_options", self.init_options, by_name, expected)

@@ -15,6 +15,7 @@ from sr_runner.checkpoint.stores import names_in
 from sr_runner.mlflow_server import Server, tracking_uri
 from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
+from sr_runner.tracking.journal import read_json
 
 ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4}")
 
@@ -59,13 +60,9 @@ class Catalogue:
         names |= {name.attempt for name in self._checkpoints(f"{identity}/")}
         return [Attempt(identity, name) for name in sorted(filter(ATTEMPT.fullmatch, names), key=_number)]
 
-    def newest(self, identity: str) -> Attempt | None:
-        attempts = self.attempts(identity)
-        return attempts[-1] if attempts else None
-
     def open_new(self, identity: str) -> Attempt:
         """A fresh attempt, with its folder."""
-        latest = self.newest(identity)
+        latest = self.named(identity)
         number = _number(latest.name) + 1 if latest else 1
         attempt = Attempt(identity, f"a{number:04d}-{secrets.token_hex(2)}")
         self.folder(attempt).mkdir(parents=True)
@@ -112,7 +109,7 @@ class Catalogue:
         """Runs that differ from `facts` in few keys, nearest first: (identity, key -> (here, there))."""
         found = []
         for other in self.identities() - {identity}:
-            newest = self.newest(other)
+            newest = self.named(other)
             theirs = self.facts(newest) if newest else None
             if theirs is not None:
                 differing = difference(facts, theirs)
@@ -123,7 +120,7 @@ class Catalogue:
     def _state(self, name: Name) -> dict[str, Any]:
         assert self.store is not None
         try:
-            return files.read_json(self.store.get(str(name), self.scratch, only=[STATE]) / STATE)
+            return read_json(self.store.get(str(name), self.scratch, only=[STATE]) / STATE)
         except (DamagedError, FileNotFoundError):
             return {}
 

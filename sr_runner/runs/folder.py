@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.tracking import journal
+from sr_runner.tracking.journal import read_json
 
 RECORD = "run.json"
 """What the run was started with: what determines its identity, its overrides, the checkpoint that it is forked from."""
@@ -57,12 +58,3 @@ def add_job(folder: Path, key: str) -> None:
         file.write(f"{key}\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

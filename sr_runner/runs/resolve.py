@@ -30,13 +30,15 @@ from typing import Any, NoReturn
 import yaml
 
 from sr_runner import weights
-from sr_runner.checkpoint import CheckpointManager, DamagedError, LocalStore, Manifest, Name, Store, TrainingState
+from sr_runner.checkpoint import DamagedError, LocalStore, Manifest, Name, Store, TrainingState
 from sr_runner.checkpoint.format import CONFIG, MANIFEST, MODEL, STATE, load, step_of
+from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import names_in, store_at
 from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.masking import masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue, recorded_run
+from sr_runner.tracking.journal import read_json
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +94,7 @@ class Found:
         Raises `RequestError` where there is no checkpoint, `RunError` where none is good.
         """
         self.names()
-        manager = CheckpointManager(self.store, str(self.attempt), scratch=self.catalogue.scratch)
-        state = manager.restore(self.attempt.step, own=False)
+        state = Reader(self.store, str(self.attempt), self.catalogue.scratch).restore(self.attempt.step, own=False)
         assert state is not None
         return state
 
@@ -179,7 +180,7 @@ class _Copy(LocalStore):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        known = files.read_json(folder / STATE).get("attempt")
+        known = read_json(folder / STATE).get("attempt")
         name = Name.of(known if isinstance(known, str) else _UNNAMED, Manifest.read(folder).step)
         self.attempt, self._name = Attempt(name.identity, name.attempt, name.step), str(name)
 

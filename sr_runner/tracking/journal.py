@@ -153,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; empty where the file is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

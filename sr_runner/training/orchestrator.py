@@ -23,7 +23,7 @@ from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord, Tracker
 from sr_runner.training import device as devices
 from sr_runner.training.progress import Progress
-from sr_runner.training.result import Result, Start
+from sr_runner.training.result import Result
 from sr_runner.training.validation import Validation
 from sr_runner.training.window import Window
 from sr_runner.weights import describe
@@ -82,12 +82,15 @@ class Orchestrator:
 
     # -- the four verbs --------------------------------------------------------------------------------------------
 
-    def train(self, run: RunRecord, start: Start | None = None) -> Result:
-        """Train up to `settings.steps` and return the result. Raises `Stopped` after a stopping signal was heeded."""
-        settings, start = self.settings, start or Start()
-        if start.state is not None:
-            self.restore(start.state, fork=start.fork)
-        self._begin_record(run, start)
+    def train(self, run: RunRecord, state: TrainingState | None = None, *, fork: bool = False) -> Result:
+        """Train up to `settings.steps`, from `state` on if there is one, and return the result.
+
+        `fork`: `state` is another run's (see `restore`). Raises `Stopped` after a stopping signal was heeded.
+        """
+        settings = self.settings
+        if state is not None:
+            self.restore(state, fork=fork)
+        self._begin_record(run, state if not fork else None)
         with self.stop.deferred(), self._open_stream() as batches:
             self._progress = Progress(
                 total=settings.steps, step=self.step, batch_size=self._samples_per_step,
@@ -260,9 +263,9 @@ class Orchestrator:
 
     # -- details ---------------------------------------------------------------------------------------------------
 
-    def _begin_record(self, run: RunRecord, start: Start) -> None:
-        """Open the tracker's record, or go on with that of the state that was restored."""
-        own = dict(Origin.of(start.state.training).tracker) if start.state is not None and not start.fork else None
+    def _begin_record(self, run: RunRecord, state: TrainingState | None) -> None:
+        """Open the tracker's record, or go on with that of `state`."""
+        own = dict(Origin.of(state.training).tracker) if state is not None else None
         self.tracker.start(dataclasses.replace(run, resumed_at=self.step if own is not None else 0, state=own))
         self.recording = True
         self.validation.begin(run.run_dir)

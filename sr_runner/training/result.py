@@ -1,21 +1,11 @@
-"""Where a run begins, and what comes of it."""
+"""What comes of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sr_runner.checkpoint import TrainingState
 from sr_runner.evaluation.metrics import Score
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins."""
-
-    state: TrainingState | None = None
-    fork: bool = False
-    """`state` is another run's: take weights and moments, keep this run's own settings and schedule."""
 
 
 @dataclass(frozen=True)

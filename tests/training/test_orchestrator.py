@@ -24,7 +24,6 @@ from sr_runner.objectives import Learner, PixelObjective
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, RunRecord
 from sr_runner.training.orchestrator import Orchestrator
-from sr_runner.training.result import Start
 
 ATTEMPT = "edsr-x2-0123456789ab/a0001-00ff"
 
@@ -165,7 +164,7 @@ def test_a_run_that_goes_on_ends_with_the_bytes_and_points_of_one_that_was_never
     with pytest.raises(Stopped):
         first.train(second.record())
     resumed = second.make(precision=precision, **options)
-    resumed.train(second.record(), Start(second.newest()))
+    resumed.train(second.record(), second.newest())
 
     assert second.files(6)["model.safetensors"] == bench.files(6)["model.safetensors"]
     for key in ("train/loss", "train/lr", "valid/psnr"):
@@ -181,7 +180,7 @@ def test_a_finished_run_that_is_extended_has_the_points_of_one_that_was_longer_f
     first = second.make(steps=6, log_every=4, eval_every=9)
     first.train(second.record())
     extended = second.make(steps=9, log_every=4, eval_every=9)
-    extended.train(second.record(), Start(second.newest()))
+    extended.train(second.record(), second.newest())
     assert recorder(extended).of("train/loss")[8] == recorder(longer).of("train/loss")[8]
     assert second.files(9)["model.safetensors"] == bench.files(9)["model.safetensors"]
 

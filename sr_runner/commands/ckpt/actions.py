@@ -14,6 +14,7 @@ from typing import Any
 from sr_runner.attempt.build import policies
 from sr_runner.checkpoint import Origin, format
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Manifest, Name
+from sr_runner.checkpoint.reader import read_manifest
 from sr_runner.checkpoint.retention import Info, doomed
 from sr_runner.checkpoint.stores import Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
@@ -33,7 +34,7 @@ class Shelf:
     scratch: Path
 
     def manifest(self, name: Name) -> Manifest:
-        return Manifest.read(self.store.get(str(name), self.scratch, only=[MANIFEST]))
+        return read_manifest(self.store, str(name), self.scratch)
 
     def folder(self, name: Name) -> Path:
         return self.store.get(str(name), self.scratch)

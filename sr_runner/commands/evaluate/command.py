@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from sr_runner.commands.console import draft_of
 from sr_runner.commands.evaluate import Options
 from sr_runner.commands.evaluate.models import common_scale, open_models
 from sr_runner.commands.evaluate.record import Record
@@ -50,7 +50,9 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
             drawn[result.model] += pictures
     sys.stdout.write(to_json(results) if as_json else summary(results))
     for path, write in writers:
-        _write(path, write(results))
+        with draft_of(path) as draft:
+            draft.write_text(write(results), encoding="utf-8")
+        log.info("written: %s", path)
     if record is not None:
         for model in models:
             theirs = [result for result in results if result.model == model.label]
@@ -86,12 +88,3 @@ def _benchmarks(options: Options, scale: int) -> list[Benchmark]:
 def _sample(scale: int) -> Benchmark:
     valid = sample_photographs().valid
     return Benchmark([partial(read_pair, each.name, scale, each.hr.read) for each in valid], "sample", scale)
-
-
-def _write(path: Path, content: str) -> None:
-    """Whole or not at all: a table that is cut off looks like one of fewer images."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(path)
-    log.info("written: %s", path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from sr_runner.commands.console import draft_of
 from sr_runner.commands.network import open_network
 from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
@@ -24,9 +24,9 @@ from sr_runner.training.device import resolve_device
 log = logging.getLogger(__name__)
 
 _SAVING: dict[str, dict[str, Any]] = {
-    "png": {"compress_level": 4},
-    "webp": {"lossless": True},
-    "jpg": {"quality": 95, "subsampling": 0},
+    "png": {"format": "PNG", "compress_level": 4},
+    "webp": {"format": "WebP", "lossless": True},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 
 
@@ -54,7 +54,8 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
             log.error("%s", error)
             failed += 1
             continue
-        _save(Image.fromarray(sr), target, options.format)
+        with draft_of(target) as draft:
+            Image.fromarray(sr).save(draft, **_SAVING[options.format])
         height, width, seconds = *sr.shape[:2], time.perf_counter() - start
         log.info("%s: %d x %d in %.1f s", target, width, height, seconds)
         made.append({"file": str(target), "image": str(image), "width": width, "height": height})
@@ -103,15 +104,3 @@ def _jobs(images: dict[Path, str], output: Path, ending: str) -> dict[Path, Path
             raise RequestError(f"{image} would be written over by its own SR image; choose another output folder.")
         taken[target] = image
     return taken
-
-
-def _save(image: Image.Image, target: Path, file_format: str) -> None:
-    """Whole or not at all, so that what is there after a kill is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    kind = {"jpg": "JPEG"}.get(file_format, file_format.upper())
-    try:
-        image.save(draft, format=kind, **_SAVING[file_format])
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
