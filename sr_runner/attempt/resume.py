@@ -40,34 +40,7 @@ def choose(parts: Parts, catalogue: Catalogue, identity: str, facts: dict[str, A
 
     The attempt is held before anything of it is restored: a checkpoint that its holder is deleting looks damaged.
     """
-    wanted = parts.trainer.resume
-    own = _of_this_job(catalogue, identity)
-    if own is not None:
-        log.info("this job was started before: it goes on with %s", own)
-        hold(own, False)
-        state = _restored(parts, catalogue, own)
-        if state is not None or not isinstance(wanted, str):
-            return Chosen(own, state)
-    if wanted is False or wanted is None:
-        return Chosen(_opened(catalogue, identity, hold))
-    if parts.store is None:
-        raise RequestError(f"trainer.resume={wanted}: checkpoint=none keeps nothing to resume from")
-    if wanted is True:
-        return _newest(parts, parts.store, catalogue, identity, facts, hold)
-    return _exactly(str(wanted), parts, parts.store, catalogue, identity, facts, hold, own)
-
-
-def _of_this_job(catalogue: Catalogue, identity: str) -> Attempt | None:
-    """The newest attempt that an earlier life of this process's job worked on, by the attempt's folder, or where that
-    is on another machine by its newest checkpoint. Whether that is damaged is found out by whoever restores it."""
-    job = jobs.current()
-    if job is None or not job.restarted:
-        return None
-    for attempt in reversed(catalogue.attempts(identity)):
-        folder = catalogue.folder(attempt)
-        if job.key in files.jobs(folder) or (not folder.exists() and catalogue.state(attempt).get("job") == job.key):
-            return attempt
-    return None
+    return _Choice(parts, catalogue, identity, facts, hold).made()
 
 
 def spool_of(parts: Parts) -> LocalStore | None:
@@ -80,74 +53,93 @@ def spool_of(parts: Parts) -> LocalStore | None:
     return LocalStore(outputs / "spool")
 
 
-def _opened(catalogue: Catalogue, identity: str, hold: Hold) -> Attempt:
-    attempt = catalogue.open_new(identity)
-    jobs.remember(catalogue.folder(attempt))
-    hold(attempt, True)
-    return attempt
+@dataclass(frozen=True)
+class _Choice:
+    parts: Parts
+    catalogue: Catalogue
+    identity: str
+    facts: dict[str, Any]
+    hold: Hold
 
+    def made(self) -> Chosen:
+        wanted, store = self.parts.trainer.resume, self.parts.store
+        own = self._of_this_job()
+        if own is not None:
+            log.info("this job was started before: it goes on with %s", own)
+            self.hold(own, False)
+            state = self._restored(store, own) if store is not None else None
+            if state is not None or not isinstance(wanted, str):
+                return Chosen(own, state)
+        if wanted is False or wanted is None:
+            return Chosen(self._opened())
+        if store is None:
+            raise RequestError(f"trainer.resume={wanted}: checkpoint=none keeps nothing to resume from")
+        return self._newest(store) if wanted is True else self._exactly(str(wanted), store, own)
 
-def _newest(
-    parts: Parts, store: Store, catalogue: Catalogue, identity: str, facts: dict[str, Any], hold: Hold
-) -> Chosen:
-    attempt, steps = catalogue.named(identity), parts.trainer.steps
-    if attempt is not None:
-        hold(attempt, False)
-        state = _restored(parts, catalogue, attempt)
-        if state is None:
-            older = [a for a in catalogue.attempts(identity)[:-1] if steps_of(store, str(a))]
-            hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
-            log.warning("%s has no checkpoint yet: it starts at step 0%s", attempt, hint)
-        return Chosen(attempt, state)
-    log.warning("nothing to resume for %s: starting a first attempt", identity)
-    for other, differing in catalogue.near_misses(facts, identity):
-        keys = ", ".join(f"{key}={here} (there {there})" for key, (here, there) in differing.items())
-        stretched = all(key.startswith("scheduler.") and here == steps for key, (here, _) in differing.items())
-        why = " (the schedule is stretched over trainer.steps, so the length matters)" if stretched else ""
-        log.warning(
-            "  near miss: %s differs in %s%s. trainer.resume=%s trainer.allow_changes=true goes on from it, as a fork",
-            other,
-            keys,
-            why,
-            other,
-        )
-    return Chosen(_opened(catalogue, identity, hold))
-
-
-def _exactly(
-    wanted: str,
-    parts: Parts,
-    store: Store,
-    catalogue: Catalogue,
-    identity: str,
-    facts: dict[str, Any],
-    hold: Hold,
-    begun: Attempt | None,
-) -> Chosen:
-    """`begun`: an attempt of this process's own, held, that has no checkpoint yet."""
-    asked = f"trainer.resume={wanted}"
-    found = find(wanted, catalogue, "trainer.resume=")
-    theirs = found.catalogue.facts(found.attempt)
-    if theirs is None:
-        raise RequestError(f"{asked}: {found.attempt} does not tell its config, in {found.store.url}")
-    differing = difference(facts, theirs)
-    if differing and not parts.trainer.allow_changes:
-        keys = "\n".join(f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items())
-        raise RequestError(
-            f"{asked}: that run has another config in keys that matter:\n{keys}\n"
-            "The same values resume it; trainer.allow_changes=true forks it under a new identity"
-        )
-    attempt, step = replace(found.attempt, step=None), found.attempt.step
-    if not differing and found.catalogue is catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
-        if attempt != begun:
-            hold(attempt, False)
-        return Chosen(attempt, _restored(parts, catalogue, attempt, step))
-    # Other settings, an older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
-    state = found.restored()
-    return Chosen(begun or _opened(catalogue, identity, hold), state, parent=str(Name.of(str(attempt), state.step)))
-
-
-def _restored(parts: Parts, catalogue: Catalogue, attempt: Attempt, step: int | None = None) -> TrainingState | None:
-    if parts.store is None:
+    def _of_this_job(self) -> Attempt | None:
+        """The newest attempt that an earlier life of this process's job worked on, by the attempt's folder, or where
+        that is on another machine by its newest checkpoint. Whether that is damaged, whoever restores it finds out."""
+        job = jobs.current()
+        if job is None or not job.restarted:
+            return None
+        for attempt in reversed(self.catalogue.attempts(self.identity)):
+            folder = self.catalogue.folder(attempt)
+            if job.key in files.jobs(folder) or (
+                not folder.exists() and self.catalogue.state(attempt).get("job") == job.key
+            ):
+                return attempt
         return None
-    return Reader(parts.store, str(attempt), catalogue.scratch, spool_of(parts)).restore(step)
+
+    def _opened(self) -> Attempt:
+        attempt = self.catalogue.open_new(self.identity)
+        jobs.remember(self.catalogue.folder(attempt))
+        self.hold(attempt, True)
+        return attempt
+
+    def _newest(self, store: Store) -> Chosen:
+        attempt, steps = self.catalogue.named(self.identity), self.parts.trainer.steps
+        if attempt is not None:
+            self.hold(attempt, False)
+            state = self._restored(store, attempt)
+            if state is None:
+                older = [a for a in self.catalogue.attempts(self.identity)[:-1] if steps_of(store, str(a))]
+                hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
+                log.warning("%s has no checkpoint yet: it starts at step 0%s", attempt, hint)
+            return Chosen(attempt, state)
+        log.warning("nothing to resume for %s: starting a first attempt", self.identity)
+        for other, differing in self.catalogue.near_misses(self.facts, self.identity):
+            keys = ", ".join(f"{key}={here} (there {there})" for key, (here, there) in differing.items())
+            stretched = all(key.startswith("scheduler.") and here == steps for key, (here, _) in differing.items())
+            why = " (the schedule is stretched over trainer.steps, so the length matters)" if stretched else ""
+            log.warning(
+                "  near miss: %s differs in %s%s. "
+                "trainer.resume=%s trainer.allow_changes=true goes on from it, as a fork",
+                other, keys, why, other,
+            )  # fmt: skip
+        return Chosen(self._opened())
+
+    def _exactly(self, wanted: str, store: Store, begun: Attempt | None) -> Chosen:
+        """`begun`: an attempt of this process's own, held, that has no checkpoint yet."""
+        asked = f"trainer.resume={wanted}"
+        found = find(wanted, self.catalogue, "trainer.resume=")
+        theirs = found.catalogue.facts(found.attempt)
+        if theirs is None:
+            raise RequestError(f"{asked}: {found.attempt} does not tell its config, in {found.store.url}")
+        differing = difference(self.facts, theirs)
+        if differing and not self.parts.trainer.allow_changes:
+            keys = "\n".join(f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items())
+            raise RequestError(
+                f"{asked}: that run has another config in keys that matter:\n{keys}\n"
+                "The same values resume it; trainer.allow_changes=true forks it under a new identity"
+            )
+        attempt, step = replace(found.attempt, step=None), found.attempt.step
+        if not differing and found.catalogue is self.catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
+            if attempt != begun:
+                self.hold(attempt, False)
+            return Chosen(attempt, self._restored(store, attempt, step))
+        # Other settings, an older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
+        state = found.restored()
+        return Chosen(begun or self._opened(), state, parent=str(Name.of(str(attempt), state.step)))
+
+    def _restored(self, store: Store, attempt: Attempt, step: int | None = None) -> TrainingState | None:
+        return Reader(store, str(attempt), self.catalogue.scratch, spool_of(self.parts)).restore(step)

@@ -33,8 +33,6 @@ from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked
 
 CONFIG = "config"
-# Groups that the defaults list has as `null`. Hydra takes `experiment=x`, refuses `+experiment=x`; people write both.
-_OPTIONAL_GROUPS = ("experiment",)
 _MOST_CHECKED = 64
 _LONGEST_NAME = 200  # a file system has no room for longer ones
 
@@ -217,8 +215,8 @@ class Masking(Callback):
 
 
 def normalised(overrides: Sequence[str]) -> list[str]:
-    """The overrides as Hydra wants them."""
-    return [re.sub(rf"^\+({'|'.join(_OPTIONAL_GROUPS)})=", r"\1=", override) for override in overrides]
+    """The overrides as Hydra wants them: `experiment` is in the defaults list, but people write `+experiment=x` too."""
+    return [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
 
 
 def refuse_sweep(overrides: Sequence[str]) -> None:

@@ -105,8 +105,8 @@ class Catalogue:
         names = self._checkpoints(f"{attempt}/")
         return self._state(names[-1]) if names else {}
 
-    def near_misses(self, facts: Mapping[str, Any], identity: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
-        """Runs that differ from `facts` in few keys, nearest first: (identity, key -> (here, there))."""
+    def near_misses(self, facts: Mapping[str, Any], identity: str) -> list[tuple[str, dict[str, Any]]]:
+        """Three runs that differ from `facts` in the fewest keys, nearest first: (identity, key -> (here, there))."""
         found = []
         for other in self.identities() - {identity}:
             newest = self.named(other)
@@ -115,7 +115,7 @@ class Catalogue:
                 differing = difference(facts, theirs)
                 if 0 < len(differing) <= 4:
                     found.append((other, differing))
-        return sorted(found, key=lambda item: (len(item[1]), item[0]))[:limit]
+        return sorted(found, key=lambda item: (len(item[1]), item[0]))[:3]
 
     def _state(self, name: Name) -> dict[str, Any]:
         assert self.store is not None

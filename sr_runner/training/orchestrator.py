@@ -161,17 +161,13 @@ class Orchestrator:
             self._saved = self._version
         devices.warn_of_change(run.environment, self._environment)
 
-    def save(self, *, wait: bool = False) -> None:
-        """Hand the state to the Checkpoint Manager; returns after the snapshot, or with `wait` after the commit."""
+    def save(self) -> None:
+        """Hand the state to the Checkpoint Manager; returns after the snapshot."""
         self._gather()
-        if self.checkpoints is None:
-            return
-        if self._saved != self._version:
+        if self.checkpoints is not None and self._saved != self._version:
             self._raise_if_not_finite()
             if self.checkpoints.save(self._state()):
                 self._saved = self._version
-        if wait:
-            self.checkpoints.wait()
 
     # -- on the cadence --------------------------------------------------------------------------------------------
 

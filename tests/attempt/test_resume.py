@@ -232,7 +232,7 @@ def test_an_attempt_that_another_process_holds_is_refused_before_its_checkpoints
     damage(store.root / NEWER / "step-00000040" / "model.safetensors")
     parts = parts_of(outputs, store)
     catalogue = Catalogue(outputs / "runs", store, outputs / "scratch")
-    newest = catalogue.newest(IDENTITY)
+    newest = catalogue.named(IDENTITY)
     assert newest is not None
     with Holding(parts, catalogue, StopSignal()) as holding:
         holding.hold(newest, False)

@@ -269,7 +269,7 @@ def test_save_itself_refuses_a_state_after_a_loss_that_is_not_a_number(bench: Be
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
     orchestrator.train_step([(lr, hr)])
     with pytest.raises(RunError, match="the loss is nan at step 1"):
-        orchestrator.save(wait=True)
+        orchestrator.save()
     assert bench.store.list() == []
 
 
