@@ -159,11 +159,6 @@ def test_the_number_of_steps_counts_where_a_schedule_is_stretched_over_it() -> N
     assert same[0] == same[1]
 
 
-def test_a_seed_of_the_data_only_counts_too() -> None:
-    config, _ = composed(["data.seed=7"])
-    assert facts(config).items() ^ facts(composed([])[0]).items() == {("data.seed", 7)}
-
-
 OWN = OmegaConf.create({"_target_": "mine.Photographs", "train_jitter": 1, "cache_policy": {"size": 2}, "workers": 3})
 
 
