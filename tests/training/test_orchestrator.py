@@ -227,7 +227,7 @@ class Noisy(nn.Module):
 def test_what_a_loss_draws_goes_on_after_a_resume_as_if_it_had_not_been_stopped(bench: Bench, second: Bench) -> None:
     bench.make(loss=Noisy()).train(bench.record())
     second.make(loss=Noisy(), steps=3).train(second.record())
-    second.make(loss=Noisy()).train(second.record(), Start(second.newest()))
+    second.make(loss=Noisy()).train(second.record(), second.newest())
     assert second.files(6)["model.safetensors"] == bench.files(6)["model.safetensors"]
 
 
