@@ -80,4 +80,4 @@ def parse(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, KeyError, AssertionError, ValueError, RuntimeError, OverflowError) as error:
         raise TensorFileError(str(error)) from error
     (length,) = struct.unpack_from("<Q", data)
-    return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {}

@@ -71,3 +71,8 @@ def test_a_header_that_claims_a_terabyte_is_refused_before_anything_is_allocated
 def test_random_bytes_are_refused_or_empty(data: bytes) -> None:
     with contextlib.suppress(tensors.TensorFileError):
         assert tensors.parse(data)[0] == {}
+
+
+def test_metadata_that_is_null_is_none() -> None:
+    header = b'{"__metadata__":null}'
+    assert tensors.parse(struct.pack("<Q", len(header)) + header) == ({}, {})
