@@ -84,9 +84,7 @@ class _Choice:
             return None
         for attempt in reversed(self.catalogue.attempts(self.identity)):
             folder = self.catalogue.folder(attempt)
-            if job.key in files.jobs(folder) or (
-                not folder.exists() and self.catalogue.state(attempt).get("job") == job.key
-            ):
+            if job.key in files.jobs(folder) or (not folder.exists() and self.catalogue.origin(attempt).job == job.key):
                 return attempt
         return None
 

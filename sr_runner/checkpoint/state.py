@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from sr_runner.checkpoint.format import STATE
 
 Rows = Sequence[Mapping[str, Any]]
 """Scores per image, as plain data."""
@@ -52,6 +56,14 @@ class Origin:
             if not isinstance(value, str if name in ("attempt", "parent", "job") else Mapping):
                 raise ValueError(f"{name} is {value!r}")
         return cls(**known)
+
+    @classmethod
+    def read(cls, folder: Path) -> Origin:
+        """From the `state.json` in `folder`, which is not checked; an empty one where that cannot be read."""
+        try:
+            return cls.of(json.loads((folder / STATE).read_bytes()))
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return cls()
 
     def tree(self) -> dict[str, Any]:
         """The inverse of `of`."""

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_runner.checkpoint import DamagedError, Store
+from sr_runner.checkpoint import DamagedError, Origin, Store
 from sr_runner.checkpoint.format import PART, STATE, Name, step_name
 from sr_runner.checkpoint.stores import names_in
 from sr_runner.mlflow_server import Server, tracking_uri
 from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
-from sr_runner.tracking.journal import read_json
 
 ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4}")
 
@@ -86,7 +85,7 @@ class Catalogue:
             return Attempt(name.identity, name.attempt)
         newest = {(name.identity, name.attempt): name for name in self._checkpoints("")}
         for name in newest.values():
-            if recorded_run(self._state(name)).get("run_id") == run_id:
+            if self._origin(name).tracker.get("run_id") == run_id:
                 return Attempt(name.identity, name.attempt)
         return None
 
@@ -98,12 +97,12 @@ class Catalogue:
     def facts(self, attempt: Attempt) -> dict[str, Any] | None:
         """What the attempt's identity was computed from, where it can be found out."""
         known = files.facts(self.folder(attempt))
-        return known if known is not None else self.state(attempt).get("facts")
+        return known if known is not None else dict(self.origin(attempt).facts) or None
 
-    def state(self, attempt: Attempt) -> dict[str, Any]:
-        """The plain data in the newest checkpoint of the attempt, not checked; empty where there is none to be had."""
+    def origin(self, attempt: Attempt) -> Origin:
+        """What the newest checkpoint of the attempt says of it, not checked; empty where there is none to be had."""
         names = self._checkpoints(f"{attempt}/")
-        return self._state(names[-1]) if names else {}
+        return self._origin(names[-1]) if names else Origin()
 
     def near_misses(self, facts: Mapping[str, Any], identity: str) -> list[tuple[str, dict[str, Any]]]:
         """Three runs that differ from `facts` in the fewest keys, nearest first: (identity, key -> (here, there))."""
@@ -117,21 +116,15 @@ class Catalogue:
                     found.append((other, differing))
         return sorted(found, key=lambda item: (len(item[1]), item[0]))[:3]
 
-    def _state(self, name: Name) -> dict[str, Any]:
+    def _origin(self, name: Name) -> Origin:
         assert self.store is not None
         try:
-            return read_json(self.store.get(str(name), self.scratch, only=[STATE]) / STATE)
+            return Origin.read(self.store.get(str(name), self.scratch, only=[STATE]))
         except (DamagedError, FileNotFoundError):
-            return {}
+            return Origin()
 
     def _checkpoints(self, prefix: str) -> list[Name]:
         return [] if self.store is None else names_in(self.store, prefix)
-
-
-def recorded_run(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's plain data tell of its run in MLflow: `run_id`, `tracking_uri`."""
-    known = state.get("tracker")
-    return known if isinstance(known, dict) else {}
 
 
 def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,6 @@ Without ATTEMPT that is the newest attempt, without step-N its newest good check
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import re
@@ -30,15 +29,14 @@ from typing import Any, NoReturn
 import yaml
 
 from sr_runner import weights
-from sr_runner.checkpoint import DamagedError, LocalStore, Manifest, Name, Store, TrainingState
+from sr_runner.checkpoint import DamagedError, LocalStore, Manifest, Name, Origin, Store, TrainingState
 from sr_runner.checkpoint.format import CONFIG, MANIFEST, MODEL, STATE, load, step_of
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import names_in, store_at
 from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.masking import masked_text
 from sr_runner.runs import folder as files
-from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue, recorded_run
-from sr_runner.tracking.journal import read_json
+from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ class Found:
                 # Without the optimizer's state, which is twice as large and would be fetched from afar.
                 folder = self.store.get(str(name), self.catalogue.scratch, only=[MODEL, STATE, CONFIG, MANIFEST])
                 _, data = load(folder, expected_step=name.step, only=(MODEL, STATE, CONFIG))
-                config, state = yaml.safe_load(bytes(data[CONFIG])), json.loads(data[STATE])
+                config = yaml.safe_load(bytes(data[CONFIG]))
             except DamagedError as damage:
                 damages = f"{damages}; {name} is damaged: {damage}"
                 log.error("checkpoint %s is damaged: %s", name, damage)
@@ -117,7 +115,7 @@ class Found:
             except OSError as error:
                 raise RunError(f"{self.asked}: {self.store.url} cannot be read: {error}") from error
             # MLflow may not have answered yet when the checkpoint was written: then the run's folder knows.
-            known = [recorded_run(state), files.tracker(self.catalogue.folder(self.attempt))]
+            known = [Origin.read(folder).tracker, files.tracker(self.catalogue.folder(self.attempt))]
             return Source(
                 str(folder / MODEL),
                 f"{name.identity} step {name.step}",
@@ -180,8 +178,7 @@ class _Copy(LocalStore):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        known = read_json(folder / STATE).get("attempt")
-        name = Name.of(known if isinstance(known, str) else _UNNAMED, Manifest.read(folder).step)
+        name = Name.of(Origin.read(folder).attempt or _UNNAMED, Manifest.read(folder).step)
         self.attempt, self._name = Attempt(name.identity, name.attempt, name.step), str(name)
 
     def list(self, prefix: str = "") -> Sequence[str]:

@@ -112,7 +112,7 @@ def test_a_whole_pickled_network_is_refused_with_what_to_save_instead(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda v: v.to(torch.int8), "head.weight is int8, not floating point"),
+        (lambda v: v.to(torch.int8), "head.weight is torch.int8, not floating point"),
         (lambda v: v.to(torch.complex64), "head.0.weight as complex numbers"),
         (lambda v: v * float("nan"), "head.weight has values that are not finite"),
         (lambda v: v / 0, "head.weight has values that are not finite"),
