@@ -1,4 +1,5 @@
-"""sr-run from Python: `train(overrides=[...])` and `load_model(source)`; the parts are in the packages below.
+"""sr-run from Python: `train`, `load_model`, `upscale`, and the two parts that a run hangs on; the others are in the
+packages below.
 
 Importing this imports nothing heavy.
 """
@@ -11,11 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
     from torch import nn
 
     from sr_runner.attempt.report import Outcome
+    from sr_runner.checkpoint import CheckpointManager
+    from sr_runner.training.orchestrator import Orchestrator
 
-__all__ = ["load_model", "train"]
+__all__ = ["CheckpointManager", "Orchestrator", "load_model", "train", "upscale"]
 
 
 def train(overrides: Sequence[str] = ()) -> Outcome:
@@ -47,3 +52,33 @@ def load_model(source: str | Path, **what_the_file_cannot_tell: Any) -> nn.Modul
     outputs = Path("outputs")
     found = find_source(str(source), outputs=outputs, checkpoints=outputs / "checkpoints")
     return load(found.location, **what_the_file_cannot_tell)
+
+
+def upscale(
+    network: nn.Module, image: npt.NDArray[np.uint8], *, tile: int = 256, overlap: int = 40
+) -> npt.NDArray[np.uint8]:
+    """The SR image of `image`, both H x W x 3 uint8 RGB, by a network as `load_model` gives one.
+
+    Any size fits in memory: the network sees `tile` LR pixels squared at a time, and `overlap` more on each side.
+    Raises `RequestError` where the network does not enlarge RGB images by a whole factor.
+    """
+    import torch
+
+    from sr_runner.inference.tiling import scale_of, upscale_image
+
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        scale = scale_of(network, device)
+        return upscale_image(network, image, scale=scale, device=device, tile=tile, overlap=overlap)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CheckpointManager":
+        from sr_runner.checkpoint import CheckpointManager
+
+        return CheckpointManager
+    if name == "Orchestrator":
+        from sr_runner.training.orchestrator import Orchestrator
+
+        return Orchestrator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sr_runner.commands.options import Inference
-from sr_runner.errors import RequestError
 from sr_runner.inference.ensemble import self_ensemble
-from sr_runner.inference.tiling import Upscale
+from sr_runner.inference.tiling import Upscale, scale_of
 from sr_runner.runs.network import load_network
 from sr_runner.runs.resolve import Source, find_source
 from sr_runner.training.device import resolve_precision
@@ -33,7 +32,7 @@ def open_network(name: str, options: Inference, device: torch.device) -> Opened:
     source = find_source(name, outputs=Path(options.outputs), checkpoints=options.store)
     network = load_network(source, options.network or "", options.model)
     upscale = _at_work(network, device, precision=options.precision, ensemble=options.self_ensemble)
-    return Opened(source, network, upscale, _scale_of(upscale, device))
+    return Opened(source, network, upscale, scale_of(upscale, device))
 
 
 def _at_work(network: nn.Module, device: torch.device, *, precision: str, ensemble: bool) -> Upscale:
@@ -51,16 +50,3 @@ def _at_work(network: nn.Module, device: torch.device, *, precision: str, ensemb
         return sr.float()
 
     return self_ensemble(upscale) if ensemble else upscale
-
-
-def _scale_of(upscale: Upscale, device: torch.device) -> int:
-    """The factor by which `upscale` enlarges, found by trying it."""
-    lr = torch.zeros(1, 3, 32, 48, device=device)
-    sr = upscale(lr)
-    scale = sr.shape[-1] // lr.shape[-1]
-    if sr.shape != (1, 3, lr.shape[-2] * scale, lr.shape[-1] * scale) or scale < 1:
-        raise RequestError(
-            f"the network made {tuple(sr.shape)} of an LR batch of {tuple(lr.shape)}: it does not enlarge RGB images "
-            "by a whole factor."
-        )
-    return scale

@@ -65,6 +65,19 @@ def upscale_image(
     return sr
 
 
+def scale_of(upscale: Upscale, device: torch.device | str) -> int:
+    """The factor by which `upscale` enlarges, found by trying it. Raises `RequestError`."""
+    lr = torch.zeros(1, 3, 32, 48, device=device)
+    sr = upscale(lr)
+    scale = sr.shape[-1] // lr.shape[-1]
+    if sr.shape != (1, 3, lr.shape[-2] * scale, lr.shape[-1] * scale) or scale < 1:
+        raise RequestError(
+            f"the network made {tuple(sr.shape)} of an LR batch of {tuple(lr.shape)}: it does not enlarge RGB images "
+            "by a whole factor"
+        )
+    return scale
+
+
 def iterate_tiles(
     upscale: Upscale, lr: Tensor, *, scale: int, tile: int, overlap: int, should_stop: Callable[[], bool]
 ) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -1,0 +1,42 @@
+"""sr-run from Python."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import environment
+
+import sr_runner
+from sr_runner.errors import RequestError
+from sr_runner.models import EDSR
+
+
+def test_an_image_is_enlarged_by_a_network_as_the_whole_image_would_be() -> None:
+    torch.manual_seed(0)
+    network = EDSR(scale=2, num_filters=4, num_res_blocks=1).eval()
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    whole = sr_runner.upscale(network, image)
+    assert whole.shape == (80, 60, 3) and whole.dtype == np.uint8
+    assert np.array_equal(sr_runner.upscale(network, image, tile=16, overlap=8), whole)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    assert np.array_equal(expected[0].permute(1, 2, 0).mul(255).clamp(0, 255).round().byte().numpy(), whole)
+
+
+def test_a_network_that_does_not_enlarge_by_a_whole_factor_is_refused() -> None:
+    with pytest.raises(RequestError, match="does not enlarge RGB images by a whole factor"):
+        sr_runner.upscale(torch.nn.Conv2d(3, 3, 3), np.zeros((8, 8, 3), np.uint8))
+
+
+def test_the_parts_that_a_run_hangs_on_are_there_by_name_and_importing_sr_runner_is_light(tmp_path: Path) -> None:
+    assert sr_runner.Orchestrator.__name__ == "Orchestrator"
+    assert sr_runner.CheckpointManager.__name__ == "CheckpointManager"
+    with pytest.raises(AttributeError, match="no attribute 'Orchestra'"):
+        _ = sr_runner.Orchestra
+    program = "import sys, sr_runner; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path).returncode == 0
