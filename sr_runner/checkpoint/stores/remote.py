@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
     "memory": "fsspec", "file": "fsspec",
 }  # fmt: skip
+_S3FS = "2025.3"
+"""As pyproject.toml asks for."""
 _PIECE = 32 << 20
 """What is uploaded or downloaded with one request. S3 takes 10,000 parts of at least 5 MiB."""
 
@@ -250,11 +253,17 @@ def _filesystem_class(protocol: str) -> Any:
     try:
         import fsspec
 
-        return fsspec.get_filesystem_class(protocol)
+        found = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         package = _PACKAGES[protocol]
         extra = "pip install 'sr-run[s3]'" if package in ("fsspec", "s3fs") else f"pip install {package}"
         raise RequestError(f"checkpoint.root={protocol}://...: the package {package} is missing: {extra}") from error
+    if _PACKAGES[protocol] == "s3fs" and not hasattr(found, "call_s3"):
+        raise RequestError(
+            f"checkpoint.root={protocol}://...: s3fs {version('s3fs')} is too old: expected {_S3FS} or later: "
+            "pip install --upgrade 'sr-run[s3]'"
+        )
+    return found
 
 
 def _defaults(protocol: str) -> dict[str, Any]:
