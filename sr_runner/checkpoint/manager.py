@@ -247,6 +247,8 @@ class CheckpointManager:
             try:
                 self.store.delete(name)
                 del self._known[step]
+            except FileNotFoundError:
+                del self._known[step]  # somebody else deleted it
             except OSError as error:
                 log.warning("old checkpoint %s could not be deleted: %s", name, error)
 
