@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sr_runner.files import open_own
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ def file_lock(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[b
     system has no locks: then nobody is kept out. Raises `OSError` where `path` cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
         exclusive = True
         try:
             try:

@@ -21,7 +21,9 @@ objectives, distributed, runs
 data, checkpoint, tracking, evaluation, weights
 inference, models, config
 imresize, mlflow_server
-masking, locks, signals, errors"""
+masking, locks, signals
+files
+errors"""
 
 FLOOR_OF = {room.strip(): number for number, floor in enumerate(FLOORS.splitlines()) for room in floor.split(",")}
 MODULES = sorted(Path("sr_runner").joinpath(p.relative_to(ROOT / "sr_runner")) for p in ROOT.glob("sr_runner/**/*.py"))

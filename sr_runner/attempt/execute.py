@@ -25,6 +25,7 @@ from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation.protocol import Evaluation
+from sr_runner.files import draft_of, scratch_folder, write_file
 from sr_runner.masking import learn
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
@@ -63,8 +64,7 @@ def execute(
     _check_writable(Path(config.outputs))
     parts.data.prepare(progress=sys.stderr.isatty())
     world.broadcast()
-    with tempfile.TemporaryDirectory(prefix="sr-run-") as temporary:
-        scratch = Path(temporary)
+    with scratch_folder(Path(config.outputs)) as scratch:
         catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch, parts.tracker.attempt_of)
         _check_store(parts)
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
@@ -101,7 +101,8 @@ def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
     _check_writable(outputs)
     parts.data.prepare(progress=sys.stderr.isatty())
     path = outputs / "preview.png"
-    preview_of(parts.data, config.data.preview).save(path)
+    with draft_of(path) as draft:
+        preview_of(parts.data, config.data.preview).save(draft, format="PNG")
     return path
 
 
@@ -138,8 +139,8 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Cho
     try:
         result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
         status = "finished"
-        (folder / files.RESULT).write_text(as_json(result))
-        (folder / files.IMAGES).write_text(Evaluation(list(result.scores)).as_csv())
+        write_file(folder / files.RESULT, as_json(result))
+        write_file(folder / files.IMAGES, Evaluation(list(result.scores)).as_csv())
         tracker.artifact(folder / files.IMAGES)
         return result
     except Stopped:

@@ -15,6 +15,7 @@ from pathlib import Path
 from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import Lease
 from sr_runner.errors import RequestError
+from sr_runner.files import open_own, own_folder, read_file
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.folder import LOCK
 from sr_runner.signals import StopSignal
@@ -53,10 +54,10 @@ half of what is left."""
 def held(folder: Path, what: str) -> Iterator[None]:
     """Hold the attempt in `folder` for this process; the kernel lets go of it when the process dies, however it dies.
 
-    Raises `RequestError` that names the host and the process of the one who holds it already.
+    Raises `RequestError` that names the host and the process of the one who holds it already, or a link in its place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    own_folder(folder.parents[1], folder).mkdir(parents=True, exist_ok=True)
+    with os.fdopen(open_own(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -76,7 +77,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
 def _holder(folder: Path) -> str:
     try:
-        holder = json.loads((folder / LOCK).read_text())
+        holder = json.loads(read_file(folder / LOCK))
         return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from sr_runner.files import open_own
 from sr_runner.masking import mask_logs
 from sr_runner.training.progress import BarSafeHandler
 
@@ -62,14 +64,15 @@ def to_nowhere() -> None:
 def to_file(path: Path) -> Iterator[None]:
     """Append all log lines to `path` as well, those since `remember` first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(_FULL)
-    root = logging.getLogger()
-    for record in _remembered():
-        handler.handle(record)
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8") as stream:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_FULL)
+        root = logging.getLogger()
+        for record in _remembered():
+            handler.handle(record)
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            handler.close()

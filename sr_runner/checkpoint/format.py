@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sr_runner.files import open_own, read_file
 
 FORMAT = "sr-run checkpoint"
 VERSION = 1
@@ -98,7 +101,7 @@ class Blob:
     @classmethod
     def of_file(cls, path: Path) -> Blob:
         def chunks() -> Iterator[bytes]:
-            with path.open("rb") as file:
+            with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
                 while chunk := file.read(8 << 20):
                     yield chunk
 
@@ -154,9 +157,9 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         path = folder / MANIFEST
         try:
-            if path.stat().st_size > MANIFEST_LIMIT:
-                raise DamagedError(f"{MANIFEST} has {path.stat().st_size} bytes")
-            return cls.from_bytes(path.read_bytes())
+            if (size := path.lstat().st_size) > MANIFEST_LIMIT:
+                raise DamagedError(f"{MANIFEST} has {size} bytes")
+            return cls.from_bytes(read_file(path, MANIFEST_LIMIT))
         except FileNotFoundError as error:
             raise DamagedError(f"{MANIFEST} is missing: the write was never finished") from error
         except OSError as error:
@@ -202,7 +205,7 @@ def load(
             raise DamagedError(f"{entry.name} is {'a link' if entry.is_symlink() else 'no file'}")
         found[entry.name] = entry.stat().st_size
     check_files(manifest, found, only)
-    return manifest, {name: _read(folder / name, manifest.files[name][1]) for name in only}
+    return manifest, {name: _read(folder / name, *manifest.files[name]) for name in only}
 
 
 def check_files(manifest: Manifest, found: Mapping[str, int], only: Sequence[str] = FILES) -> None:
@@ -221,9 +224,9 @@ def check_files(manifest: Manifest, found: Mapping[str, int], only: Sequence[str
             raise DamagedError(f"{name} has {found[name]} bytes instead of {manifest.files[name][0]}")
 
 
-def _read(path: Path, expected: str) -> bytes:
+def _read(path: Path, size: int, expected: str) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_file(path, size)
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read ({error})") from error
     if hashlib.sha256(data).hexdigest() != expected:

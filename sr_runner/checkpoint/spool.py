@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sr_runner.checkpoint import format
-from sr_runner.checkpoint.format import Blob, Name
+from sr_runner.checkpoint.format import Blob, DamagedError, Name
 from sr_runner.checkpoint.stores import Store, steps_of
 
 log = logging.getLogger(__name__)
@@ -59,5 +59,5 @@ class Spool:
                 home.put(name, [Blob.of_file(folder / file) for file in (*format.FILES, format.MANIFEST)])
                 log.info("checkpoint %s, which had been spooled, is in %s now", name, home.url)
             self.drop(newest)
-        except OSError as error:
+        except (OSError, DamagedError) as error:
             log.warning("what is spooled in %s could not be brought to %s: %s", self.store.url, home.url, error)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from sr_runner.commands.arguments import options_help
@@ -91,19 +89,6 @@ def help_page(head: str, options: Mapping[str, type[Any]], *, json: str, failed:
         f"{title}\n{options_help(kind, but=object if kind is first else first)}" for title, kind in options.items()
     ]
     return "\n\n".join([head.strip(), *sections]) + "\n" + _ENDING.format(json=json, failed=failed)
-
-
-@contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
-    """A file to write to, which becomes `path` at the end: whole or not at all, so that what is there after a kill is
-    complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _version(package: str) -> str:

@@ -24,6 +24,7 @@ from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
 from sr_runner.config.compose import Application, job_config, jobs_to_check
 from sr_runner.errors import RequestError, RunError
+from sr_runner.files import own_folder, read_file, write_file
 from sr_runner.masking import learn, masked, masked_text
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import Status, SweepParent, Tracker
@@ -100,11 +101,11 @@ def job(config: DictConfig) -> float | None:
     learn(OmegaConf.to_container(config))
     stop = StopSignal().install()
     logs.to_console()
-    path = Path(hydra.runtime.output_dir) / "job.log"
+    path = own_folder(folder, Path(hydra.runtime.output_dir).absolute()) / "job.log"
 
     def ended(status: str, **result: Any) -> None:
         record = Job(number, shown, status, log=str(path), **result)
-        (folder / f"job-{number}.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+        write_file(folder / f"job-{number}.json", json.dumps(asdict(record), indent=1) + "\n")
 
     with logs.to_file(path):
         try:
@@ -143,7 +144,7 @@ def _folder(outputs: Path, overrides: Sequence[str], *, resume: bool) -> Path:
     """
     what = sorted(o for o in overrides if not o.lstrip("+").startswith(("trainer.resume=", "hydra.", "hydra/")))
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
-    earlier = sorted((outputs / "sweeps").glob(f"*-{digest}"))
+    earlier = sorted(path for path in (outputs / "sweeps").glob(f"*-{digest}") if not path.is_symlink())
     if resume and earlier:
         return earlier[-1]
     return outputs / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
@@ -154,8 +155,8 @@ def _read_jobs(folder: Path) -> list[Job]:
     jobs = []
     for path in folder.glob(_RECORDS):
         try:
-            jobs.append(Job(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError):
+            jobs.append(Job(**json.loads(read_file(path))))
+        except (OSError, ValueError, TypeError, RecursionError):
             continue
     return sorted(jobs, key=lambda job: job.number)
 

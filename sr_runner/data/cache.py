@@ -24,6 +24,7 @@ import numpy as np
 
 from sr_runner.data.images import Pixels
 from sr_runner.errors import RequestError, RunError
+from sr_runner.files import open_own, own_folder
 from sr_runner.locks import file_lock
 
 Facts = Mapping[str, str | int]
@@ -49,7 +50,7 @@ class CachedImage:
     def pixels(self) -> Pixels:
         """The pixels, mapped read-only; they stay readable even where the file is replaced or deleted meanwhile."""
         try:
-            file = self.path.open("rb")
+            file = os.fdopen(open_own(self.path, os.O_RDONLY), "rb")
         except FileNotFoundError as error:
             raise RunError(
                 f"{self.path}: gone from the image cache; an image was edited, or the cache emptied, during the run."
@@ -69,7 +70,7 @@ class ImageCache:
         """The image stored under `name` where it was made from exactly `facts` and is whole, else None."""
         path = self._path(name, facts)
         try:
-            with path.open("rb") as file:
+            with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
                 header = json.loads(file.read(_HEADER))
                 size = os.fstat(file.fileno()).st_size
         except (FileNotFoundError, PermissionError, ValueError):  # without permission, `building` raises
@@ -94,7 +95,8 @@ class ImageCache:
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             image.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 file.write(encoded.ljust(_HEADER))
                 file.write(pixels.data)
                 file.flush()
@@ -120,7 +122,7 @@ class ImageCache:
         The lock is the kernel's: it ends with the process that holds it, however that ends. What a killed builder
         left behind is removed by the next one.
         """
-        lock = self._folder / "locks" / _hashed(job)
+        lock = own_folder(self._folder, self._folder / "locks") / _hashed(job)
         with contextlib.ExitStack() as stack:
             try:
                 exclusive = stack.enter_context(
@@ -140,10 +142,11 @@ class ImageCache:
     def _path(self, name: str, facts: Facts) -> Path:
         """Other facts give another file, so that a run never sees an image change under it."""
         key = _hashed(name)
-        return self._folder / "images" / key[:2] / f"{key[2:]}.{_hashed(json.dumps(dict(facts), sort_keys=True))[:16]}"
+        folder = own_folder(self._folder, self._folder / "images" / key[:2])
+        return folder / f"{key[2:]}.{_hashed(json.dumps(dict(facts), sort_keys=True))[:16]}"
 
     def _temporary(self, job: str) -> Path:
-        return self._folder / "building" / _hashed(job)
+        return own_folder(self._folder, self._folder / "building" / _hashed(job))
 
 
 class MappedImages:

@@ -12,11 +12,12 @@ from typing import Any
 from sr_runner.checkpoint import DamagedError, Origin, Store
 from sr_runner.checkpoint.format import PART, STATE, Name, step_name
 from sr_runner.checkpoint.stores import names_in
+from sr_runner.files import own_folder
 from sr_runner.mlflow_server import Server, tracking_uri
 from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
 
-ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4}")
+ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4,}")
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,17 @@ class Catalogue:
 
     def attempts(self, identity: str) -> list[Attempt]:
         """All attempts of a run, oldest first."""
-        names = {folder.name for folder in self.runs.glob(f"{identity}/a*-*") if folder.is_dir()}
+        folders = [folder for folder in self.runs.glob(f"{identity}/a*-*") if folder.is_dir()]
+        names = {folder.name for folder in folders if not (folder.is_symlink() or folder.parent.is_symlink())}
         names |= {name.attempt for name in self._checkpoints(f"{identity}/")}
-        return [Attempt(identity, name) for name in sorted(filter(ATTEMPT.fullmatch, names), key=_number)]
+        return [Attempt(identity, name) for name in sorted(filter(ATTEMPT.fullmatch, sorted(names)), key=_number)]
 
     def open_new(self, identity: str) -> Attempt:
         """A fresh attempt, with its folder."""
         latest = self.named(identity)
         number = _number(latest.name) + 1 if latest else 1
-        attempt = Attempt(identity, f"a{number:04d}-{secrets.token_hex(2)}")
-        self.folder(attempt).mkdir(parents=True)
+        attempt = Attempt(identity, f"a{number:04d}-{secrets.token_hex(4)}")
+        own_folder(self.runs, self.folder(attempt)).mkdir(parents=True)
         return attempt
 
     def folder(self, attempt: Attempt) -> Path:

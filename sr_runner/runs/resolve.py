@@ -19,9 +19,8 @@ import atexit
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +33,7 @@ from sr_runner.checkpoint.format import CONFIG, MANIFEST, MODEL, STATE, load, st
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import names_in, store_at
 from sr_runner.errors import RequestError, RunError, nearest
+from sr_runner.files import scratch_folder
 from sr_runner.masking import masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue
@@ -168,8 +168,9 @@ def source(wanted: str, catalogue: Catalogue, key: str = "") -> Source:
 
 def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path) -> Source:
     """`source` for a command: `outputs` is the folder of outputs, `checkpoints` the folder or URL of the store."""
-    scratch = Path(tempfile.mkdtemp(prefix="sr-run-"))  # what is fetched from afar is read later
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    stack = ExitStack()
+    atexit.register(stack.close)  # what is fetched from afar is read later
+    scratch = stack.enter_context(scratch_folder(outputs))
     return source(wanted, Catalogue(outputs / "runs", store_at(str(checkpoints)), scratch))
 
 

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sr_runner.files import open_own, read_file, write_file
+
 JOURNAL = "journal.jsonl"
 SENT = "journal.sent"
 IDS = "tracker.json"
@@ -52,7 +54,7 @@ class JournalWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self.size = _cut_torn_line(self._file)
         self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
 
@@ -133,7 +135,7 @@ def metrics_event(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
 def read_lines(path: Path, offset: int = 0, most: int | None = None) -> Iterator[Line]:
     """The whole lines from byte `offset` on, `most` of them at most. A line still being written is left out."""
     try:
-        file = path.open("rb")
+        file = os.fdopen(open_own(path, os.O_RDONLY), "rb")
     except FileNotFoundError:
         return
     with file:
@@ -152,7 +154,7 @@ def read_lines(path: Path, offset: int = 0, most: int | None = None) -> Iterator
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; empty where the file is missing or damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -160,9 +162,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces `path` in one step: a reader sees the old content or the new one."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _cut_torn_line(file: int) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from PIL import Image, UnidentifiedImageError
 
+from sr_runner.files import open_own, scratch_folder
 from sr_runner.mlflow_server import Refused, Server, Unreachable
 
 _PARAM_LENGTH, _TAG_LENGTH, _KEY_LENGTH, _DIGEST_LENGTH = 6000, 8000, 250, 36
@@ -80,15 +81,18 @@ class RunWriter:
         if event["step"] in self._there.get(f"picture {key}", ()):
             return
         name = f"{key.replace('/', '~')}+step+{event['step']}+timestamp+{event['time']}+{event['id']}"
-        with tempfile.TemporaryDirectory(prefix="sr-run-") as folder:
+        with scratch_folder(self._run_dir) as folder:
             try:
-                with Image.open(self._run_dir / event["file"]) as image:
-                    image.save(Path(folder, f"{name}.png"))
+                with (
+                    os.fdopen(open_own(self._run_dir / event["file"], os.O_RDONLY), "rb") as file,
+                    Image.open(file) as image,
+                ):
+                    image.save(folder / f"{name}.png")
                     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                    image.convert("RGB").save(Path(folder, f"{name}+compressed.webp"))
+                    image.convert("RGB").save(folder / f"{name}+compressed.webp")
             except (OSError, UnidentifiedImageError) as error:
                 raise Refused(f"{event['file']}: {error}", "LOCAL") from error
-            self._ask("log_artifacts", local_dir=folder, artifact_path="images")
+            self._ask("log_artifacts", local_dir=str(folder), artifact_path="images")
         if not self._has_pictures:
             self.tags({_PICTURES_TAG: "True"})
             self._has_pictures = True
@@ -96,12 +100,13 @@ class RunWriter:
     def artifact(self, event: Mapping[str, Any]) -> None:
         """Puts a file among the run's artifacts. It is copied first: a log grows while it is sent."""
         path = self._run_dir / event["file"]
-        with tempfile.TemporaryDirectory(prefix="sr-run-") as folder:
+        with scratch_folder(self._run_dir) as folder:
             try:
-                copy = shutil.copyfile(path, Path(folder, path.name))
+                with os.fdopen(open_own(path, os.O_RDONLY), "rb") as source, (folder / path.name).open("xb") as copy:
+                    shutil.copyfileobj(source, copy)
             except OSError as error:
                 raise Refused(f"{path}: {error.strerror}", "LOCAL") from error
-            self._ask("log_artifact", local_path=str(copy))
+            self._ask("log_artifact", local_path=str(folder / path.name))
 
     def finish(self, status: str, time: int, tags: Mapping[str, str]) -> None:
         """Closes the run with `status` at `time` (milliseconds)."""

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from sr_runner.files import open_own
+
 logger = logging.getLogger(__name__)
 
 _MODULE = "sr_runner.tracking.sender"
@@ -68,7 +70,7 @@ class SenderProcess:
         return bool(self.reports.get("done"))
 
     def _spawn(self) -> None:
-        with self._log.open("ab") as log:
+        with os.fdopen(open_own(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,

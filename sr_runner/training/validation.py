@@ -25,6 +25,7 @@ from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation, OnImage, evaluate, score_pairs
 from sr_runner.evaluation.protocol import Pair as ScoredPair
 from sr_runner.evaluation.strip import picture_strip
+from sr_runner.files import draft_of, own_folder
 from sr_runner.imresize import imresize_uint8
 from sr_runner.inference import TILE
 from sr_runner.inference.tiling import Interrupted
@@ -196,9 +197,10 @@ class Validation:
     def _draw(self, step: int, pair: ScoredPair, sr: np.ndarray) -> None:
         name = Path(pair.name).stem
         try:
-            self._folder.mkdir(exist_ok=True)
+            own_folder(self._folder.parent, self._folder).mkdir(exist_ok=True)
             path = self._folder / f"{step_name(step)}-{name}.png"
-            picture_strip(pair.lr, sr, pair.hr, scale=self._data.scale).save(path)
+            with draft_of(path) as draft:
+                picture_strip(pair.lr, sr, pair.hr, scale=self._data.scale).save(draft, format="PNG")
             self._tracker.picture(step, f"valid/{name}", path)
         except OSError as error:
             log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from sr_runner.errors import RequestError, check_choice
+from sr_runner.files import draft_of
 from sr_runner.models import SpandrelNetwork
 from sr_runner.weights import layouts
 from sr_runner.weights.applying import hyperparameters_of, name_of, unwrap
@@ -57,7 +57,7 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
     if layout == "safetensors":
         from safetensors.torch import save_file
 
-        return _write(path, lambda part: save_file(state, part, metadata=describe(inner)))
+        return _write(path, lambda draft: save_file(state, draft, metadata=describe(inner)))
     if name != "edsr" and not (name == "msrresnet" and layout == "basicsr"):
         networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
         raise RequestError(f"layout={layout}: it has only {networks}, not {type(inner).__name__}: use safetensors")
@@ -69,18 +69,14 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
         content: object = {"params": layouts.basicsr(name, state, to_theirs=True)}
     else:
         content = layouts.to_edsr_pytorch(state)
-    return _write(path, lambda part: torch.save(content, part))
+    return _write(path, lambda draft: torch.save(content, draft))
 
 
 def _write(path: Path, save: Callable[[Path], object]) -> Path:
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(part)
-        part.replace(path)
+        with draft_of(path) as draft:
+            save(draft)
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return path

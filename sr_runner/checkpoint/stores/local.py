@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sr_runner.checkpoint.format import MANIFEST, PART, STEP, Blob, Name
+from sr_runner.checkpoint.format import MANIFEST, PART, STEP, Blob, DamagedError, Name
 from sr_runner.errors import RequestError
+from sr_runner.files import DRAFT, own_folder, read_file, write_file
 
 _WRITING = ".writing-"
 _REPLACED = ".replaced-"
@@ -61,10 +62,10 @@ class LocalStore:
             raise
 
     def get(self, name: str, scratch: Path, only: Sequence[str] | None = None) -> Path:
-        place = self._path(name)
-        if place.is_dir():
-            return place
-        return self._aside(place.parent).get(place.name, place)
+        place = self._place(name)
+        if place.is_symlink():
+            raise DamagedError(f"{place.name} is a link")
+        return place
 
     def list(self, prefix: str = "") -> Sequence[str]:
         names = []
@@ -72,25 +73,30 @@ class LocalStore:
         if not all(re.fullmatch(PART, part) for part in parts):
             return []
         for attempt in self.root.glob("/".join([*parts, "*", "*"][:2])):
-            if attempt.is_symlink():
+            if attempt.is_symlink() or attempt.parent.is_symlink():
                 continue
-            steps = {entry.name for entry in attempt.glob("*") if (entry / MANIFEST).is_file()}
+            # A link counts, as damage: nothing of it is read.
+            steps = {entry.name for entry in attempt.glob("*") if entry.is_symlink() or (entry / MANIFEST).is_file()}
             steps.update(self._aside(attempt))
             names += [f"{attempt.parent.name}/{attempt.name}/{step}" for step in steps]
         return [name for name in names if name.startswith(prefix) and Name.parse(name)]
 
     def delete(self, name: str) -> None:
-        place = self.get(name, self.root)
+        place = self._place(name)
         doomed = place.with_name(f"{_DELETED}{place.name}-{uuid.uuid4().hex[:12]}")
         place.rename(doomed)
-        shutil.rmtree(doomed)
+        doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
 
     def quarantine(self, name: str, reason: str) -> str:
-        place = self.get(name, self.root)
+        place = self._place(name)
         stamp = time.strftime("%Y%m%dT%H%M%S")
         target = place.with_name(f"damaged-{self._path(name).name}-{stamp}-{uuid.uuid4().hex[:6]}")
-        place.rename(target)
-        (target / "why.json").write_text(json.dumps({"name": name, "reason": reason}, indent=1) + "\n")
+        if place.is_symlink():
+            target.mkdir()
+            place.rename(target / place.name)
+        else:
+            place.rename(target)
+        write_file(target / "why.json", json.dumps({"name": name, "reason": reason}, indent=1) + "\n")
         return str(target)
 
     def clean(self, attempt: str) -> None:
@@ -99,26 +105,20 @@ class LocalStore:
             aside.rename(folder / step)  # killed between the two renames of a replacement
         for mark in (_WRITING, _DELETED, _REPLACED):
             for left in folder.glob(f"{mark}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        for draft in folder.glob(f".{_LEASE}-*"):
+                _remove(left)
+        for draft in folder.glob(f"{DRAFT}*"):
             draft.unlink(missing_ok=True)
 
     def read_lease(self, attempt: str) -> bytes | None:
         try:
-            return (self._folder(attempt) / _LEASE).read_bytes()
+            return read_file(self._folder(attempt) / _LEASE)
         except FileNotFoundError:
             return None
 
     def write_lease(self, attempt: str, record: bytes) -> None:
         folder = self._folder(attempt)
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{_LEASE}-{uuid.uuid4().hex[:12]}"
-        try:
-            draft.write_bytes(record)
-            draft.rename(folder / _LEASE)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        write_file(folder / _LEASE, record)
 
     def drop_lease(self, attempt: str) -> None:
         folder = self._folder(attempt)
@@ -133,7 +133,14 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         if Name.parse(name) is None:
             raise ValueError(f"{name!r} is not the name of a checkpoint")
-        return self.root / name
+        place = self.root / name
+        own_folder(self.root, place.parent)
+        return place
+
+    def _place(self, name: str) -> Path:
+        """Where the checkpoint is, which may be a link; where it belongs, if it is nowhere."""
+        place = self._path(name)
+        return place if os.path.lexists(place) else self._aside(place.parent).get(place.name, place)
 
     @staticmethod
     def _aside(attempt: Path) -> dict[str, Path]:
@@ -141,20 +148,28 @@ class LocalStore:
         found = {}
         for entry in attempt.glob(f"{_REPLACED}*"):
             match = _ASIDE.fullmatch(entry.name)
-            if match and (entry / MANIFEST).is_file() and not (attempt / match["step"]).exists():
+            if match is None or entry.is_symlink() or os.path.lexists(attempt / match["step"]):
+                continue
+            if (entry / MANIFEST).is_file():
                 found[match["step"]] = entry
         return found
 
     @staticmethod
     def _swap_in(temporary: Path, place: Path) -> None:
         aside = None
-        if place.exists():
+        if os.path.lexists(place):
             aside = place.with_name(f"{_REPLACED}{place.name}-{uuid.uuid4().hex[:12]}")
             place.rename(aside)
         temporary.rename(place)
         _sync_folder(place.parent)
         if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """As far as possible, and of a link only the link."""
+    with suppress(OSError):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(path: Path, blob: Blob) -> None:

@@ -19,6 +19,7 @@ from sr_runner.checkpoint.format import Blob
 from sr_runner.checkpoint.stores.objects import ObjectStore
 from sr_runner.checkpoint.stores.requests import Requests
 from sr_runner.errors import RequestError
+from sr_runner.files import own_folder
 from sr_runner.masking import masked_text
 from sr_runner.mlflow_server import ATTEMPT_TAG, Server, tracking_uri
 
@@ -139,7 +140,7 @@ class Artifacts:
                     self._delete(run, folder, once)  # where folders exist, an empty one stays otherwise
 
     def abandon_uploads(self, folder: str) -> None:
-        for left in (self._spool / folder).glob("*"):
+        for left in own_folder(self._spool.parent, self._spool / folder).glob("*"):
             shutil.rmtree(left, ignore_errors=True)
 
     def _runs(self, attempt: str) -> list[Run]:
@@ -233,7 +234,7 @@ class Artifacts:
     @contextmanager
     def _spooled(self, attempt: str) -> Iterator[Path]:
         """A folder on this machine's disk for one file: MLflow uploads files, not streams."""
-        parent = self._spool / attempt
+        parent = own_folder(self._spool.parent, self._spool / attempt)
         while True:
             parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
 from sr_runner.config.settings import CheckpointSettings
 from sr_runner.errors import RequestError, RunError
+from sr_runner.files import scratch_folder, write_file
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import find
 
@@ -58,9 +59,9 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
     commands: dict[str, Callable[..., Report]] = {
         "ls": _ls, "verify": _verify, "diff": _diff, "export": _export, "prune": _prune, "cp": _copy,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="sr-ckpt-") as scratch:
+    with scratch_folder(Path(options.outputs)) as scratch:
         try:
-            catalogue = Catalogue(Path(options.outputs) / "runs", store_at(options.store), Path(scratch))
+            catalogue = Catalogue(Path(options.outputs) / "runs", store_at(options.store), scratch)
             rows, lines = commands[command](catalogue, options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
@@ -128,10 +129,10 @@ def _diff(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
 
 def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Report:
     model, file = Path(find(wanted, catalogue).weights().location), Path(to)
-    if file.exists():
+    if os.path.lexists(file):
         raise RequestError(f"{file} exists already; choose another name")
     if options.layout == "safetensors":
-        file.write_bytes(model.read_bytes())
+        write_file(file, model.read_bytes())
     else:
         from sr_runner.weights import export, load_model
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sr_runner.commands.console import draft_of
 from sr_runner.commands.evaluate import Options
 from sr_runner.commands.evaluate.models import common_scale, open_models
 from sr_runner.commands.evaluate.record import Record
@@ -21,6 +20,7 @@ from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
 from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.perceptual import Distance, perceptual_distance
+from sr_runner.files import write_file
 from sr_runner.training.device import resolve_device
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
             drawn[result.model] += pictures
     sys.stdout.write(to_json(results) if as_json else summary(results))
     for path, write in writers:
-        with draft_of(path) as draft:
-            draft.write_text(write(results), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, write(results))
         log.info("written: %s", path)
     if record is not None:
         for model in models:

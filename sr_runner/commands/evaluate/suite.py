@@ -18,6 +18,7 @@ from sr_runner.evaluation.metrics import Score, UInt8Image
 from sr_runner.evaluation.perceptual import Distance
 from sr_runner.evaluation.pictures import Extremes, file_name, sheets
 from sr_runner.evaluation.protocol import Pair, evaluate, score_pairs
+from sr_runner.files import draft_of
 from sr_runner.imresize import imresize_uint8
 
 
@@ -84,5 +85,6 @@ class Suite:
         paths = []
         for name, sheet in sheets(extremes, scale=result.scale).items():
             paths.append(self.pictures / file_name(result.benchmark, result.model, name))
-            sheet.save(paths[-1])
+            with draft_of(paths[-1]) as draft:
+                sheet.save(draft, format="PNG")
         return paths

@@ -13,11 +13,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sr_runner.commands.console import draft_of
 from sr_runner.commands.network import open_network
 from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.errors import RequestError, RunError
+from sr_runner.files import draft_of, own_folder
 from sr_runner.inference.tiling import upscale_image
 from sr_runner.training.device import resolve_device
 
@@ -54,6 +54,7 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
             log.error("%s", error)
             failed += 1
             continue
+        own_folder(Path(options.output), target.parent).mkdir(parents=True, exist_ok=True)
         with draft_of(target) as draft:
             Image.fromarray(sr).save(draft, **_SAVING[options.format])
         height, width, seconds = *sr.shape[:2], time.perf_counter() - start

@@ -1,0 +1,139 @@
+"""Files of sr-run's own: each is there whole or not at all, and no link in their folders leads out of them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sr_runner.errors import RequestError
+
+DRAFT = ".draft-"
+"""Begins the name of a file that is not whole yet."""
+SMALL = 1 << 26
+"""Bytes: no record of a run is longer."""
+
+
+class LinkError(RequestError, OSError):
+    """Where a file or folder of sr-run's own is expected there is a link, a pipe or a device."""
+
+    def __init__(self, path: Path, expected: str = "file"):
+        super().__init__(f"{path}: expected a {expected}, not a link or a device; nothing was written through it")
+        self.strerror = f"expected a {expected}, not a link or a device"
+
+
+def open_own(path: Path, flags: int) -> int:
+    """`os.open` of a regular file, which follows no link in the last part of `path`. Raises `LinkError`."""
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # O_NONBLOCK: a pipe would be waited for
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise LinkError(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise LinkError(path)
+    return file
+
+
+def read_file(path: Path, limit: int = SMALL) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises `LinkError`, or `OSError` where it is longer."""
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, more than {limit}", str(path))
+        return file.read(size)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """An empty file to write to, which takes the place of `path` at the end: also of a link, which is not followed."""
+    draft = path.with_name(f"{DRAFT}{secrets.token_hex(8)}")
+    os.close(open_own(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Make `content` (text as UTF-8) that of `path`, as `draft_of` does."""
+    with draft_of(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def own_folder(root: Path, folder: Path) -> Path:
+    """`folder`, which need not exist, if neither it nor one between it and `root` is a link; `root` may be one.
+
+    Raises `LinkError`.
+    """
+    for part in (folder, *folder.parents):
+        if part == root:
+            break
+        if part.is_symlink():
+            raise LinkError(part, "folder")
+    return folder
+
+
+@contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A folder below `place` for the time being; the system's own where nothing can be written there.
+
+    Those that killed processes of this machine left there are removed: the kernel has let go of their locks. A file
+    system without locks keeps them.
+    """
+    if not os.access(place, os.W_OK):
+        with tempfile.TemporaryDirectory(prefix="sr-run-") as elsewhere:
+            yield Path(elsewhere)
+        return
+    parent = own_folder(place, place / ".scratch")
+    mine = re.sub(r"[^\w.-]", "_", platform.node()) + "-"
+    for left in parent.glob(f"{mine}*"):
+        with suppress(OSError):
+            lock = _locked(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        parent.mkdir(exist_ok=True)
+        held = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=mine, dir=parent))
+            held = _locked(folder)
+        except (FileNotFoundError, BlockingIOError):  # another process removes what it takes for left behind
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+                raise
+        if folder.exists():
+            break
+        if held is not None:
+            os.close(held)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _locked(folder: Path) -> int:
+    """The open `folder`, exclusively locked. Raises `BlockingIOError` where another process has it."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
