@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.checkpoint import LocalStore
 from sr_runner.errors import RequestError, RunError
 from sr_runner.runs import folder as files
-from sr_runner.runs.catalogue import Catalogue
+from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.signals import StopSignal
 
 OLDER, NEWER = f"{IDENTITY}/a0001-aaaa", f"{IDENTITY}/a0002-bbbb"
@@ -281,3 +282,21 @@ def test_a_job_that_was_restarted_before_its_first_checkpoint_forks_once_more_in
     gone_on = chosen(f"{OLDER}/step-10")
     assert gone_on.attempt == first.attempt and gone_on.parent is None
     assert gone_on.state is not None and gone_on.state.step == 11
+
+
+@pytest.mark.parametrize("depth", [50, 500, 900, 5_000, 200_000])
+def test_a_deeply_nested_record_of_another_run_is_in_nobodys_way(depth: int, chosen: Choose, outputs: Path) -> None:
+    record = outputs / "runs" / OLDER.replace("0123456789ab", "ba9876543210") / files.RECORD
+    record.parent.mkdir(parents=True)
+    record.write_text('{"facts": {"scale": 2, "seed": 0, "optimizer.lr": ' + "[" * depth + "]" * depth + "}}")
+    assert chosen(True, OTHER_FACTS, "edsr-x2-ffffffffffff").state is None
+    assert chosen(True).attempt == Attempt(*NEWER.split("/"))
+
+
+def test_attempts_of_equal_number_have_an_order_and_their_random_part_may_be_long(outputs: Path) -> None:
+    names = [f"a0007-{digit * length}" for digit in "0123456789abcdef" for length in (4, 8)]
+    for name in names:
+        (outputs / "runs" / IDENTITY / name).mkdir(parents=True)
+    catalogue = Catalogue(outputs / "runs", None, outputs / "scratch", lambda run_id: None)
+    assert [attempt.name for attempt in catalogue.attempts(IDENTITY)] == sorted(names)
+    assert re.fullmatch(r"a0008-[0-9a-f]{8}", catalogue.open_new(IDENTITY).name)

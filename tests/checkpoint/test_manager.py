@@ -184,3 +184,15 @@ def test_names_from_elsewhere_are_never_paths(name: str, tmp_path: Path) -> None
     for verb in (store.delete, lambda n: store.get(n, tmp_path), lambda n: store.quarantine(n, "")):
         with pytest.raises(ValueError, match="is not the name of a checkpoint"):
             verb(name)
+
+
+def test_old_checkpoints_that_somebody_else_deleted_are_no_reason_for_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = LocalStore(tmp_path)
+    manager = CheckpointManager(store, ATTEMPT, keep=[LastN(2)], scratch=tmp_path / "s")
+    for step in range(1, 7):
+        manager.save(state(step), wait=True)
+        for gone in manager.steps():
+            store.delete(f"{ATTEMPT}/step-{gone:08d}")
+    assert not caplog.records and set(manager._known or {}) == {5, 6}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from store_servers import MlflowArtifactServer, S3Server, StorageServer
-from support import environment
+from support import ROOT, environment
 
 from sr_runner.checkpoint import CheckpointManager, DamagedError, LastN, LocalStore, TrainingState
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, Manifest, digest, load, seal
@@ -672,6 +673,14 @@ class TestMlflow:
 def test_a_root_that_cannot_be_is_refused_before_anything_is_asked(arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         RemoteStore(**arguments)
+
+
+def test_an_s3fs_that_is_too_old_is_refused_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda protocol: object)  # it has no `call_s3`
+    with pytest.raises(RequestError, match=r"s3fs [\d.]+ is too old: expected 2025\.3 or later") as refused:
+        RemoteStore("s3://bucket/prefix")
+    needed = re.search(r"s3fs>=([\d.]+)", (ROOT / "pyproject.toml").read_text())
+    assert needed is not None and f"expected {needed[1]} " in str(refused.value)
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:

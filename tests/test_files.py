@@ -1,0 +1,60 @@
+"""Scratch folders: one for each process, removed with it or after it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import environment
+
+from sr_runner.files import draft_of, scratch_folder, write_file
+
+HOLDER = """
+import sys
+from pathlib import Path
+from sr_runner.files import scratch_folder
+with scratch_folder(Path(sys.argv[1])) as folder:
+    (folder / "checkpoint").mkdir()
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_uses_is_not(tmp_path: Path) -> None:
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment(),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    killed, living = (Path((holder.stdout or sys.stdin).readline().strip()) for holder in holders)
+    holders[0].kill()
+    holders[0].wait()
+    assert killed.is_dir() and living.is_dir()
+    with scratch_folder(tmp_path) as mine:
+        assert mine.is_dir() and (living / "checkpoint").is_dir() and not killed.exists()
+    holders[1].communicate("")
+    assert list(tmp_path.iterdir()) == [], "the folder of scratch folders stays"
+
+
+def test_a_process_may_have_several(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as first, scratch_folder(tmp_path) as second:
+        assert first.is_dir() and second.is_dir() and first != second
+
+
+def test_where_nothing_can_be_written_the_systems_own_folder_is_used(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "missing") as folder:
+        assert folder.is_dir() and not (tmp_path / "missing").exists()
+    assert not folder.exists()
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_file(path, "before")
+    with pytest.raises(ZeroDivisionError), draft_of(path) as draft:
+        draft.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
