@@ -69,7 +69,12 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
         content: object = {"params": layouts.basicsr(name, state, to_theirs=True)}
     else:
         content = layouts.to_edsr_pytorch(state)
-    return _write(path, lambda draft: torch.save(content, draft))
+
+    def save(draft: Path) -> None:
+        with draft.open("wb") as file:  # torch would name the archive after a path
+            torch.save(content, file)
+
+    return _write(path, save)
 
 
 def _write(path: Path, save: Callable[[Path], object]) -> Path:
