@@ -8,7 +8,18 @@ from typing import Any
 
 from sr_runner.masking import masked_text
 from sr_runner.mlflow_server import ATTEMPT_TAG, Refused, Server, Unreachable
-from sr_runner.tracking.journal import IDS, JOURNAL, SENT, SYSTEM, Line, read_json, read_lines, write_json
+from sr_runner.tracking.journal import (
+    IDS,
+    JOURNAL,
+    SENT,
+    SYSTEM,
+    Line,
+    crc_of,
+    fits_journals,
+    read_lines,
+    read_sent,
+    write_json,
+)  # fmt: skip
 from sr_runner.tracking.parent_run import parent_run_id
 from sr_runner.tracking.run_writer import Report, RunWriter
 
@@ -51,7 +62,7 @@ class Delivery:
             name, offset = place
             line = next(read_lines(self._run_dir / name, offset, most=1), None)
             try:
-                if line is not None:
+                if line is not None and line.event is not None:
                     self._send([line])
             except Unreachable:
                 continue
@@ -97,22 +108,15 @@ class Delivery:
             "run_id": run_id,
         }
         write_json(self._run_dir / IDS, ids)
-        progress = read_json(self._run_dir / SENT)
-        self._progress = progress if progress.get("run_id") == run_id else self._from_the_start(run_id)
-        # A machine that crashed may have lost the journal's end.
-        size = (self._run_dir / SYSTEM).stat().st_size if (self._run_dir / SYSTEM).exists() else 0
-        self._progress["system"] = min(self._progress["system"], size)
+        sent = read_sent(self._run_dir)
+        if not sent or sent["run_id"] != run_id or not fits_journals(sent, self._run_dir):
+            nothing = {kind + what: 0 for kind in ("sent", "system") for what in ("", "_crc", "_next")}
+            sent = {"run_id": run_id, "left_over": [], **nothing}
+        self._progress = sent
         writer = RunWriter(self._server, run_id, self._run_dir, self._report)
-        if self._progress["unknown_from"] is not None:
-            writer.leave_out_what_is_there(self._progress["unknown_from"])
+        writer.leave_out_what_is_there()
         self._writer = writer
         self._report(run_id=run_id, experiment_id=self._experiment_id)
-
-    def _from_the_start(self, run_id: str) -> dict[str, Any]:
-        """The progress with a run that these journals were never sent to, though another machine's may have been."""
-        first = next(read_lines(self._run_dir / JOURNAL, most=1)).event or {}
-        step = first.get("resumed_at", 0)
-        return {"run_id": run_id, "sent": 0, "system": 0, "left_over": [], "unknown_from": step}
 
     def _advance(self, kind: str, name: str) -> bool:
         lines = list(read_lines(self._run_dir / name, self._progress[kind], most=_WINDOW))
@@ -130,12 +134,31 @@ class Delivery:
             self._report("one entry is set aside for later: the server takes others", level="warning")
         self._failures = 0
         self._most = min(_MOST_METRICS, self._most * 2)
-        self._progress[kind] = group[-1].end
+        self._report_losses(kind, name, group)
+        start, end = self._progress[kind], group[-1].end
+        self._progress[f"{kind}_crc"] = crc_of(self._run_dir / name, start, end, self._progress[f"{kind}_crc"]) or 0
+        self._progress[kind] = end
         self._save()
         return True
 
+    def _report_losses(self, kind: str, name: str, group: Sequence[Line]) -> None:
+        """Names the damaged lines of `group`, and the places where lines are missing."""
+        damaged = [line for line in group if line.event is None]
+        if damaged:
+            count = f"{len(damaged)} damaged lines" if len(damaged) > 1 else "a damaged line"
+            reason = f"at byte {damaged[0].start}, {damaged[0].damage}"
+            self._report(f"{count} of {name} passed over ({reason})", level="warning")
+        expected = self._progress[f"{kind}_next"]
+        for line in group:
+            at = expected if line.event is None or line.at is None else line.at
+            if at > expected:
+                reason = f"{at - expected} bytes of entries are missing before byte {line.start}, or stand elsewhere"
+                self._report(f"{name} has lost lines: {reason}", level="warning")
+            expected = at + line.end - line.start
+        self._progress[f"{kind}_next"] = expected
+
     def _next_group(self, lines: Sequence[Line]) -> list[Line]:
-        """The metrics lines that go in one request, or the one other line that comes first."""
+        """The metrics lines that go in one request, damaged ones among them, or the one other line that is first."""
         group: list[Line] = []
         points = 0
         for line in lines:
@@ -152,8 +175,6 @@ class Delivery:
         """Sends one group; what is refused is reported and left, so that it does not hold up the rest."""
         assert self._writer is not None
         events = [event for line in group if (event := line.event) is not None]
-        if len(events) < len(group):
-            self._report(f"{len(group) - len(events)} damaged lines of the journal are passed over", level="warning")
         if not events:
             return
         try:

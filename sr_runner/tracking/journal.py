@@ -1,20 +1,21 @@
 """The journal of a run: what the tracking server has to be told, one JSON object a line, only ever appended to.
 
-    {"time": 1763851000123, "event": "start", "attempt": "edsr-x2-3f9a12c40b1e/1", "resumed_at": 0, ...}
-    {"time": 1763851004518, "event": "metrics", "step": 10, "values": {"train/loss": 0.0413, "train/lr": 0.0001}}
-    {"time": 1763851020004, "event": "picture", "step": 100, "key": "valid/chelsea", "file": "pictures/...png", ...}
-    {"time": 1763851020139, "event": "artifact", "file": "run.log"}
-    {"time": 1763851030992, "event": "finish", "status": "FINISHED", "tags": {...}}
+    {"crc": "8f1c02d7", "at": 0, "time": 1763851000123, "event": "start", "attempt": "edsr-x2-3f9a12c40b1e/1", ...}
+    {"crc": "…", "at": 512, "time": …, "event": "metrics", "step": 10, "values": {"train/loss": 0.0413, …}}
+    {"crc": "…", "at": 655, "time": …, "event": "picture", "step": 100, "key": "valid/chelsea", "file": "…png", …}
+    {"crc": "…", "at": 840, "time": …, "event": "artifact", "file": "run.log"}
+    {"crc": "…", "at": 931, "time": …, "event": "finish", "status": "FINISHED", "tags": {…}}
 
-`time` is in milliseconds since 1970 and is the timestamp that MLflow gets, so a line that is sent twice makes one
-point: MLflow's key of a point contains its timestamp and its value. Files are relative to the run's folder, or
-absolute where they lie outside. NaN and the infinities, which JSON has no word for, are the strings "nan", "inf" and
-"-inf". A run that is resumed has one `start` line per life.
+`crc` is the CRC-32 of what follows it in the line: a line that it does not fit, or that is no entry of a journal, is
+damaged, and whoever reads passes over it. `at` is the byte at which the line was written: where it is more than the
+end of the line before, lines are missing. `time` is in milliseconds since 1970 and is the timestamp that MLflow gets,
+so a line that is sent twice makes one point: MLflow's key of a point contains its timestamp and its value. Files are
+relative to the run's folder, or absolute where they lie outside. NaN and the infinities, which JSON has no word for,
+are the strings "nan", "inf" and "-inf". A run that is resumed has one `start` line per life.
 
 Files beside it, all written by the sender: `tracker.json` (the server's ids), `system.jsonl` (system metrics, in the
-same format), and `journal.sent`: the run of the server it is about, how many bytes of either journal that run has,
-the lines set aside for later (file and offset), and from which step on the run may have points that the journal lacks
-(because it is a new one on another machine, or lost its end in a crash).
+same format), and `journal.sent`: the run of the server it is about, how many bytes of either journal that run has
+(with their CRC-32, and the `at` of the next line), and the lines set aside for later (file and offset).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import math
 import os
 import re
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +42,12 @@ LOCK = "journal.lock"
 SYSTEM = "system.jsonl"
 
 _READ = 1 << 20
-_MOST_UNWRITTEN = 100_000
-_KIND = re.compile(rb'"event": "(\w+)"')
-_STEP = re.compile(rb'"event": "(?:metrics|picture)", "step": (-?\d+)')
+_LONGEST = 1 << 24
+"""Bytes of the longest line that is read. What goes on longer is damage, and is not kept in memory."""
+_MOST = 1 << 63
+_SEAL = b'{"crc": "%08x", '
+_SEALED = len(_SEAL % 0)
+_HEAD = re.compile(rb'"at": (\d{1,15}), "time": \d{1,18}, "event": "(\w+)"(?:, "step": (-?\d{1,19})\b)?')
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -55,19 +61,23 @@ class JournalWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        found = os.fstat(self._file).st_size
         self.size = _cut_torn_line(self._file)
-        self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
+        self.cut = found - self.size
+        """Bytes of the half written line that was cut off."""
+        self._unwritten: deque[bytes] = deque()
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        """Adds one event, stamped with the present time. Raises OSError while the disk is full; the line is then kept
-        in memory and written before the next one."""
-        self.append_line(line_of(event))
+    @property
+    def unwritten(self) -> list[bytes]:
+        """The lines that wait in memory for room on the disk."""
+        return [_sealed(content, self.size) for content in self._unwritten]
 
-    def append_line(self, line: bytes) -> None:
-        """`append` for a line that is a journal line already, its time included."""
-        self._unwritten.append(line)
+    def append(self, event: Mapping[str, Any], now: int | None = None) -> None:
+        """Adds one event, stamped with the time `now` in milliseconds: the event's own, or the present one, unless
+        given. Raises OSError while the disk is full; the line is then kept in memory and written before the next."""
+        self._unwritten.append(_content(event, now))
         while self._unwritten:
-            self._write(self._unwritten[0])
+            self._write(_sealed(self._unwritten[0], self.size))
             self._unwritten.popleft()
 
     def sync(self) -> None:
@@ -97,33 +107,49 @@ class Line:
     end: int
     """Offset after its line feed."""
     raw: bytes
+    """The line without its line feed; empty where its checksum does not fit."""
+
+    @cached_property
+    def _head(self) -> re.Match[bytes] | None:
+        return _HEAD.match(self.raw, _SEALED)
 
     @property
-    def event(self) -> dict[str, Any] | None:
-        """The event; None where the line is damaged."""
-        try:
-            event = json.loads(self.raw)
-        except ValueError:
-            return None
-        return event if isinstance(event, dict) and "event" in event and "time" in event else None
+    def at(self) -> int | None:
+        """The offset at which it was written; None where the line is damaged."""
+        return int(self._head[1]) if self._head else None
 
     @property
     def kind(self) -> str:
         """`start`, `metrics`, ...: the event's name, found without parsing the line; "" where the line is damaged."""
-        found = _KIND.search(self.raw, 0, 60)
-        return found[1].decode() if found else ""
+        return self._head[2].decode() if self._head else ""
 
     @property
     def step(self) -> int | None:
         """The step of a metrics or picture line, found without parsing the line; None for other lines."""
-        found = _STEP.search(self.raw, 0, 120)
-        return int(found[1]) if found else None
+        return int(self._head[3]) if self._head and self._head[3] else None
+
+    @cached_property
+    def event(self) -> dict[str, Any] | None:
+        """The event, with all that its kind has to have; None where the line is damaged."""
+        if self._head is None:
+            return None
+        try:
+            event = json.loads(self.raw.decode())
+            in_range = all(-_MOST < event.get(key, 0) < _MOST for key in ("time", "step"))
+            return event if in_range and _is_event(event) else None
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            return None
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with a line that has no event."""
+        return "it is no entry of a journal" if self.raw else "its checksum does not fit"
 
 
-def line_of(event: Mapping[str, Any], now: int | None = None) -> bytes:
-    """The journal line of `event`; `now` is the time in milliseconds, the present one unless given."""
-    stamped = {"time": time.time_ns() // 1_000_000 if now is None else now, **event}
-    return _encode(stamped).encode() + b"\n"
+def line_from(raw: bytes, start: int = 0) -> Line:
+    """The line `raw`, without its line feed, read at the offset `start`."""
+    fits = raw.startswith(_SEAL % zlib.crc32(raw[_SEALED:]))
+    return Line(start, start + len(raw) + 1, raw if fits else b"")
 
 
 def metrics_event(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -141,14 +167,58 @@ def read_lines(path: Path, offset: int = 0, most: int | None = None) -> Iterator
     with file:
         file.seek(offset)
         rest = b""
+        left_out = 0
         while block := file.read(_READ):
             *whole, rest = (rest + block).split(b"\n")
             for raw in whole:
                 if most is not None and most <= 0:
                     return
-                yield Line(offset, offset + len(raw) + 1, raw)
-                offset += len(raw) + 1
+                line = Line(offset, offset + left_out + len(raw) + 1, b"") if left_out else line_from(raw, offset)
+                yield line
+                offset = line.end
+                left_out = 0
                 most = None if most is None else most - 1
+            if left_out or len(rest) > _LONGEST:
+                left_out += len(rest)
+                rest = b""
+
+
+def read_sent(run_dir: Path) -> dict[str, Any]:
+    """The sender's notes in `journal.sent`; empty where they are missing or damaged."""
+    notes = read_json(run_dir / SENT)
+    match notes:
+        case {"run_id": str(), "left_over": list(places)}:
+            numbers = [notes.get(kind + what) for kind in ("sent", "system") for what in ("", "_crc", "_next")]
+            offsets = [place[1] for place in places if isinstance(place, list) and place[:-1] in ([JOURNAL], [SYSTEM])]
+            if len(offsets) == len(places) and all(isinstance(n, int) and 0 <= n < _MOST for n in numbers + offsets):
+                return notes
+    return {}
+
+
+def fits_journals(notes: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether what `notes` call sent is what the journals still begin with."""
+    return all(
+        crc_of(run_dir / name, 0, notes[kind]) == notes[f"{kind}_crc"]
+        for kind, name in (("sent", JOURNAL), ("system", SYSTEM))
+    )
+
+
+def crc_of(path: Path, start: int, end: int, crc: int = 0) -> int | None:
+    """The CRC-32 of the bytes from `start` to `end`, going on from `crc`; None where the file is shorter."""
+    if start == end:
+        return crc
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while start < end:
+                block = file.read(min(_READ, end - start))
+                if not block:
+                    return None
+                crc = zlib.crc32(block, crc)
+                start += len(block)
+    except FileNotFoundError:
+        return None
+    return crc
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -178,3 +248,51 @@ def _cut_torn_line(file: int) -> int:
     if end < size:
         os.ftruncate(file, end)
     return end
+
+
+def _content(event: Mapping[str, Any], now: int | None) -> bytes:
+    """The part of the line that does not depend on where it stands: `"time": ..., "event": ...}`."""
+    stamp = event.get("time", time.time_ns() // 1_000_000) if now is None else now
+    others = {key: value for key, value in event.items() if key not in ("crc", "at", "time")}
+    return _encode({"time": stamp, **others}).encode()[1:]
+
+
+def _sealed(content: bytes, at: int) -> bytes:
+    content = b'"at": %d, %b' % (at, content)
+    return _SEAL % zlib.crc32(content) + content + b"\n"
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    """Whether it has what its kind has to have. Raises ValueError, TypeError or OverflowError for what is no number."""
+    match event:
+        case {"event": "metrics", "step": int(), "values": dict(values)}:
+            return _are_numbers(values)
+        case {"event": "picture", "step": int(), "key": str(), "file": str(), "id": str()}:
+            return True
+        case {"event": "artifact", "file": str()}:
+            return True
+        case {"event": "finish", "status": "FINISHED" | "FAILED" | "KILLED", "tags": dict(tags)}:
+            return _are_texts(tags)
+        case {
+            "event": "start", "attempt": str(), "experiment": str(), "run_name": str(), "resumed_at": int(),
+            "run_id": str() | None, "artifacts": str(), "params": dict(params), "tags": dict(tags),
+        }:  # fmt: skip
+            return _are_texts(params) and _are_texts(tags) and _has_parts(event)
+    return False
+
+
+def _has_parts(start: Mapping[str, Any]) -> bool:
+    match start.get("dataset"), start.get("parent"):
+        case None | {"name": str(), "digest": str()}, None | {"folder": str(), "name": str()}:
+            return True
+    return False
+
+
+def _are_numbers(values: Mapping[str, Any]) -> bool:
+    for value in values.values():
+        float(value)
+    return True
+
+
+def _are_texts(texts: Mapping[str, Any]) -> bool:
+    return all(isinstance(text, str) for text in texts.values())

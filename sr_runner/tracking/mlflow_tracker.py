@@ -22,11 +22,12 @@ from sr_runner.tracking.journal import (
     SENT,
     JournalWriter,
     Line,
-    line_of,
+    fits_journals,
+    line_from,
     metrics_event,
     read_json,
     read_lines,
-    write_json,
+    read_sent,
 )
 from sr_runner.tracking.sender_process import SenderProcess, sender_command, sender_environment
 from sr_runner.tracking.tracker import RunRecord, Status
@@ -101,16 +102,21 @@ class MlflowTracker:
         return attempt_of(run_id, Server(self._uri, self._outputs / "artifacts"))
 
     def start(self, run: RunRecord) -> None:
-        """Opens the journal in `run.run_dir`, reads what it holds already, and starts the sender."""
+        """Opens the journal in `run.run_dir`, reads what it holds already, and starts the sender.
+
+        Raises `RequestError` where the journal cannot be written from the start. Later, points wait in memory.
+        """
         self._run_dir = run.run_dir.absolute()
-        self._journal = JournalWriter(self._run_dir / JOURNAL)
+        try:
+            self._journal = self._open_journal()
+        except OSError as error:
+            raise RequestError(
+                f"{self._run_dir / JOURNAL} cannot be written ({error.strerror}), and a run is recorded there: "
+                "expected a file that can be written; tracker=none records nothing"
+            ) from error
         self._ids = self._known_ids(run)
-        self._mind_lost_end(run.resumed_at)
-        fresh = self._journal.size == 0
         self._append(self._start_event(run))
-        if fresh and run.state is not None:
-            self._restore(run.state)
-        self._logged = _points_from(read_lines(self._journal.path), run.resumed_at)
+        self._take_up(run)
         options = ["--system-metrics"] if self._system_metrics else []
         self._sender = SenderProcess(self._run_dir, self._uri, options)
         self._sender.start()
@@ -137,9 +143,10 @@ class MlflowTracker:
         """The ids, and the metric lines that the server had not confirmed when it was asked last."""
         with self._lock:
             journal = self._started()
-            sent = read_json(self._run_dir / SENT)
-            offset = sent.get("sent", 0) if sent.get("run_id") == self.run_id else 0
-            pending = [line.raw.decode() for line in read_lines(journal.path, offset) if line.kind == "metrics"]
+            sent = read_sent(self._run_dir)
+            offset = sent["sent"] if sent and sent["run_id"] == self.run_id else 0
+            lines = [*read_lines(journal.path, offset), *(line_from(raw.rstrip(b"\n")) for raw in journal.unwritten)]
+            pending = [line.raw.decode(errors="replace") for line in lines if line.kind == "metrics"]
             return {
                 "tracking_uri": masked_text(self._uri),
                 "experiment_id": self._fact("experiment_id"),
@@ -163,7 +170,9 @@ class MlflowTracker:
         with self._lock:
             self._append({"event": "finish", "status": status, "tags": masked(tags or {})})
         self.sync()
-        self._delivered = self._sender is not None and self._sender.finish(wait)
+        if lost := len(self._started().unwritten):
+            logger.warning("tracking: %s cannot be written; %d entries are lost", self._run_dir / JOURNAL, lost)
+        self._delivered = self._sender is not None and self._sender.finish(wait) and not lost
         if not self._delivered:
             logger.warning("tracking: %s", self._what_is_left())
         with self._lock:
@@ -192,24 +201,45 @@ class MlflowTracker:
             event["parent"] = {"folder": str(run.parent.folder.absolute()), "name": run.parent.name}
         return event
 
-    def _mind_lost_end(self, resumed_at: int) -> None:
-        """Tells the sender where the journal's end was lost in a crash of the machine: what the server has from
-        `resumed_at` on is then unknown here."""
-        size = self._started().size
-        sent = read_json(self._run_dir / SENT)
-        if sent.get("sent", 0) > size:
-            step = min(resumed_at, sent["unknown_from"] if sent["unknown_from"] is not None else resumed_at)
-            write_json(self._run_dir / SENT, {**sent, "sent": size, "unknown_from": step})
+    def _open_journal(self) -> JournalWriter:
+        """The journal, less a half written last line; and no notes of what was sent that it does not fit."""
+        journal = JournalWriter(self._run_dir / JOURNAL)
+        if journal.cut:
+            logger.warning("tracking: the half written end of %s, %d bytes, is cut off", journal.path, journal.cut)
+        notes = self._run_dir / SENT
+        if notes.exists() and not ((sent := read_sent(self._run_dir)) and fits_journals(sent, self._run_dir)):
+            logger.warning(
+                "tracking: %s is not what it was when it was sent; all that it holds is sent again", journal.path
+            )
+            notes.unlink()
+        return journal
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Puts the points that a checkpoint brought from another machine into the fresh journal."""
-        for raw in state.get("pending", []):
-            self._append_line(raw.encode() + b"\n")
+    def _take_up(self, run: RunRecord) -> None:
+        """Learns which points the journal holds, and adds those that only the checkpoint holds."""
+        state = run.state or {}
+        saved = pending if isinstance(pending := state.get("pending"), list) else []
+        lines = [line_from(raw.encode(errors="replace")) for raw in saved if isinstance(raw, str)]
+        events = [event for line in lines if (event := line.event) and event["event"] == "metrics"]
+        first = min([run.resumed_at, *(event["step"] for event in events)])
+        self._logged = _points_from(read_lines(self._started().path), first)
+        added = 0
+        for event in events:
+            step, values = event["step"], event["values"]
+            missing = {key: value for key, value in values.items() if step not in self._logged.get(key, ())}
+            if missing:
+                self._append({**event, "values": missing})
+                added += len(missing)
+            for key in missing:
+                self._logged.setdefault(key, set()).add(step)
+        if added:
+            logger.warning("tracking: the journal lacked %d points that the checkpoint holds; they are added", added)
+        if len(events) < len(saved):
+            logger.warning("tracking: %d damaged lines in the checkpoint are passed over", len(saved) - len(events))
 
     def _known_ids(self, run: RunRecord) -> dict[str, Any]:
         """The ids that an earlier life was given, if it spoke to the same server."""
         for ids in (read_json(self._run_dir / IDS), run.state or {}):
-            if ids.get("run_id") and ids.get("tracking_uri") == masked_text(self._uri):
+            if isinstance(ids.get("run_id"), str) and ids.get("tracking_uri") == masked_text(self._uri):
                 return dict(ids)
         return {}
 
@@ -224,14 +254,11 @@ class MlflowTracker:
         return True
 
     def _append(self, event: Mapping[str, Any]) -> None:
-        self._append_line(line_of(event))
-
-    def _append_line(self, line: bytes) -> None:
         if self._delivered is not None:
-            logger.debug("came after the end: %r", line)
+            logger.debug("came after the end: %s", event)
             return
         try:
-            self._started().append_line(line)
+            self._started().append(event)
         except OSError as error:
             self._warn(error)
 
@@ -250,7 +277,7 @@ class MlflowTracker:
         return str(path.relative_to(self._run_dir)) if path.is_relative_to(self._run_dir) else str(path)
 
     def _what_is_left(self) -> str:
-        offset = read_json(self._run_dir / SENT).get("sent", 0)
+        offset = read_sent(self._run_dir).get("sent", 0)
         left = sum(1 for _ in read_lines(self._started().path, offset))
         trouble = self._sender.reports.get("trouble") if self._sender else None
         uri = shlex.quote(masked_text(self._uri))

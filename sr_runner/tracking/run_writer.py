@@ -65,7 +65,7 @@ class RunWriter:
             Metric(_key(key), float(value), event["time"], event["step"])
             for event in events
             for key, value in event["values"].items()
-            if event["step"] not in self._there.get(key, ())
+            if event["step"] not in self._there.get(_key(key), ())
         ]
         self._send(points, "metrics")
 
@@ -90,7 +90,7 @@ class RunWriter:
                     image.save(folder / f"{name}.png")
                     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
                     image.convert("RGB").save(folder / f"{name}+compressed.webp")
-            except (OSError, UnidentifiedImageError) as error:
+            except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
                 raise Refused(f"{event['file']}: {error}", "LOCAL") from error
             self._ask("log_artifacts", local_dir=str(folder), artifact_path="images")
         if not self._has_pictures:
@@ -104,8 +104,8 @@ class RunWriter:
             try:
                 with os.fdopen(open_own(path, os.O_RDONLY), "rb") as source, (folder / path.name).open("xb") as copy:
                     shutil.copyfileobj(source, copy)
-            except OSError as error:
-                raise Refused(f"{path}: {error.strerror}", "LOCAL") from error
+            except (OSError, ValueError) as error:
+                raise Refused(f"{path}: {error}", "LOCAL") from error
             self._ask("log_artifact", local_path=str(folder / path.name))
 
     def finish(self, status: str, time: int, tags: Mapping[str, str]) -> None:
@@ -155,18 +155,18 @@ class RunWriter:
             self._refused.add(message)
             self._report(message, level="warning")
 
-    def leave_out_what_is_there(self, step: int) -> None:
-        """From now on drops the points and pictures from `step` on that the server has at this moment: the journal
-        does not know of them, because it was lost with the machine that they were computed on."""
+    def leave_out_what_is_there(self) -> None:
+        """From now on drops the points and pictures that the server has at this moment. The journal may not know of
+        them: another machine's journal did, or it lost lines, and a resumed run computed their points again."""
         found: dict[str, set[int]] = {}
         data = self.run().data
         for key in data.metrics:
             if not key.startswith("system/"):
                 history = self._ask("get_metric_history", key=key)
-                found[key] = {point.step for point in history if point.step >= step}
+                found[key] = {point.step for point in history}
         pictures = self._ask("list_artifacts", path="images") if _PICTURES_TAG in data.tags else []
         for entry in pictures:
-            if (name := _PICTURE.match(entry.path)) and int(name["step"]) >= step:
+            if name := _PICTURE.match(entry.path):
                 found.setdefault(f"picture {name['key'].replace('~', '/')}", set()).add(int(name["step"]))
         self._there = found
 

@@ -122,7 +122,9 @@ class Sender:
         """Sends until everything is sent and the training process has ended; False if something had to be left."""
         from sr_runner.tracking.delivery import Delivery
 
-        start, _ = last_life(self._run_dir / JOURNAL)
+        start = self._start()
+        if start is None:
+            return False
         delivery = Delivery(self._run_dir, Server(uri, Path(start["artifacts"])), start, self.report)
         drained = False
         while not drained and not self._life.overdue:
@@ -137,6 +139,16 @@ class Sender:
                 self._life.wait(0 if busy else self._pause())
         return self._end(delivery, drained)
 
+    def _start(self) -> dict[str, Any] | None:
+        """The journal's last start line, waited for where the disk is full; None where none comes."""
+        start, _ = last_life(self._run_dir / JOURNAL)
+        while start is None and not self._life.finished and not self._life.overdue:
+            self._life.wait(_POLL)
+            start, _ = last_life(self._run_dir / JOURNAL)
+        if start is None:
+            self.report(f"{self._run_dir / JOURNAL} has no start line: there is nothing to send", level="warning")
+        return start
+
     def _work(self, delivery: Delivery) -> bool:
         """One part of the work, whose failure is noted and reported; whether there may be more right away."""
         from sr_runner.tracking.run_writer import RunGone
@@ -148,7 +160,7 @@ class Sender:
             if time.monotonic() - self._retried > _AGAIN:
                 self._retried = time.monotonic()
                 delivery.retry_left_over()
-        except (Unreachable, Refused) as fault:
+        except (Unreachable, Refused, OSError) as fault:
             self._trouble(str(fault))
             return False
         except RunGone as gone:
@@ -169,7 +181,7 @@ class Sender:
         path = self._run_dir / SYSTEM
         try:
             self._system_metrics = SystemMetrics(path, delivery.next_system_step())
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             self._wants_system_metrics = False
             self.report(f"no system metrics: {error}", level="warning")
 
@@ -211,7 +223,7 @@ class Sender:
             _, finished = last_life(self._run_dir / JOURNAL)
             if self._life.died and not finished:
                 delivery.kill(int(time.time() * 1000))
-        except (Unreachable, Refused, RunGone) as fault:
+        except (Unreachable, Refused, RunGone, OSError) as fault:
             logger.info("the end could not be recorded: %s", fault)
             complete = False
         if complete:
@@ -219,8 +231,8 @@ class Sender:
         return complete
 
 
-def last_life(journal: Path) -> tuple[dict[str, Any], bool]:
-    """The journal's last start line, and whether a finish line follows it. Raises ValueError where there is none."""
+def last_life(journal: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The journal's last start line, None where there is none, and whether a finish line follows it."""
     start: dict[str, Any] | None = None
     finished = False
     for line in read_lines(journal):
@@ -228,8 +240,6 @@ def last_life(journal: Path) -> tuple[dict[str, Any], bool]:
             start, finished = line.event or start, False
         elif line.kind == "finish":
             finished = True
-    if start is None:
-        raise ValueError(f"{journal} holds no run")
     return start, finished
 
 

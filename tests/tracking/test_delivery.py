@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, line_of, metrics_event, read_json, write_json
+from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, metrics_event, read_json, write_json
 
 
 @dataclass
@@ -295,11 +295,57 @@ def test_another_server_gets_the_whole_journal(house: House, empty_database: Pat
 def test_damaged_lines_are_said_and_passed_over(house: House) -> None:
     house.start()
     house.writer.append(metrics_event(1, {"loss": 0.5}))
-    house.writer.append_line(b"\0\0\0\0\n")
-    house.writer.append(metrics_event(2, {"loss": 0.25}))
+    at = house.writer.size
+    house.writer.append(metrics_event(2, {"loss": 0.3}))
+    house.writer.append(metrics_event(3, {"loss": 0.25}))
+    with (house.run_dir / JOURNAL).open("r+b") as file:
+        file.seek(at + 70)
+        file.write(b"\xff")
     house.deliver()
-    assert house.history("loss") == [(1, 0.5), (2, 0.25)]
-    assert house.said == ["1 damaged lines of the journal are passed over"]
+    assert house.history("loss") == [(1, 0.5), (3, 0.25)]
+    assert house.said == [f"a damaged line of journal.jsonl passed over (at byte {at}, its checksum does not fit)"]
+
+
+def test_lines_that_are_missing_are_said(house: House) -> None:
+    house.start()
+    at = house.writer.size
+    for step in range(5):
+        house.writer.append(metrics_event(step, {"loss": 0.5}))
+    content = (house.run_dir / JOURNAL).read_bytes()
+    lines = content.splitlines(keepends=True)
+    (house.run_dir / JOURNAL).write_bytes(b"".join([lines[0], *lines[3:]]))
+    house.deliver()
+    assert [step for step, _ in house.history("loss")] == [2, 3, 4]
+    lost = len(lines[1] + lines[2])
+    assert house.said == [
+        f"journal.jsonl has lost lines: {lost} bytes of entries are missing before byte {at}, or stand elsewhere"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["line_removed", "lines_swapped", "notes_flipped", "older_copy"])
+def test_a_journal_that_is_not_what_was_sent_is_sent_again_without_doubling(house: House, damage: str) -> None:
+    house.start()
+    for step in range(4):
+        house.writer.append(metrics_event(step, {"loss": 1 / (step + 1)}))
+    house.deliver()
+    house.writer.append(metrics_event(4, {"loss": 1 / 5}))
+    path = house.run_dir / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    match damage:
+        case "line_removed":
+            del lines[2]
+        case "lines_swapped":
+            lines[1], lines[5] = lines[5], lines[1]
+        case "notes_flipped":
+            notes = read_json(house.run_dir / SENT)
+            write_json(house.run_dir / SENT, {**notes, "sent": notes["sent"] + len(lines[5])})
+        case "older_copy":
+            lines = lines[:2]
+    path.write_bytes(b"".join(lines))
+    JournalWriter(path).append(metrics_event(5, {"loss": 1 / 6}))
+    house.deliver()
+    steps = [0, 1, 2, 3, 5] if damage == "older_copy" else range(6)
+    assert sorted(house.history("loss")) == [(step, 1 / (step + 1)) for step in steps]
 
 
 def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_again(house: House) -> None:
@@ -334,7 +380,7 @@ def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_agai
 
 def test_lines_keep_the_time_they_were_made_with(house: House) -> None:
     house.start()
-    house.writer.append_line(line_of(metrics_event(1, {"loss": 0.5}), now=1_700_000_000_123))
+    house.writer.append(metrics_event(1, {"loss": 0.5}), now=1_700_000_000_123)
     house.deliver()
     (point,) = house.client.get_metric_history(house.facts["run_id"], "loss")
     assert point.timestamp == 1_700_000_000_123

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import tempfile
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr_runner.tracking.journal import JournalWriter, metrics_event, read_json, read_lines, write_json
+from sr_runner.tracking.journal import JournalWriter, line_from, metrics_event, read_json, read_lines, write_json
+
+GOOD = b'"at": 0, "time": 1, "event": "metrics", "step": 3, "values": {"loss": 1}}'
+"""A line less its checksum."""
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats()), st.integers(-(2**53), 2**53))
@@ -76,10 +82,10 @@ def test_offsets_lead_back_to_the_same_lines(tmp_path: Path) -> None:
 
 def test_lines_longer_than_a_block_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    JournalWriter(path).append({"event": "start", "params": {"long": "x" * 5_000_000}})
+    JournalWriter(path).append({"event": "finish", "status": "FINISHED", "tags": {"long": "x" * 5_000_000}})
     (line,) = read_lines(path)
     assert line.event is not None
-    assert len(line.event["params"]["long"]) == 5_000_000
+    assert len(line.event["tags"]["long"]) == 5_000_000
 
 
 def test_what_a_full_disk_refused_is_written_when_there_is_room_again(tmp_path: Path) -> None:
@@ -101,8 +107,59 @@ def test_what_a_full_disk_refused_is_written_when_there_is_room_again(tmp_path: 
 
 def test_damaged_lines_have_no_event(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'\0\0\0\0\n[1]\n{"time": 1}\n{"time": 1, "event": "metrics", "step": 3, "values": {}}\n')
-    assert [line.event is None for line in read_lines(path)] == [True, True, True, False]
+    good = b'{"crc": "%08x", ' + GOOD
+    path.write_bytes(b'\0\0\0\0\n[1]\n{"time": 1}\n' + good % zlib.crc32(GOOD) + b"\n" + good % 7 + b"\n")
+    assert [line.event is None for line in read_lines(path)] == [True, True, True, False, True]
+
+
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=4))
+def test_a_line_with_any_other_bytes_in_it_has_no_event(position: int, other: bytes) -> None:
+    raw = b'{"crc": "%08x", ' % zlib.crc32(GOOD) + GOOD
+    position %= len(raw)
+    changed = raw[:position] + other + raw[position + len(other) :]
+    line = line_from(changed)
+    assert (line.event is None, line.at, line.kind, line.step) == (True, None, "", None) or changed == raw
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(GOOD.replace(b'"step": 3', b'"step": ' + step) for step in (b'"3"', b"null", b"1e3", b"9" * 19, b"9" * 5000)),
+        *(GOOD.replace(b'{"loss": 1}', values) for values in (b"[]", b'{"a": null}', b'{"a": {}}', b'{"a": "x"}')),
+        GOOD.replace(b'{"loss": 1}', b'{"a": 1' + b"0" * 400 + b"}"),
+        GOOD.replace(b'{"loss": 1}', b"[" * 100_000),
+        GOOD.replace(b'"loss"', b'"\xff"'),
+        GOOD.replace(b"}}", b'}, "time": {}}'),
+        GOOD.replace(b"metrics", b"unknown"),
+        b'"at": 0, "time": 1, "event": "picture", "step": 3, "key": "a", "file": 4, "id": "x"}',
+        b'"at": 0, "time": 1, "event": "artifact"}',
+        b'"at": 0, "time": 1, "event": "finish", "status": "GOOD", "tags": {}}',
+        b'"at": 0, "time": 1, "event": "start", "attempt": "a/1"}',
+    ],
+    ids=str,
+)
+def test_a_line_that_is_no_entry_has_no_event_though_its_checksum_fits(content: bytes) -> None:
+    line = line_from(b'{"crc": "%08x", ' % zlib.crc32(content) + content)
+    assert line.raw
+    assert line.event is None
+
+
+def test_a_line_without_end_is_passed_over_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    size = 200_000_000
+    writer = JournalWriter(path)
+    os.truncate(path, size)
+    with path.open("ab") as file:
+        file.write(b"\n")
+    writer = JournalWriter(path)
+    writer.append(metrics_event(1, {"loss": 1.0}))
+    tracemalloc.start()
+    damaged, whole = read_lines(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
+    assert (damaged.start, damaged.end, damaged.event) == (0, size + 1, None)
+    assert whole.step == 1
 
 
 def test_a_damaged_or_missing_json_file_reads_as_empty(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -14,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from tracking_servers import wait_for
 
 import sr_runner.tracking as tracking
+from sr_runner.errors import RequestError
 from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord, Tracker
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, metrics_event, read_lines, write_json
 
@@ -37,6 +40,13 @@ def _record(run_dir: Path, **changes: object) -> RunRecord:
 def _points(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
     events = [line.event for line in read_lines(run_dir / JOURNAL)]
     return [(event["step"], event["values"]) for event in events if event and event["event"] == "metrics"]
+
+
+def _metrics(run_dir: Path) -> list[dict[str, object]]:
+    """All metrics entries, with their times and without the places where they stand, ordered by step."""
+    events = [event for line in read_lines(run_dir / JOURNAL) if (event := line.event)]
+    rest = [{key: event[key] for key in ("time", "step", "values")} for event in events if event["event"] == "metrics"]
+    return sorted(rest, key=lambda event: event["step"])
 
 
 @pytest.fixture
@@ -110,13 +120,96 @@ def test_what_the_server_has_not_confirmed_travels_in_the_state(tmp_path: Path, 
     assert [(step, values["loss"]) for step, values in _points(there)] == [(step, float(step)) for step in range(6)]
 
 
-def test_an_end_of_the_journal_that_a_crash_took_is_not_taken_for_sent(tmp_path: Path, start: Start) -> None:
+def test_notes_that_the_journal_does_not_fit_are_dropped_with_a_warning(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     writer = JournalWriter(tmp_path / JOURNAL)
     writer.append(metrics_event(1, {"loss": 1.0}))
-    notes = {"run_id": "r", "sent": writer.size + 500, "system": 0, "left_over": [], "unknown_from": None}
-    write_json(tmp_path / SENT, notes)
+    write_json(tmp_path / SENT, {"run_id": "r", "sent": writer.size + 500})
     start(resumed_at=1)
-    assert json.loads((tmp_path / SENT).read_text()) == {**notes, "sent": writer.size, "unknown_from": 1}
+    assert not (tmp_path / SENT).exists()
+    assert [line for line in caplog.messages if "is not what it was when it was sent" in line]
+
+
+@pytest.mark.parametrize("left", [0, 1, 4, 11])
+def test_points_that_the_journal_lost_come_back_from_the_checkpoint_as_they_were(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    tracker = start()
+    for step in range(10):
+        tracker.log(step, {"loss": float(step), "nan": math.nan})
+    state = json.loads(json.dumps(tracker.state()))
+    tracker.finish("KILLED", wait=0)
+    before = _metrics(tmp_path)
+    path = tmp_path / JOURNAL
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:left]))
+    start(resumed_at=9, state=state).log(9, {"loss": -1.0})
+    assert _metrics(tmp_path) == before
+    lacked = 20 - 2 * max(left - 1, 0)
+    assert caplog.messages.count(
+        f"tracking: the journal lacked {lacked} points that the checkpoint holds; they are added"
+    ) == bool(lacked)
+
+
+def test_bytes_that_are_no_text_block_no_resume(tmp_path: Path, start: Start) -> None:
+    tracker = start()
+    for step in range(3):
+        tracker.log(step, {"loss": float(step)})
+    tracker.finish("KILLED", wait=0)
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes().replace(b'"step": 1', b'"ste\xff": 1').replace(b'"step": 2', b'"stup": 2'))
+    again = start(resumed_at=1)
+    again.log(1, {"loss": 1.0})
+    assert [json.loads(raw)["step"] for raw in again.state()["pending"]] == [0, 1]
+
+
+@pytest.mark.parametrize("pending", [7, None, [1, "x", "\ud800", "{}", '{"crc": "00000000", "at": 0}']])
+def test_a_state_that_is_no_state_is_passed_over(tmp_path: Path, start: Start, pending: object) -> None:
+    start(state={"pending": pending, "run_id": [], "tracking_uri": NOBODY})
+    assert _points(tmp_path) == []
+
+
+def test_lines_that_wait_for_the_disk_are_in_the_state(tmp_path: Path, start: Start) -> None:
+    tracker = start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JOURNAL).stat().st_size, hard))
+    try:
+        tracker.log(1, {"loss": 1.0})
+        assert [json.loads(raw)["step"] for raw in tracker.state()["pending"]] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_stays_full_to_the_end_is_no_delivery(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JOURNAL).stat().st_size, hard))
+    try:
+        tracker.log(1, {"loss": 1.0})
+        assert not tracker.finish("FINISHED", wait=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "2 entries are lost" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "read-only"])
+def test_a_journal_that_cannot_be_written_from_the_start_is_a_wrong_request(
+    tmp_path: Path, start: Start, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / JOURNAL
+    (tmp_path / "theirs").write_text("mine\n")
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to(tmp_path / "theirs")
+        case "read-only":  # root, as whom tests may run, can write everything
+            monkeypatch.setattr(os, "open", Mock(side_effect=PermissionError(13, "Permission denied", str(path))))
+    with pytest.raises(RequestError, match=r"journal\.jsonl cannot be written .*expected a file that can be written"):
+        start()
+    assert (tmp_path / "theirs").read_text() == "mine\n"
 
 
 def test_a_full_disk_is_said_once_and_stops_nothing(
@@ -164,7 +257,9 @@ def test_a_password_in_the_uri_is_written_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     uri = "http://ann:s3cr3t@127.0.0.1:9"
-    tracker = start(uri, params={"tracker.uri": uri}, tags={"server": uri}, dataset={"name": "d", "source": uri})
+    tracker = start(
+        uri, params={"tracker.uri": uri}, tags={"server": uri}, dataset={"name": "d", "source": uri, "digest": "5"}
+    )
     wait_for(lambda: "cannot be reached" in caplog.text, what="the message")
     state = tracker.state()
     assert not tracker.finish("FINISHED", {"server": uri}, wait=0)
