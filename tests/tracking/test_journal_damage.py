@@ -1,0 +1,13 @@
+"""A journal that is harmed at random; `tests/tools/journal_damage.py --trials 3000` does the same at length."""
+
+from __future__ import annotations
+
+import journal_damage
+
+
+def test_no_damage_of_a_journal_doubles_a_point_or_loses_one_without_a_warning() -> None:
+    tally = journal_damage.fuzz(150, seed=1)
+    assert tally.faults == []
+    assert tally.trials == 150
+    assert tally.harmed > 120
+    assert tally.lost > 0
