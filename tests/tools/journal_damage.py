@@ -228,7 +228,7 @@ def trial(run: Run, chance: random.Random, tally: Tally) -> str:
     steps = chance.randint(4, 20)
     saved = chance.randint(0, steps)
     tracker = run.train(range(1, saved + 1), None)
-    moment = chance.choice(["unsent", "part", "part unnoted", "all"])
+    moment = chance.choice(["unsent", "unsent", "part", "part unnoted", "all"])
     if moment != "unsent":
         run.deliver(None if moment == "all" else chance.randint(1, 6), noted=moment != "part unnoted")
         tracker._ids = {**tracker._ids, "run_id": run.run_id}
@@ -325,15 +325,21 @@ def _heard(said: list[str]) -> Iterator[None]:
         logger.propagate = propagates
 
 
-def fuzz(trials: int, seed: int, progress: Callable[[int], object] = lambda number: None) -> Tally:
-    """So many trials, each with a chance of its own, so that one can be repeated."""
+def fuzz(
+    trials: int, seed: int, empty: Path | None = None, progress: Callable[[int], object] = lambda number: None
+) -> Tally:
+    """So many trials, each with a chance of its own, so that one can be repeated. `empty` is an empty database."""
     tally = Tally()
+    memory = Path("/dev/shm")  # a disk's flushes take most of the time, and are not what is tried here
     with (
-        tempfile.TemporaryDirectory() as temporary,
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as temporary,
         patch.multiple(SenderProcess, start=lambda self: None, finish=lambda self, wait: False),
     ):
         root = Path(temporary)
-        make_database(root / "mlflow.db", root / "artifacts")
+        if empty is None:
+            make_database(root / "mlflow.db", root / "artifacts")
+        else:
+            shutil.copyfile(empty, root / "mlflow.db")
         server = Server(f"sqlite:///{root}/mlflow.db", root / "artifacts")
         for number in range(trials):
             run = Run(root / f"run-{number}", server, f"tiny-x2-0123456789ab/{number}")
@@ -354,7 +360,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    tally = fuzz(args.trials, args.seed, lambda number: number % 250 or print(f"{number} trials", flush=True))
+    tally = fuzz(args.trials, args.seed, progress=lambda number: number % 100 or print(f"{number} trials", flush=True))
     print("\n".join(tally.faults))
     print(", ".join(f"{kind} {count}" for kind, count in tally.kinds.most_common()))
     print(f"seed {args.seed}: {tally}")
