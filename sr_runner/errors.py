@@ -9,7 +9,25 @@ import difflib
 from collections.abc import Iterable
 
 
-class RequestError(ValueError):
+def printable(text: str) -> str:
+    """`text` in one line that a terminal takes for nothing but text: what is no visible character (line ends, ESC,
+    bidirectional overrides, ...) is escaped as in Python."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+_LONGEST = 1000
+
+
+class Lines(Exception):
+    """An error whose arguments are the lines of its message. What they quote of names and files of others begins no
+    line of its own, and is cut where it is long."""
+
+    def __str__(self) -> str:
+        lines = [printable(str(line)) for line in self.args]
+        return "\n".join(line if len(line) <= _LONGEST else f"{line[:400]} ... {line[-500:]}" for line in lines)
+
+
+class RequestError(Lines, ValueError):
     """What was asked for cannot be done: said in a line or two, exit status 2, nothing was started.
 
     The message names the config key, quotes the value, and says what was expected. Parts that are built from plain
@@ -17,7 +35,7 @@ class RequestError(ValueError):
     """
 
 
-class RunError(RuntimeError):
+class RunError(Lines, RuntimeError):
     """The run cannot go on for a reason outside the code (no good checkpoint, ...): exit status 1, no traceback."""
 
 

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
+from sr_runner.errors import printable
+
 MASK = "*****"
 
 Hide = Callable[[str], str]
@@ -151,14 +153,19 @@ def _print_masked(kind: type[BaseException], error: BaseException, trace: Traceb
     sys.stderr.write(masked_text("".join(traceback.format_exception(kind, error, trace))))
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What no text of ours has, and a terminal may obey. Line ends and tabs are ours, a carriage return is a progress
+bar's."""
+
+
 class MaskedStream:
-    """A text stream that masks what is written to it."""
+    """A text stream that masks what is written to it, and gives a terminal nothing to obey."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(masked_text(text))
+        self._stream.write(_CONTROL.sub(lambda found: printable(found[0]), masked_text(text)))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -169,7 +176,9 @@ class _MaskedRecord(logging.LogRecord):
     def getMessage(self) -> str:
         if self.exc_info and not self.exc_text:  # formatters take it as it is
             self.exc_text = masked_text("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
-        return masked_text(super().getMessage())
+        if self.name.partition(".")[0] == "sr_runner" and isinstance(self.args, tuple):
+            self.args = tuple(printable(each) if isinstance(each, str) else each for each in self.args)
+        return _CONTROL.sub(lambda found: printable(found[0]), masked_text(super().getMessage()))
 
 
 def _mask(secret: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 import logging
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from sr_runner.checkpoint import (
@@ -27,12 +29,14 @@ from sr_runner.checkpoint import (
     Store,
 )
 from sr_runner.config import schema as configs
+from sr_runner.config import types
 from sr_runner.config.compose import parse
 from sr_runner.config.identity import flatten, identity_facts
 from sr_runner.config.settings import CheckpointSettings, TrainerSettings
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, check_choice, nearest
+from sr_runner.evaluation.metrics import METRICS
 from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
 from sr_runner.signals import StopSignal
@@ -92,27 +96,70 @@ def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
 
 
 def _check_arguments(node: DictConfig, key: str) -> None:
-    """Of `node` and of the parts within."""
-    accepted = _accepted(_locate(node, key))
+    """Names and types of the arguments of `node`, and of the parts within, against the signature of its class."""
+    target = _locate(node, key)
+    hints, takes_any = _signature(target)
     for name in (str(each) for each in node if str(each)[0] != "_"):
-        if accepted is not None and name not in accepted:
-            takes = f"It takes {', '.join(accepted)}" if accepted else "It takes no arguments"
+        if name not in hints and not takes_any:
+            takes = f"It takes {', '.join(hints)}" if hints else "It takes no arguments"
             raise RequestError(
-                f"{key}.{name}={node[name]}: {node._target_} has no such argument.{nearest(name, accepted)} {takes}"
+                f"{key}.{name}={node[name]}: {node._target_} has no such argument.{nearest(name, hints)} {takes}"
             )
-        if isinstance(node[name], DictConfig) and "_target_" in node[name]:
-            _check_arguments(node[name], f"{key}.{name}")
+        _check_parts(node[name], f"{key}.{name}")
+        if name in hints:
+            _check_value(f"{key}.{name}", node[name], *hints[name])
 
 
-def _accepted(target: Callable[..., Any]) -> list[str] | None:
-    """Names of the arguments of `target`; None where it takes any."""
+def _check_value(key: str, given: Any, hint: Any, default: Any) -> None:
+    value: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    # A default is what its class takes, whatever the annotation is.
+    if types.fits(value, hint) or (value == default and type(value) is type(default)):
+        return
+    if isinstance(value, str):
+        advice = nearest(value, types.choices(hint))
+    else:
+        advice = f" In quotes it is text: {key}=\"'{value!s}'\"" if types.fits(str(value), hint) else ""
+    shown = value or "''" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    raise RequestError(f"{key}={shown}: expected {types.expected(hint)}.{advice}")
+
+
+def _check_parts(value: Any, key: str) -> None:
+    """The arguments of every part in a value of a config."""
+    if isinstance(value, DictConfig) and "_target_" in value:
+        _check_arguments(value, key)
+    elif isinstance(value, DictConfig):
+        for name in value:
+            _check_parts(value[name], f"{key}.{name}")
+    elif isinstance(value, ListConfig):
+        for place, inner in enumerate(value):
+            _check_parts(inner, f"{key}[{place}]")
+
+
+def _signature(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
+    """Annotation and default of each argument of `target`, and whether it takes others. What has no annotation, or one
+    that cannot be evaluated, is `Any`."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
-        return None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return [parameter.name for parameter in parameters if parameter.name != "self"]
+        return {}, True
+    owners = reversed(inspect.getmro(target)) if isinstance(target, type) else [target]
+    names = dict(vars(typing))  # which many import only for a type checker
+    for each in owners:
+        names |= vars(inspect.getmodule(each) or typing)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return {each.name: (_evaluated(each.annotation, names), each.default) for each in named}, takes_any
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))
+    except Exception:  # such as a name that only a type checker imports
+        return Any
 
 
 def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -124,11 +171,11 @@ def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     given = {k for each in parse(overrides) if not each.is_delete() for k in flatten(each.value(), each.key_or_group)}
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
+    OmegaConf.resolve(config)  # others may refer to what is dropped; a part that is built has no config around it
     for key in (each.removesuffix("._target_") for each in given if each.endswith("._target_")):
-        OmegaConf.resolve(config)  # others may refer to what is dropped
         node = OmegaConf.select(config, key)
-        accepted = _accepted(_locate(node, key))
-        for name in () if accepted is None else [each for each in map(str, node) if each not in accepted]:
+        hints, takes_any = _signature(_locate(node, key))
+        for name in [each for each in map(str, node) if each not in hints and not takes_any]:
             if name[0] != "_" and not any(f"{each}.".startswith(f"{key}.{name}.") for each in given):
                 del node[name]
     return config
@@ -173,6 +220,8 @@ class Parts:
     learners: dict[str, Learner]
     """By network: the objective's own, on their device."""
     world: World
+    keep: list[Policy]
+    """Which checkpoints stay."""
 
     def identity_facts(self, init_from: str | None = None) -> dict[str, Any]:
         """What determines the weights; `data` are prepared by now. `init_from`: digest of the pre-trained weights."""
@@ -198,6 +247,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     world, config = world or SingleProcess(), fitted(config, overrides)
     trainer: TrainerSettings = configs.settings(config, "trainer", TrainerSettings)
     checkpoint: CheckpointSettings = configs.settings(config, "checkpoint", CheckpointSettings)
+    keep = policies(checkpoint)
     device = devices.resolve_device(trainer.device)
     precision = devices.resolve_precision(trainer.precision, device)
     devices.configure(device, deterministic=trainer.deterministic, threads=trainer.threads)
@@ -233,11 +283,12 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     store: Store | None = None
     if world.is_main and checkpoint.store:
         store = build(config.checkpoint.store, "checkpoint.store", Store, root=checkpoint.root)
-    return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world)
+    return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep)
 
 
 def policies(settings: CheckpointSettings) -> list[Policy]:
-    """The retention that `checkpoint.keep_*` ask for."""
+    """The retention that `checkpoint.keep_*` ask for. Raises `RequestError` for a metric that no evaluation has."""
+    check_choice("checkpoint.best_metric", settings.best_metric, [f"valid/{name}" for name in METRICS])
     keep: list[Policy] = [LastN(settings.keep_last)]
     if settings.keep_best:
         keep.append(BestN(settings.keep_best, settings.best_metric, "min" if settings.best_mode == "min" else "max"))

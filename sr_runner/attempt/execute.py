@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sr_runner.attempt import logs, scheduler
-from sr_runner.attempt.build import Parts, build_parts, policies
+from sr_runner.attempt.build import Parts, build_parts
 from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
@@ -112,7 +112,7 @@ def _manager(
     if parts.store is None:
         return None
     return CheckpointManager(
-        parts.store, str(chosen.attempt), keep=policies(parts.checkpoint), scratch=scratch, spool=spool_of(parts),
+        parts.store, str(chosen.attempt), keep=parts.keep, scratch=scratch, spool=spool_of(parts),
         max_failures=parts.checkpoint.max_failures, when_busy=parts.checkpoint.when_busy,
         should_stop=lambda: stop.requested, confirm=holding.confirm,
     )  # fmt: skip

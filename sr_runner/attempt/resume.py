@@ -125,10 +125,10 @@ class _Choice:
             raise RequestError(f"{asked}: {found.attempt} does not tell its config, in {found.store.url}")
         differing = difference(self.facts, theirs)
         if differing and not self.parts.trainer.allow_changes:
-            keys = "\n".join(f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items())
             raise RequestError(
-                f"{asked}: that run has another config in keys that matter:\n{keys}\n"
-                "The same values resume it; trainer.allow_changes=true forks it under a new identity"
+                f"{asked}: that run has another config in keys that matter:",
+                *(f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items()),
+                "The same values resume it; trainer.allow_changes=true forks it under a new identity",
             )
         attempt, step = replace(found.attempt, step=None), found.attempt.step
         if not differing and found.catalogue is self.catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):

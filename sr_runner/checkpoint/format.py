@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sr_runner.errors import Lines
 from sr_runner.files import open_own, read_file
 
 FORMAT = "sr-run checkpoint"
@@ -44,7 +45,7 @@ _WRITTEN_STEP = re.compile(r"step-(\d{1,12})")
 MANIFEST_LIMIT = 1 << 16
 
 
-class DamagedError(Exception):
+class DamagedError(Lines):
     """A checkpoint is not what its manifest says; the message names the file and the reason."""
 
 

@@ -16,8 +16,9 @@ from dataclasses import MISSING, Field, field, fields
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from sr_runner.config.types import choices, fits
 from sr_runner.errors import RequestError, nearest
 
 Options = TypeVar("Options")
@@ -81,8 +82,8 @@ def options_help(kind: type[Any], but: type[Any] = object, *, prefix: str = "", 
             continue
         default = next(_written(each) for each in fields(kind) if each.name == name)
         left = prefix + (f"{keys[name]}.KEY=VALUE" if get_origin(hints[name]) is dict else f"{keys[name]}={default}")
-        choices = " | ".join(_choices(hints[name]))
-        text = f"{doc} ({choices})" if choices else doc
+        listed = " | ".join(choices(hints[name]))
+        text = f"{doc} ({listed})" if listed else doc
         first = f"  {left:<{indent - 4}}  "
         lines.append(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=" " * indent))
     return "\n".join(lines)
@@ -102,10 +103,10 @@ def _value(word: str, text: str, hint: Any, least: int | None) -> Any:
     elif str in kinds and not isinstance(value, str | None):
         value = text
     too_small = least is not None and isinstance(value, int) and value < least
-    if text == "" or too_small or not any(_fits(value, each) for each in kinds):
-        expected = [_WORDS.get(each) or f"one of {', '.join(_choices(each))}" for each in kinds]
+    if text == "" or too_small or not any(fits(value, each) for each in kinds):
+        expected = [_WORDS.get(each) or f"one of {', '.join(choices(each))}" for each in kinds]
         expected[0] += "" if least is None else f" of at least {least}"
-        raise RequestError(f"{word}: expected {' or '.join(expected)}.{nearest(text, _choices(hint))}")
+        raise RequestError(f"{word}: expected {' or '.join(expected)}.{nearest(text, choices(hint))}")
     return value
 
 
@@ -119,21 +120,6 @@ def _read(text: str) -> Any:
         return OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
         return text
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is list:
-        return all(_fits(each, get_args(kind)[0]) for each in value)
-    return type(value) is (get_origin(kind) or kind) or (kind is float and type(value) is int)
-
-
-def _choices(hint: Any) -> list[str]:
-    """The values of the `Literal` in `hint`."""
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return [choice for each in get_args(hint) for choice in _choices(each)]
 
 
 def _written(option: Field[Any]) -> str:

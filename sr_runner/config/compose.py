@@ -188,9 +188,10 @@ class Application(Hydra):
 
 
 def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:
-    """OmegaConf takes any whole number for a boolean."""
+    """OmegaConf takes any whole number for a boolean, and the words of YAML 1.1: `off`, `no`, `n`."""
     for override in overrides:
-        if override.is_delete() or isinstance(override.value(), bool) or not isinstance(override.value(), int):
+        value = None if override.is_delete() else override.value()
+        if isinstance(value, bool) or not isinstance(value, int | str) or "${" in str(value):
             continue
         if isinstance(OmegaConf.select(whole, override.key_or_group), bool):
             raise RequestError(f"{override.input_line}: expected true or false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -43,8 +44,7 @@ def check(config: DictConfig) -> None:
     config = OmegaConf.merge(OmegaConf.structured(Schema), plain)  # type: ignore[assignment]
     OmegaConf.to_container(config, throw_on_missing=True)
     for key, value in flatten(plain).items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise RequestError(f"{key}={value}: expected a number below 2^63")
+        _check_numbers(key, value)
     RunSettings(scale=config.scale, seed=config.seed, outputs=config.outputs)
     own = OmegaConf.select(config, "data.scale")
     if own is not None and own != config.scale:
@@ -55,6 +55,18 @@ def check(config: DictConfig) -> None:
     is_number = isinstance(rate, Real) and not isinstance(rate, bool)
     if rate is not None and not (is_number and 0 < float(rate) < float("inf")):
         raise RequestError(f"optimizer.lr={rate}: expected a number above 0, such as 1e-4")
+
+
+def _check_numbers(key: str, value: Any) -> None:
+    for inner in value if isinstance(value, list) else ():
+        _check_numbers(key, inner)
+    if isinstance(value, dict):  # in a list
+        for name, inner in flatten(value).items():
+            _check_numbers(f"{key}.{name}", inner)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RequestError(f"{key}={value}: expected a number below 2^63")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(f"{key}={value}: expected a finite number")
 
 
 def settings(config: DictConfig, group: str, kind: type[Any]) -> Any:

@@ -38,6 +38,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         _check("scale", self.scale, self.scale in SCALES, f"one of {', '.join(map(str, SCALES))}")
+        _check("outputs", self.outputs, self.outputs != "", "a folder")
         _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1")
 
 
@@ -140,6 +141,8 @@ class CheckpointSettings:
         for key, least in (("every", 1), ("keep_every", 1), ("keep_last", 0), ("keep_best", 0), ("max_failures", 1)):
             value = getattr(self, key)
             _check(f"checkpoint.{key}", value, value is None or value >= least, f"a whole number of at least {least}")
+        for key in ("root", "init_from"):
+            _check(f"checkpoint.{key}", getattr(self, key), getattr(self, key) != "", "a path, or null")
         lease, minutes, rule = self.lease_seconds, self.keep_minutes, self.init_rule
         _check("checkpoint.when_busy", self.when_busy, self.when_busy in ("wait", "replace"), "wait or replace")
         _check("checkpoint.lease_seconds", lease, lease is None or lease >= 1, "1 or more, or null")

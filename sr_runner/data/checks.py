@@ -8,10 +8,11 @@ from sr_runner.data.degradations import Degradation
 from sr_runner.errors import RequestError, nearest
 
 
-def whole_number(key: str, value: object, *, at_least: int) -> int:
-    """`value` where it is an int of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise RequestError(f"{key}={value!r}: must be a whole number, {at_least} or more.")
+def whole_number(key: str, value: object, *, at_least: int, at_most: int = 2**31 - 1) -> int:
+    """`value` where it is an int in that range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+        limit = "or more" if isinstance(value, int) and value < at_least else f"to {at_most}"
+        raise RequestError(f"{key}={value!r}: must be a whole number, {at_least} {limit}.")
     return value
 
 

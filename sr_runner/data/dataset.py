@@ -89,8 +89,8 @@ class PairData:
         self.patch_size = checks.patch_size(patch_size, scale=scale)
         self.batch_size = checks.whole_number("data.batch_size", batch_size, at_least=1)
         checks.whole_number("data.preview", preview, at_least=0)
-        self._seed = checks.whole_number("seed", seed, at_least=0)
-        self._workers = checks.whole_number("data.workers", workers, at_least=0)
+        self._seed = checks.whole_number("seed", seed, at_least=0, at_most=2**63 - 1)
+        self._workers = checks.whole_number("data.workers", workers, at_least=0, at_most=1024)
         if valid_images is not None:
             checks.whole_number("data.valid_images", valid_images, at_least=0)
         self._valid_images = valid_images

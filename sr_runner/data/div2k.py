@@ -79,7 +79,7 @@ class Div2kPhotographs(Photographs):
                     if missing := self._missing().get(name):
                         raise RequestError(f"data=div2k: {name}.zip does not hold {missing[0].name}.")
         except DownloadError as error:
-            raise RequestError(f"{error}\n{self._by_hand()}") from error
+            raise RequestError(str(error), *self._by_hand()) from error
         except OSError as error:
             raise RequestError(
                 f"data.root={str(self._root)!r}: cannot be written to ({error.strerror}); choose another folder."
@@ -95,7 +95,7 @@ class Div2kPhotographs(Photographs):
             unpack_images(archive, self._root, _folder(name))
             return
         if not self._download:
-            raise RequestError(f"data=div2k: {_folder(name)} is not in {self._root.absolute()}.\n{self._by_hand()}")
+            raise RequestError(f"data=div2k: {_folder(name)} is not in {self._root.absolute()}.", *self._by_hand())
         partial = archive.with_suffix(".zip.part")
         self._check_room(remote, partial)
         logger.info("Downloading %s (%.2g GB).", remote.url, size / 1e9)
@@ -112,13 +112,13 @@ class Div2kPhotographs(Photographs):
                 f"{partial.stem} and {free / 1e9:.2g} GB are free; make room, or choose another folder."
             )
 
-    def _by_hand(self) -> str:
+    def _by_hand(self) -> list[str]:
         """What to do on a machine without a network."""
         lines = [f"To do it by hand, put these archives into {self._root.absolute()} (as they are, or unpacked there):"]
         for name in self._missing():
             lines.append(f"  {self._base_url}{name}.zip  ({self._archives[name][0] / 1e9:.2g} GB)")
         own = "or give the folder where you have DIV2K already (the one with DIV2K_train_HR in it): data.root=FOLDER"
-        return "\n".join([*lines, own])
+        return [*lines, own]
 
     # -- layout --------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean RGB of the DIV2K training images, in [0, 1], as EDSR-PyTorch, BasicSR and krasserm/super-resolution have it."""
 
 INITIALIZATIONS = ("torch", "keras")
+MOST = 8192
+"""Blocks, filters, ...: more are a slip of the finger, and take all of a machine's memory before anything fails."""
 
 
 class Network(nn.Module):
@@ -41,8 +43,8 @@ class Network(nn.Module):
             *others, last = map(str, self.SCALES)
             raise RequestError(f"scale={scale}: {self.TITLE} can do {', '.join(others)} or {last}")
         for name, value in at_least_one.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise RequestError(f"model.{name}={value}: {self.TITLE} needs a whole number of at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+                raise RequestError(f"model.{name}={value}: {self.TITLE} needs a whole number from 1 to {MOST}")
             setattr(self, name, value)
         self.scale = scale
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sr_runner import weights
 from sr_runner.errors import RequestError, check_choice
 from sr_runner.models import Discriminator
+from sr_runner.models.layers import MOST
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
 from sr_runner.objectives.content import CRITERIA, ContentLoss
@@ -79,8 +80,8 @@ class GanObjective:
         ):
             if not weight >= 0:
                 raise RequestError(f"objective.{name}={weight}: expected 0 or a number above")
-        if discriminator_filters < 1:
-            raise RequestError(f"objective.discriminator_filters={discriminator_filters}: at least 1 is needed")
+        if not 1 <= discriminator_filters <= MOST:
+            raise RequestError(f"objective.discriminator_filters={discriminator_filters}: expected 1 to {MOST}")
         self.adversarial, self.adversarial_weight = ADVERSARIAL_LOSSES[adversarial](), adversarial_weight
         self.content_weight, self.content = content_weight, None
         if content_weight:

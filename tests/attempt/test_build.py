@@ -142,6 +142,43 @@ def test_a_key_that_is_given_by_hand_has_to_be_taken(arguments: list[str], said:
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("data.flip=off", "data.flip=off: expected true or false."),
+        ("data.flip=1", "data.flip=1: expected true or false."),
+        ("data.rotate=abc", "data.rotate=abc: expected true or false."),
+        ("tracker.system_metrics='null null'", "tracker.system_metrics=null null: expected true or false."),
+        ("data.valid_images=1.5", "data.valid_images=1.5: expected a whole number or null."),
+        ("data.cache_dir=", "data.cache_dir='': expected a path."),
+        ("tracker.experiment=2024", "expected text. In quotes it is text: tracker.experiment=\"'2024'\""),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: expected a list of 2, each a number."),
+        ("objective.loss=5", "objective.loss=5: expected {_target_: package.module.Class}."),
+        ("scheduler.anneal_strategy=coz", "expected cos or linear. Did you mean 'cos'?"),
+        ("optimizer.eps=nan", "optimizer.eps=nan: expected a finite number"),
+        ("optimizer.betas=[0.9,1e400]", "optimizer.betas=inf: expected a finite number"),
+        ("trainer.compile=off", "trainer.compile=off: expected true or false"),
+        ("checkpoint.best_metric=valid/pnsr", "Did you mean 'valid/psnr'?"),
+        ("model.num_res_blocks=2147483647", "from 1 to 8192"),
+        (
+            "data.degradation={_target_: sr_runner.data.degradations.Degradation, steps: "
+            "[{_target_: sr_runner.data.degradations.Jpeg, quality: high}]}",
+            "data.degradation.steps[0].quality=high: expected a list, each a number.",
+        ),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_named_with_what_was_expected(
+    argument: str, said: str, build: Build
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        build("scheduler=cosine", argument)
+    assert said in str(refused.value)
+
+
+def test_an_argument_without_an_annotation_takes_anything(build: Build) -> None:
+    assert build("model._target_=own_parts.Net", "+model.width=wide").model.width == "wide"
+
+
 def test_a_class_and_its_keys_may_be_given_as_one_value(build: Build) -> None:
     loss = build("++objective.loss={_target_: own_parts.Charbonnier, eps: 0.5}").objective.loss
     assert loss.eps == 0.5

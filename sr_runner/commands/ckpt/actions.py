@@ -20,7 +20,7 @@ from sr_runner.checkpoint.stores import Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
 from sr_runner.config.settings import CheckpointSettings
-from sr_runner.errors import RequestError, RunError
+from sr_runner.errors import RequestError, RunError, printable
 from sr_runner.files import scratch_folder, write_file
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import find
@@ -65,7 +65,8 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
             rows, lines = commands[command](catalogue, options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
-    text = json.dumps(rows, indent=1) if as_json else "\n".join(lines)
+    # Whoever wrote a checkpoint chose what its files and tensors are called: that makes no line of its own.
+    text = json.dumps(rows, indent=1) if as_json else "\n".join(map(printable, lines))
     sys.stdout.write(text + "\n" if text else "")
     return int(any(row.get("ok") is False for row in rows))
 
@@ -146,6 +147,7 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
             keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
             keep_minutes=options.keep_minutes, best_metric=options.best_metric, best_mode=options.best_mode,
         )  # fmt: skip
+        keep = policies(settings)
     except RequestError as error:  # the same keys, without their group
         raise RequestError(str(error).removeprefix("checkpoint.")) from error
     shelf = _shelf(catalogue, wanted)
@@ -156,7 +158,7 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
             infos.append(Info(step, manifest.created, manifest.metrics))
         except DamagedError as damage:
             sys.stderr.write(f"sr-ckpt: {name} is damaged ({damage}) and stays\n")
-    gone = [names[step] for step in doomed(infos, policies(settings))]
+    gone = [names[step] for step in doomed(infos, keep)]
     for name in gone if options.delete else []:
         shelf.store.delete(str(name))
     verb = "deleted" if options.delete else "would delete"
