@@ -118,7 +118,8 @@ def _check_value(key: str, given: Any, hint: Any, default: Any) -> None:
     if isinstance(value, str):
         advice = nearest(value, types.choices(hint))
     else:
-        advice = f" In quotes it is text: {key}=\"'{value!s}'\"" if types.fits(str(value), hint) else ""
+        text = str(value)
+        advice = f" In quotes it is text: {key}=\"'{text}'\"" if types.fits(text, hint) else ""
     shown = value or "''" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     raise RequestError(f"{key}={shown}: expected {types.expected(hint)}.{advice}")
 
