@@ -130,7 +130,7 @@ def _check_parts(value: Any, key: str) -> None:
         _check_arguments(value, key)
     elif isinstance(value, DictConfig):
         for name in value:
-            _check_parts(value[name], f"{key}.{name}")
+            _check_parts(value[name], f"{key}.{name!s}")
     elif isinstance(value, ListConfig):
         for place, inner in enumerate(value):
             _check_parts(inner, f"{key}[{place}]")
