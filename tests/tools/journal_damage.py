@@ -326,7 +326,7 @@ def _heard(said: list[str]) -> Iterator[None]:
 
 
 def fuzz(
-    trials: int, seed: int, empty: Path | None = None, progress: Callable[[int], object] = lambda number: None
+    trials: int, seed: int, empty: Path | None = None, progress: Callable[[Tally], object] = lambda tally: None
 ) -> Tally:
     """So many trials, each with a chance of its own, so that one can be repeated. `empty` is an empty database."""
     tally = Tally()
@@ -351,7 +351,7 @@ def fuzz(
             except Exception as error:
                 tally.faults.append(f"trial {number} {what}: {type(error).__name__}: {cause(error)}")
             shutil.rmtree(run.folder, ignore_errors=True)
-            progress(number + 1)
+            progress(tally)
     return tally
 
 
@@ -360,7 +360,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    tally = fuzz(args.trials, args.seed, progress=lambda number: number % 100 or print(f"{number} trials", flush=True))
+    tally = fuzz(args.trials, args.seed, progress=lambda now: now.trials % 50 or print(now, flush=True))
     print("\n".join(tally.faults))
     print(", ".join(f"{kind} {count}" for kind, count in tally.kinds.most_common()))
     print(f"seed {args.seed}: {tally}")
