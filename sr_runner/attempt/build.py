@@ -47,6 +47,10 @@ from sr_runner.training.orchestrator import Orchestrator
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises; once is enough
 
 
+EVALUATED = tuple(f"valid/{name}" for name in METRICS)
+"""What a checkpoint knows of the evaluations."""
+
+
 def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any) -> Any:
     """Make the object that `node._target_` names from the rest of `node`.
 
@@ -248,6 +252,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     world, config = world or SingleProcess(), fitted(config, overrides)
     trainer: TrainerSettings = configs.settings(config, "trainer", TrainerSettings)
     checkpoint: CheckpointSettings = configs.settings(config, "checkpoint", CheckpointSettings)
+    check_choice("checkpoint.best_metric", checkpoint.best_metric, EVALUATED)
     keep = policies(checkpoint)
     device = devices.resolve_device(trainer.device)
     precision = devices.resolve_precision(trainer.precision, device)
@@ -288,8 +293,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
 
 
 def policies(settings: CheckpointSettings) -> list[Policy]:
-    """The retention that `checkpoint.keep_*` ask for. Raises `RequestError` for a metric that no evaluation has."""
-    check_choice("checkpoint.best_metric", settings.best_metric, [f"valid/{name}" for name in METRICS])
+    """The retention that `checkpoint.keep_*` ask for."""
     keep: list[Policy] = [LastN(settings.keep_last)]
     if settings.keep_best:
         keep.append(BestN(settings.keep_best, settings.best_metric, "min" if settings.best_mode == "min" else "max"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_runner.attempt.build import policies
+from sr_runner.attempt.build import EVALUATED, policies
 from sr_runner.checkpoint import Origin, format
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Manifest, Name
 from sr_runner.checkpoint.reader import read_manifest
@@ -20,7 +20,7 @@ from sr_runner.checkpoint.stores import Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
 from sr_runner.config.settings import CheckpointSettings
-from sr_runner.errors import RequestError, RunError, printable
+from sr_runner.errors import RequestError, RunError, check_choice, printable
 from sr_runner.files import scratch_folder, write_file
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import find
@@ -158,6 +158,9 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
             infos.append(Info(step, manifest.created, manifest.metrics))
         except DamagedError as damage:
             sys.stderr.write(f"sr-ckpt: {name} is damaged ({damage}) and stays\n")
+    check_choice(
+        "best_metric", options.best_metric, dict.fromkeys([*EVALUATED, *(k for i in infos for k in i.metrics)])
+    )
     gone = [names[step] for step in doomed(infos, keep)]
     for name in gone if options.delete else []:
         shelf.store.delete(str(name))
