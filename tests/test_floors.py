@@ -40,6 +40,8 @@ def imports(source: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "sr_runner")
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, "sr_runner.commands, or anything: a relative import"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sr_runner":
             if node.module == "sr_runner":
                 yield from ((node.lineno, f"sr_runner.{alias.name}") for alias in node.names)
@@ -68,6 +70,7 @@ def test_an_import_that_runs_upwards_or_sideways_is_found() -> None:
     assert upward(below, "def late():\n    from sr_runner.runs import resolve\n")
     assert upward(below, "from sr_runner import load_model\n")
     assert upward(below, "import sr_runner.weights\n")
+    assert upward(below, "from ..commands import run\n") and upward(below, "from . import codec\n")
     assert not upward(below, "from sr_runner.checkpoint import stores\nfrom sr_runner.errors import RequestError\n")
 
 

@@ -171,7 +171,8 @@ def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """`config` as the classes that `overrides` name can take it.
 
     `model._target_=mine.Net` leaves the keys of the option file, which was written for another class: those that the
-    new class does not take are dropped, unless they were given by hand as well. The same at every `_target_`.
+    new class does not take, or takes as something else, are dropped, unless they were given by hand as well. The same
+    at every `_target_`.
     """
     given = {k for each in parse(overrides) if not each.is_delete() for k in flatten(each.value(), each.key_or_group)}
     config = copy.deepcopy(config)
@@ -180,8 +181,9 @@ def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for key in (each.removesuffix("._target_") for each in given if each.endswith("._target_")):
         node = OmegaConf.select(config, key)
         hints, takes_any = _signature(_locate(node, key))
-        for name in [each for each in map(str, node) if each not in hints and not takes_any]:
-            if name[0] != "_" and not any(f"{each}.".startswith(f"{key}.{name}.") for each in given):
+        for name in [each for each in map(str, node) if each[0] != "_"]:
+            fitting = types.fits(node[name], hints[name][0]) if name in hints else takes_any
+            if not fitting and not any(f"{each}.".startswith(f"{key}.{name}.") for each in given):
                 del node[name]
     return config
 

@@ -17,7 +17,7 @@ from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
 from sr_runner.attempt.record import record
-from sr_runner.attempt.report import Outcome, as_json, print_report
+from sr_runner.attempt.report import Outcome, as_json, print_json, print_report
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
 from sr_runner.config.identity import identity as identity_of
@@ -47,8 +47,10 @@ def execute(
     overrides: Sequence[str],
     stop: StopSignal,
     sweep: SweepParent | None = None,
+    *,
+    in_json: bool = False,
 ) -> Outcome:
-    """Train (or go on with, or report) the run that `config` describes.
+    """Train (or go on with, or report) the run that `config` describes; print the outcome as a table, or `in_json`.
 
     Raises `RequestError` before anything was written where the request is wrong, `RunError` and whatever else where
     the run fails, `Stopped` after a signal.
@@ -88,7 +90,10 @@ def execute(
                 identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
             )  # fmt: skip
-            print_report(outcome, result, parts, choices, time.perf_counter() - began)
+            if in_json:
+                print_json(outcome)
+            else:
+                print_report(outcome, result, parts, choices, time.perf_counter() - began)
     return outcome
 
 

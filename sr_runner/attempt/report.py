@@ -41,6 +41,12 @@ def as_json(result: Result) -> str:
     return json.dumps(content, indent=1)
 
 
+def print_json(outcome: Outcome) -> None:
+    """The outcome as one JSON document, on standard output."""
+    sys.stdout.write(json.dumps(dataclasses.asdict(outcome), indent=1, default=str) + "\n")
+    sys.stdout.flush()
+
+
 def print_report(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> None:
     """The last lines of a run, on standard output."""
     lines = [f"\nStep {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]

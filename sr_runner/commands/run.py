@@ -107,6 +107,10 @@ def _run(args: list[str], stop: StopSignal) -> int:
         else:
             logs.to_console() if is_main_process() else logs.to_nowhere()
             if options.multirun or app.get_mode(name, overrides) == RunMode.MULTIRUN:
+                if options.json:
+                    raise RequestError(
+                        "--json: expected a single run; each job of a sweep leaves job-N.json in its folder"
+                    )
                 if is_distributed():
                     raise RequestError(
                         "-m: torchrun starts the processes of one run; start it once for each run of a sweep"
@@ -115,13 +119,13 @@ def _run(args: list[str], stop: StopSignal) -> int:
 
                 return sweep(app, name, overrides)
             refuse_sweep(overrides)
-            app.run(name, lambda config: _job(config, stop), overrides)
+            app.run(name, lambda config: _job(config, stop, in_json=options.json), overrides)
     finally:
         GlobalHydra.instance().hydra = before
     return 0
 
 
-def _job(config: DictConfig, stop: StopSignal) -> float | None:
+def _job(config: DictConfig, stop: StopSignal, *, in_json: bool) -> float | None:
     """What Hydra runs in the place that it has prepared."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -134,7 +138,7 @@ def _job(config: DictConfig, stop: StopSignal) -> float | None:
         if is_main_process():
             sys.stdout.write(f"{preview(config, overrides)}\n")
         return None
-    return execute(config, choices, overrides, stop).metrics.get("valid/psnr")
+    return execute(config, choices, overrides, stop, in_json=in_json).metrics.get("valid/psnr")
 
 
 def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
@@ -145,6 +149,7 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
         raise RequestError(message.removeprefix("argument "))
 
     parser = get_args_parser()
+    parser.add_argument("--json", action="store_true", help="Print the outcome of a run as JSON")
     parser.allow_abbrev = False
     parser.error = refuse  # type: ignore[assignment, method-assign]
     options, unknown = parser.parse_known_intermixed_args(args)

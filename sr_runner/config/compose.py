@@ -104,6 +104,8 @@ class Application(Hydra):
             group = override.key_or_group
             if not group:
                 raise RequestError(f"{override.input_line}: expected key=value")
+            if group == "hydra.searchpath":
+                _check_search_path(override)
             if override.is_delete() or override.is_sweep_override() or not self._options(group):
                 continue
             value = override.value()
@@ -168,7 +170,8 @@ class Application(Hydra):
         full = given.lstrip("+~").partition("=")[0] if given else key
         parent = full.rpartition(".")[0]
         known = self._known_keys(config_name, overrides)
-        siblings = [k for k in known if k.rpartition(".")[0] == parent]
+        below = [k.removeprefix(f"{parent}.").partition(".")[0] for k in known if k.startswith(f"{parent}.")]
+        siblings = [f"{parent}.{name}" for name in dict.fromkeys(below)] if parent else []
         guess = nearest(full, siblings) or nearest(full, known)
         names = ", ".join(s.rpartition(".")[2] for s in siblings)
         which = f" Keys of {parent}: {names}." if parent and siblings else ""
@@ -185,6 +188,17 @@ class Application(Hydra):
             return groups
         keys = flatten(OmegaConf.to_container(whole, resolve=False))
         return [*keys, *groups]
+
+
+def _check_search_path(override: Override) -> None:
+    """Hydra only warns of a folder that is not there."""
+    value = override.value()
+    for place in value if isinstance(value, list) else [value]:
+        scheme, _, path = str(place).partition("://")
+        if scheme != "pkg" and not (scheme == "file" and Path(path).is_dir()):
+            raise RequestError(
+                f"hydra.searchpath={place}: there is no such folder; expected file:///folder or pkg://package"
+            )
 
 
 def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from sr_runner.errors import RequestError
 from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
@@ -55,6 +57,11 @@ class Learner:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = optimizer(groups if rules else self.parameters)
         check_settings(self.optimizer, rules or {})
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise RequestError(
+                f"optimizer: {type(self.optimizer).__name__} computes the loss several times a step: not supported"
+            )
         if scheduler is not None:
             scheduler = with_own_peaks(scheduler, groups, self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None

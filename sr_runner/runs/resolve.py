@@ -135,7 +135,6 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
     if _is_weights_file(wanted):
         raise RequestError(
             f"{key}{weights.shown(wanted)}: a weights file; expected a run or a checkpoint, which hold a training state"
-            " (checkpoint.init_from= starts from weights)"
         )
     asked = f"{key}{masked_text(wanted)}"
     path = Path(wanted).expanduser()

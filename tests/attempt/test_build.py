@@ -250,3 +250,13 @@ def test_a_network_of_another_scale_is_refused_and_left_in_its_mode() -> None:
     with pytest.raises(RequestError, match=r"makes \(1, 3, 24, 24\) .* scale=2 asks for \(1, 3, 16, 16\)"):
         check_model(network, scale=2, lr_patch=8)
     assert network.training
+
+
+def test_a_key_of_the_option_file_that_the_new_class_takes_as_something_else_is_dropped(build: Build) -> None:
+    optimizer = build("optimizer._target_=torch.optim.Adafactor").learners["model"].optimizer
+    assert optimizer.defaults["eps"] == (None, 1e-3) and optimizer.defaults["lr"] == 1e-3
+
+
+def test_an_optimizer_that_computes_the_loss_several_times_a_step_is_refused(build: Build) -> None:
+    with pytest.raises(RequestError, match="LBFGS computes the loss several times a step"):
+        build("optimizer._target_=torch.optim.LBFGS")

@@ -73,6 +73,8 @@ def test_export_writes_a_file_that_other_readers_read(
         capsys, "export", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(tmp_path / "w.safetensors"), code=2
     )
     assert "exists already" in again
+    run(capsys, "export", str(tmp_path / "w.safetensors"), str(tmp_path / "copy.safetensors"))
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
 
 
 def test_prune_only_says_what_would_go_until_it_is_told_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

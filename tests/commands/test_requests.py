@@ -53,6 +53,8 @@ WRONG = {
     "optimizer.lr=1e-3,1e-4": ["several values are a sweep", "sr-run -m"],
     "-m model=edsr,edrs": ["model=edrs", "Did you mean 'edsr'?"],
     "-m seed=1,-1": ["seed=-1", "from 0"],
+    "hydra.searchpath=[file:///nope] --cfg job": ["hydra.searchpath=file:///nope", "there is no such folder"],
+    "hydra.nonsense=1": ["there is no key hydra.nonsense", "sweep", "callbacks"],
     "checkpoint.keep_last=-1": ["checkpoint.keep_last=-1"],
     "checkpoint.root=/proc/nope": ["checkpoint.root=/proc/nope", "nothing can be written"],
     "checkpoint.root=/dev/null": ["checkpoint.root=/dev/null", "nothing can be written"],

@@ -30,6 +30,12 @@ def final_bytes(outputs: Path) -> list[bytes]:
     return [(newest / name).read_bytes() for name in ("model.safetensors", "training.safetensors")]
 
 
+def test_with_json_the_outcome_is_one_document_instead_of_the_table(sr_run: SrRun, tmp_path: Path) -> None:
+    outcome = json.loads(sr_run(*TINY, "tracker=none", "--json").stdout)
+    assert outcome["step"] == 6 and Path(outcome["checkpoint"]).is_dir() and outcome["metrics"]["valid/psnr"] > 0
+    assert "--json: expected a single run" in sr_run(*TINY, "-m", "seed=0,1", "--json", code=2).stderr
+
+
 def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, tmp_path: Path) -> None:
     done = sr_run(*TINY)
     (folder,) = (tmp_path / "outputs" / "runs").glob("edsr-x2-*/a0001-*")

@@ -23,7 +23,7 @@ from sr_runner.config.settings import CheckpointSettings
 from sr_runner.errors import RequestError, RunError, check_choice, printable
 from sr_runner.files import scratch_folder, write_file
 from sr_runner.runs.catalogue import Catalogue, difference
-from sr_runner.runs.resolve import find
+from sr_runner.runs.resolve import find, source
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _diff(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
 
 
 def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Report:
-    model, file = Path(find(wanted, catalogue).weights().location), Path(to)
+    model, file = Path(source(wanted, catalogue).location), Path(to)
     if os.path.lexists(file):
         raise RequestError(f"{file} exists already; choose another name")
     if options.layout == "safetensors":
