@@ -28,7 +28,7 @@ class Lines(Exception):
 
 
 class RequestError(Lines, ValueError):
-    """What was asked for cannot be done: said in a line or two, exit status 2, nothing was started.
+    """What was asked for cannot be done: a message of a line or two, exit status 2, nothing was started.
 
     The message names the config key, quotes the value, and says what was expected. Parts that are built from plain
     arguments may raise it or a plain `ValueError`; the command line treats both alike while it builds them.

@@ -58,7 +58,7 @@ def tracking_uri(uri: str | None, outputs: Path) -> str:
         return _absolute_sqlite(uri, source)
     if scheme not in DATABASES + SERVERS and not _has_plugin(scheme):
         raise RequestError(
-            f"{source}={masked_text(uri)!r} is no tracking URI{nearest(scheme, DATABASES + SERVERS) or '.'} "
+            f"{source}={masked_text(uri)!r} is not a tracking URI{nearest(scheme, DATABASES + SERVERS) or '.'} "
             "Give a server (http://host:5000) or a database (sqlite:////folder/mlflow.db, postgresql://...), "
             "or leave it out for outputs/mlflow.db."
         )
@@ -125,7 +125,7 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """The server took the request and said no. The same request will be refused again."""
+    """The server received the request and refused it. The same request will be refused again."""
 
     def __init__(self, reason: str, code: str) -> None:
         super().__init__(reason)

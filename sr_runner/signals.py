@@ -38,7 +38,7 @@ class StopSignal:
     While training it is only noted, and the loop stops at the next safe point; before and after that it raises
     `Stopped` at once. A second Ctrl-C does not wait: it ends the process there and then.
 
-    Who listened before is told afterwards, by `hand_over`: what submitit does about a preemption is to have the job
+    Who listened before gets it afterwards, by `hand_over`: what submitit does about a preemption is to have the job
     queued again and to end the process, which has to come after the checkpoint.
     """
 

@@ -79,7 +79,7 @@ def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any)
 def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
     name = node.get("_target_") if isinstance(node, DictConfig) else None
     if not name:
-        raise RequestError(f"{key} names no class: {key}._target_=package.module.Class is needed")
+        raise RequestError(f"{key}._target_ is not set: expected {key}._target_=package.module.Class")
     module_name, _, attribute = str(name).rpartition(".")
     if not module_name:
         raise RequestError(f"{key}._target_={name}: expected package.module.Class")

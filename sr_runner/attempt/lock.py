@@ -62,7 +62,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                log.debug("%s cannot be locked (%s): the lease in the store decides alone", folder, error)
+                log.debug("%s cannot be locked (%s): only the lease in the store decides", folder, error)
                 yield
                 return
             raise RequestError(

@@ -55,7 +55,7 @@ def _remembered() -> list[logging.LogRecord]:
 
 
 def to_nowhere() -> None:
-    """Nothing on standard error, for a process whose leader speaks for it."""
+    """Nothing on standard error, for a process whose main process logs for it."""
     logging.captureWarnings(True)
     logging.getLogger().addHandler(logging.NullHandler())
 

@@ -24,7 +24,7 @@ from sr_runner.training.device import device_name
 def record(
     parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str], sweep: SweepParent | None
 ) -> RunRecord:
-    """Write `run.json`, `config.yaml` and `overrides.txt` into the run's folder; what the tracker is told."""
+    """Write `run.json`, `config.yaml` and `overrides.txt` into the run's folder; return what the tracker records."""
     shown = masked(overrides)
     files.begin(folder, facts, configs.as_yaml(parts.config), shown, chosen.parent)
     scheduler.remember(folder)

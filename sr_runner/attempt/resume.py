@@ -73,7 +73,7 @@ class _Choice:
         if wanted is False or wanted is None:
             return Chosen(self._opened())
         if store is None:
-            raise RequestError(f"trainer.resume={wanted}: checkpoint=none keeps nothing to resume from")
+            raise RequestError(f"trainer.resume={wanted}: checkpoint=none stores no checkpoints to resume from")
         return self._newest(store) if wanted is True else self._exactly(str(wanted), store, own)
 
     def _of_this_job(self) -> Attempt | None:
@@ -122,7 +122,7 @@ class _Choice:
         found = find(wanted, self.catalogue, "trainer.resume=")
         theirs = found.catalogue.facts(found.attempt)
         if theirs is None:
-            raise RequestError(f"{asked}: {found.attempt} does not tell its config, in {found.store.url}")
+            raise RequestError(f"{asked}: no config is recorded for {found.attempt} in {found.store.url}")
         differing = difference(self.facts, theirs)
         if differing and not self.parts.trainer.allow_changes:
             raise RequestError(

@@ -115,7 +115,7 @@ class Manifest:
 
     step: int
     created: float
-    """Seconds since 1970, of the machine that wrote it; shown to people, and used by time-based retention alone."""
+    """Seconds since 1970, of the machine that wrote it; shown to people, and used only by time-based retention."""
     metrics: Mapping[str, float]
     files: Mapping[str, tuple[int, str]]
     """File name -> size in bytes, SHA-256."""

@@ -123,8 +123,8 @@ class Lease:
             self._look()
         if self._lost is not None:
             raise RunError(
-                f"{self._attempt} was taken over by {self._lost}, since this process had not been heard of for "
-                f"{self._me.seconds:.0f} s (checkpoint.lease_seconds). Nothing more is written by this one"
+                f"{self._attempt} was taken over by {self._lost}, since this process did not renew its lease for "
+                f"{self._me.seconds:.0f} s (checkpoint.lease_seconds). This process stops writing"
             )
 
     def _acquire(self) -> None:
@@ -221,7 +221,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks since the machine was; "" where there is none (or but its remains)."""
+    """When a process was started, in ticks since the machine was; "" where it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

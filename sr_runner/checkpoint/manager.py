@@ -129,7 +129,7 @@ class CheckpointManager:
     def save_by(self, state: TrainingState, deadline: float | None, *, again: bool = True) -> None:
         """Save `state` and return by `deadline` (of `time.monotonic`; None: whenever it is committed).
 
-        For the end of a process that was told to stop. Where the store takes too long, as one that hangs does, the
+        For the end of a process that has to stop. Where the store takes too long, as one that hangs does, the
         state goes into the spool instead. Without `again`, `state` is what is being written already.
         """
         if deadline is None or self._spool is None:

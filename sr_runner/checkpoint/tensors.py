@@ -38,7 +38,7 @@ class TensorFile:
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> TensorFile:
-        """Lay `tensors` out in name order, which makes the bytes a function of the content alone."""
+        """Lay `tensors` out in name order, which makes the bytes a function of nothing but the content."""
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
         entries: dict[str, object] = {"__metadata__": dict(sorted((metadata or {}).items()))} if metadata else {}
         offset = 0

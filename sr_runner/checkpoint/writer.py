@@ -141,17 +141,17 @@ class Writer:
         return True
 
     def _start(self, work: Callable[[], None]) -> None:
-        # A daemon: a store that hangs must not keep a process that was told to stop.
+        # A daemon: a store that hangs must not keep a process that has to stop.
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _write_all(self, write: Write) -> None:
         """`write`, and then whatever has come to wait meanwhile."""
-        following: Write | None = write
-        while following is not None:
-            self._write(following)
+        current: Write | None = write
+        while current is not None:
+            self._write(current)
             with self._lock:
-                self._free.append(following.snapshot)
-                following, self._waiting = self._waiting, None
-                if following is None:
+                self._free.append(current.snapshot)
+                current, self._waiting = self._waiting, None
+                if current is None:
                     self._thread = None

@@ -62,7 +62,7 @@ class Inference(Places):
     network: str | None = None
     """package.module.Class of a network of your own; its arguments come from the run's config and from model.KEY."""
     model: dict[str, Any] = field(default_factory=dict)
-    """What a weights file cannot tell, such as model.res_block_scaling=0.1."""
+    """What a weights file does not state, such as model.res_block_scaling=0.1."""
 
     def __post_init__(self) -> None:
         check_device("device", self.device)

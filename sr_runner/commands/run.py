@@ -160,7 +160,7 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
     given = [arg.partition("=")[0] for arg in args]
     for action in parser._actions:
         if action.nargs != 0 and sum(given.count(name) for name in action.option_strings) > 1:
-            raise RequestError(f"{'/'.join(action.option_strings)}: expected once")
+            raise RequestError(f"{'/'.join(action.option_strings)}: given more than once; expected once")
     if sum(bool(getattr(options, name)) for name in _ONE_OF) > 1:
         raise RequestError("only one of --run, --multirun, --cfg, --info and --shell-completion can be asked for")
     if options.hydra_help and options.overrides:
@@ -170,8 +170,9 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
             raise RequestError(f"--{name}: expected together with --cfg")
     if options.experimental_rerun is not None:
         raise RequestError(
-            f"--experimental-rerun {options.experimental_rerun}: a pickle can run any code, so that sr-run reads none. "
-            "sr-run trainer.resume=RUN goes on with a run, the lines of its overrides.txt start it again"
+            f"--experimental-rerun {options.experimental_rerun}: not supported: it reads a pickle, "
+            "which can run any code. sr-run trainer.resume=RUN goes on with a run, "
+            "the lines of its overrides.txt start it again"
         )
     for name in ("config_path", "config_dir"):
         folder = getattr(options, name)

@@ -118,8 +118,8 @@ def job(config: DictConfig) -> float | None:
             raise
         except Exception as error:
             log.error("job %s failed", " ".join(shown), exc_info=True)
-            said = f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}"
-            ended("failed", error=masked_text(re.sub(r"\s+", " ", said)))
+            reason = f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}"
+            ended("failed", error=masked_text(re.sub(r"\s+", " ", reason)))
             raise
         finally:
             stop.uninstall()

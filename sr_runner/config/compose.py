@@ -40,7 +40,7 @@ _LONGEST_NAME = 200  # a file system has no room for longer ones
 class Application(Hydra):
     """Hydra's application for sr-run: whatever it composes is checked, whatever is wrong is a `RequestError`.
 
-    `config_path` is in the place of sr-run's own config tree, `config_dir` beside it.
+    `config_path` replaces sr-run's own config tree, `config_dir` adds to it.
     """
 
     def __init__(self, config_path: str | None = None, extra_dir: str | None = None) -> None:
@@ -144,12 +144,14 @@ class Application(Hydra):
         key = ""
         cause: BaseException | None = error
         while cause is not None:
-            said = str(cause)
-            full_key = re.search(r"full_key: (\S+)", said)
+            message = str(cause)
+            full_key = re.search(r"full_key: (\S+)", message)
             key = full_key[1] if full_key else key
-            if match := re.search(r"Key '([^']+)' (?:is )?not in ", said):
+            if match := re.search(r"Key '([^']+)' (?:is )?not in ", message):
                 return self._unknown_key(match[1], config_name, overrides)
-            if match := re.search(r"Value '(.*?)' .*(?:could not be converted to|not a valid) (\w+)", said, re.DOTALL):
+            if match := re.search(
+                r"Value '(.*?)' .*(?:could not be converted to|not a valid) (\w+)", message, re.DOTALL
+            ):
                 kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
                 return f"{key or 'a value'}={match[1]}: expected {kinds.get(match[2], match[2])}"
             if isinstance(cause, MissingMandatoryValue):

@@ -135,7 +135,7 @@ class CheckpointSettings:
     """strict: they must fit tensor for tensor. body: all but the upsampler (from one scale to another). matching: every
     tensor of the same name and shape."""
     init_options: Any = None
-    """What the file of `init_from` cannot tell, such as {res_block_scaling: 0.1}."""
+    """What the file of `init_from` does not state, such as {res_block_scaling: 0.1}."""
 
     def __post_init__(self) -> None:
         for key, least in (("every", 1), ("keep_every", 1), ("keep_last", 0), ("keep_best", 0), ("max_failures", 1)):

@@ -53,7 +53,7 @@ def _checked_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.Zip
     for member in files:
         path = PurePosixPath(member.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
-            raise RequestError(f"{archive}: {member.filename!r} leads out of the archive; not unpacked.")
+            raise RequestError(f"{archive}: {member.filename!r} points outside the archive; not unpacked.")
         if path.suffix != ".png" or path.name.startswith(".") or path.name in names:
             raise RequestError(f"{archive}: {member.filename!r} does not belong among DIV2K's images; not unpacked.")
         names.add(path.name)

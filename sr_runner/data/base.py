@@ -88,5 +88,5 @@ class Data(Protocol):
         """Endless batches of float LR (N x 3 x h x w) and HR (N x 3 x H x W) in [0, 1], RGB, on `device`.
 
         The first has the samples first .. first + count - 1, the next go on from there. `share` (which, of how many):
-        one of so many equal parts of every batch. Raises `RequestError` where `batch_size` does not divide so.
+        one of that number of equal parts of every batch. Raises `RequestError` where `batch_size` does not divide so.
         """

@@ -87,7 +87,7 @@ class Finder:
         """
         if not folder.is_dir():
             missing = f"there is no such folder.{nearest_beside(folder)}"
-            file = "a file; a folder of HR images or of benchmarks is needed."
+            file = "a file; expected a folder of HR images or of benchmarks."
             raise RequestError(f"data={folder}: {file if folder.exists() else missing}")
         found = self._benchmark(folder)
         if found is not None:
@@ -133,13 +133,13 @@ class Finder:
             return None
         if self.lr is not None:
             if not Path(self.lr).is_dir():
-                raise RequestError(f"lr={self.lr}: there is no such folder; a folder or {BICUBIC} is needed.")
+                raise RequestError(f"lr={self.lr}: there is no such folder; expected a folder or {BICUBIC}.")
             return Path(self.lr)
         roots = [folder, folder.parent] if hr_folder == folder and _HR_NAME.search(folder.name) else [folder]
         for root in roots:
             for pattern in _LR_FOLDERS:
                 candidate = _subfolder(root, pattern.format(scale=self.scale))
-                # Where the HR images are in the same folder, their names tell them apart.
+                # Where the HR images are in the same folder, they differ by their names.
                 if candidate and any(candidate != hr_folder or _LR_NAME.search(name) for name in _images(candidate)):
                     return candidate
         return None

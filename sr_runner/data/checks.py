@@ -12,7 +12,7 @@ def whole_number(key: str, value: object, *, at_least: int, at_most: int = 2**31
     """`value` where it is an int in that range."""
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
         limit = "or more" if isinstance(value, int) and value < at_least else f"to {at_most}"
-        raise RequestError(f"{key}={value!r}: must be a whole number, {at_least} {limit}.")
+        raise RequestError(f"{key}={value!r}: expected a whole number, {at_least} {limit}.")
     return value
 
 
@@ -25,7 +25,7 @@ def divisible(key: str, value: int, parts: int) -> None:
 def fraction(key: str, value: object) -> float:
     """`value` where it is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise RequestError(f"{key}={value!r}: must be a number from 0 up to, but not including, 1.")
+        raise RequestError(f"{key}={value!r}: expected a number from 0 up to, but not including, 1.")
     return float(value)
 
 
@@ -47,7 +47,7 @@ def _multiples(value: int, of: int) -> str:
 def one_of(key: str, value: object, choices: Sequence[str]) -> str:
     """`value` where it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise RequestError(f"{key}={value!r}: must be {' or '.join(choices)}.{nearest(str(value), choices)}")
+        raise RequestError(f"{key}={value!r}: expected {' or '.join(choices)}.{nearest(str(value), choices)}")
     return value
 
 
@@ -57,7 +57,7 @@ def degradation(value: Degradation | str) -> Degradation | None:
         return value
     if value != "bicubic":
         raise RequestError(
-            f"data.degradation={value!r}: must be bicubic, or a pipeline chosen by data/degradation=NAME "
-            "(DIV2K alone has images of other official degradations)."
+            f"data.degradation={value!r}: expected bicubic, or a pipeline chosen by data/degradation=NAME "
+            "(only DIV2K has images of other official degradations)."
         )
     return None

@@ -32,7 +32,7 @@ _MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 
 
 class PairOptions(TypedDict, total=False):
-    """The arguments that every data set has; `PairData` tells what they mean."""
+    """The arguments that every data set has; `PairData` explains them."""
 
     scale: Required[int]
     patch_size: Required[int]
@@ -50,7 +50,7 @@ class PairOptions(TypedDict, total=False):
 class PairData:
     """Random crops and whole pairs of images (see `Data`), whatever those come from.
 
-    `patch_size` is in HR pixels. `valid_images` limits validation to the first so many pairs (None: all). `cache_dir`
+    `patch_size` is in HR pixels. `valid_images`: validate with the first N pairs only (None: all). `cache_dir`
     holds the decoded images; with `cache="device"` the training images are copied to the device that `stream` is for,
     with `"disk"` they stay where they are. `degradation` makes LR pictures: `"bicubic"` (MATLAB's, of whole images) or
     a `Degradation`, of every crop anew. `preview` is for whoever runs this: how many samples to show instead of

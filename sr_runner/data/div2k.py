@@ -161,7 +161,7 @@ class Div2kData(PairData):
     `root` holds the images in the official layout (`DIV2K_train_HR/0001.png`, `DIV2K_train_LR_bicubic/X4/0001x4.png`,
     ...). What is missing there is unpacked from archives in `root`, else downloaded from `base_url` where `download`
     is true. `degradation` is how the LR images were made: `bicubic` (scales 2, 3, 4, 8), `unknown` (2, 3, 4), `mild`,
-    `difficult` or `wild` (4); a `Degradation` makes LR pictures from the HR images alone. `train` and `valid` are
+    `difficult` or `wild` (4); a `Degradation` makes LR pictures and uses only the HR images. `train` and `valid` are
     ranges of image numbers from 1 to 900, such as `1-800`, or lists of those. `archives` replaces the table of sizes
     and SHA-256.
     """
@@ -212,7 +212,9 @@ def _check_track(track: str, scale: int) -> None:
 
 def _check_url(base_url: str) -> None:
     if urllib.parse.urlsplit(base_url).scheme not in ("http", "https") or not base_url.endswith("/"):
-        raise RequestError(f"data.base_url={base_url!r}: must begin with https:// or http:// and end with a slash.")
+        raise RequestError(
+            f"data.base_url={base_url!r}: expected a URL that begins with https:// or http:// and ends with a slash."
+        )
 
 
 def _check_archive(archive: Path, remote: Remote) -> None:

@@ -60,7 +60,7 @@ class FolderData(PairData):
     BasicSR makes them, or a list of those. Entries of a list may be mappings with `path`, `lr`, `repeat` and `subset`
     (see `Root`). `train_lr` and `valid_lr` are the places of LR images, one for each of HR images; where they are
     absent, LR images are made by MATLAB's bicubic. An LR image is called as its HR image, `{name}`, or
-    `{name}x{scale}`; `hr_pattern` and `lr_pattern` say otherwise, and with an `lr_pattern` alone LR images lie among
+    `{name}x{scale}`; `hr_pattern` and `lr_pattern` say otherwise, and with only an `lr_pattern`, LR images lie among
     the HR images.
 
     Without `valid`, validation images are held out of `train`: those in `valid_list` (names, or a file of names, one a

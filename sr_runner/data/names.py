@@ -45,7 +45,7 @@ def numbers(key: str, ranges: Ranges, last: int) -> list[int]:
         if not 1 <= first <= final <= last:
             example = f"1-{last}" if last > 1 else "1"
             raise RequestError(
-                f"{key}={ranges!r}: {part!r} is no range of images, which are numbered from 1 to {last}; "
+                f"{key}={ranges!r}: {part!r} is not a range of images, which are numbered from 1 to {last}; "
                 f"expected {example}."
             )
         chosen.update(range(first, final + 1))

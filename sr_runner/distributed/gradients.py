@@ -17,7 +17,7 @@ class GradientAverage:
     """Called between `backward` and the update of one network.
 
     A parameter without a gradient here counts as zero, and stays without one where no process has one for it: the
-    layout of what is sent depends on the network alone, so that a layer that one process left out cannot mix things up.
+    layout of what is sent depends only on the network, so that a layer that one process left out cannot mix things up.
     Buffers (BatchNorm's statistics, which each process takes from its own share of the batch) become those of the first
     process, so that all networks are equal after every step, and equal to what a checkpoint holds.
     """
@@ -73,7 +73,7 @@ class GradientAverage:
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters of one type and device together, in order, at most `_BUCKET` bytes unless one alone has more."""
+    """Parameters of one type and device together, in order, at most `_BUCKET` bytes unless a single one has more."""
     buckets: list[list[nn.Parameter]] = []
     room = 0
     for p in parameters:

@@ -1,4 +1,4 @@
-"""Which of the processes of a run this is, by what `torchrun` tells it. Imports nothing heavy."""
+"""Which of the processes of a run this is, by the environment that `torchrun` gives it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def is_main_process() -> bool:
 
 
 def local_rank() -> int | None:
-    """This process's number on this machine; None where it is alone."""
+    """This process's number on this machine; None in a run of one process."""
     return int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) if is_distributed() else None

@@ -71,7 +71,7 @@ class SingleProcess:
     def should_stop(self, *, at_once: bool = False) -> bool:
         """Whether all stop now, after the same step: as soon as one of them got a signal.
 
-        Without `at_once` it may be heeded by the next call only, and nobody waits for anybody.
+        Without `at_once`, a signal may take effect only at the next call, and nobody waits for anybody.
         """
         return self._stop.requested
 
@@ -198,8 +198,8 @@ class ProcessGroup:
         if found is None:
             log.debug("%s", error)
             return RunError(
-                "another process of this run is gone without a word (torchrun says which). What was saved stays: "
-                "trainer.resume=true goes on from there"
+                "another process of this run died without an error message (torchrun says which). What was saved "
+                "stays: trainer.resume=true goes on from there"
             )
         status, message = found
         if status > 128:

@@ -101,7 +101,7 @@ def bands(image: npt.NDArray[Any], multiple: int = 1) -> Iterator[slice]:
 def cropped(name: str, sr: UInt8Image, hr: UInt8Image, crop: int) -> tuple[UInt8Image, UInt8Image]:
     """Both images without `crop` pixels on each side; refuses those that no score can be given for."""
     if sr.shape != hr.shape:
-        raise RequestError(f"image '{name}': SR is {_size(sr)} and HR is {_size(hr)}; they must be of one size.")
+        raise RequestError(f"image '{name}': SR is {_size(sr)} and HR is {_size(hr)}; expected the same size.")
     height, width = hr.shape[0] - 2 * crop, hr.shape[1] - 2 * crop
     if min(height, width) < WINDOW:
         least = WINDOW + 2 * crop

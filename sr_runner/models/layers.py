@@ -41,7 +41,7 @@ class Network(nn.Module):
         check_choice("model.initialization", initialization, INITIALIZATIONS)
         if isinstance(scale, bool) or not isinstance(scale, int) or scale not in self.SCALES:
             *others, last = map(str, self.SCALES)
-            raise RequestError(f"scale={scale}: {self.TITLE} can do {', '.join(others)} or {last}")
+            raise RequestError(f"scale={scale}: expected {', '.join(others)} or {last} for {self.TITLE}")
         for name, value in at_least_one.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
                 raise RequestError(f"model.{name}={value}: {self.TITLE} needs a whole number from 1 to {MOST}")

@@ -119,7 +119,9 @@ def _build(architecture: str, scale: int, arguments: dict[str, Any]) -> nn.Modul
         raise RequestError(f"model.architecture={architecture}: spandrel has no such network.{hint}")
     network_class = getattr(getattr(spandrel.architectures, architecture), architecture, None)
     if network_class is None:
-        raise RequestError(f"model.architecture={architecture}: is several networks; give one's weights instead")
+        raise RequestError(
+            f"model.architecture={architecture}: names several networks; set model.weights to those of one"
+        )
     parameters = inspect.signature(network_class).parameters
     scale_argument = next((name for name in _SCALE_ARGUMENTS if name in parameters), None)
     if scale_argument:
@@ -169,6 +171,6 @@ def _descriptor(state: Mapping[str, Tensor]) -> Any:
     if descriptor.purpose != "SR" or channels != (3, 3):
         raise RequestError(
             f"{descriptor.architecture.id} ({descriptor.purpose}, {channels[0]} to {channels[1]} channels)"
-            " is no super-resolution of colour images"
+            " is not a network for super-resolution of colour images"
         )
     return descriptor

@@ -48,12 +48,12 @@ class ContentLoss:
         try:
             self.vgg = vgg19_features(layer=layer, weights=weights, seed=seed)
         except RequestError as error:
-            hint = "" if weights else " with objective.vgg_weights; objective.vgg_seed=0 does for a smoke test"
+            hint = "" if weights else " with objective.vgg_weights; for a smoke test use objective.vgg_seed=0"
             raise RequestError(f"objective.vgg_weights={shown(weights or 'null')}: {error}{hint}") from error
         self.digest = None if seed is not None else digest(self.vgg.state_dict(), self.vgg.normalisation)
         """Of the weights that were read; None for random ones."""
         if weights is not None and seed is not None:
-            log.warning("objective.vgg_seed=%s: random features take the place of objective.vgg_weights", seed)
+            log.warning("objective.vgg_seed=%s: random features are used instead of objective.vgg_weights", seed)
         if before_activation:
             self.vgg.features = torch.nn.Sequential(*list(self.vgg.features)[:-1])
         self.scale, self.criterion = scale, CRITERIA[criterion]

@@ -172,7 +172,7 @@ def _discriminator(file: str | Path) -> weights.LoadedWeights:
     except RequestError as error:
         raise RequestError(f"objective.discriminator_weights={error}") from error
     if loaded.network != "discriminator":
-        raise RequestError(f"objective.discriminator_weights={loaded} is no SRGAN discriminator")
+        raise RequestError(f"objective.discriminator_weights={loaded} is not an SRGAN discriminator")
     return loaded
 
 

@@ -55,7 +55,8 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
         if pattern not in used:
             parts = {part for name in trained for part in (name, name.split(".")[0])}
             raise RequestError(
-                f"trainer.parameters={{{pattern}: ...}}: no parameter is left that begins so.{nearest(pattern, parts)}"
+                f"trainer.parameters={{{pattern}: ...}}: no parameter name that is left begins with this pattern."
+                f"{nearest(pattern, parts)}"
                 f" Names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in trained))}"
             )
     result = [group for group in (rest, *groups.values()) if group["params"]]
@@ -94,8 +95,7 @@ def _freezes(settings: Mapping[str, Any]) -> bool:
 def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
     if not isinstance(settings, Mapping) or not settings:
         raise RequestError(
-            f"trainer.parameters={{{pattern}: {settings}}}: settings are needed, such as {{lr: 1e-5}} or"
-            " {freeze: true}"
+            f"trainer.parameters={{{pattern}: {settings}}}: expected settings, such as {{lr: 1e-5}} or {{freeze: true}}"
         )
     frozen = settings.get(FREEZE, False)
     if not isinstance(frozen, bool) or (frozen and len(settings) > 1) or (FREEZE in settings and not frozen):
@@ -108,4 +108,6 @@ def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise RequestError(f"trainer.parameters={{{pattern}: ...}}: no regular expression ({error})") from error
+        raise RequestError(
+            f"trainer.parameters={{{pattern}: ...}}: not a valid regular expression ({error})"
+        ) from error

@@ -35,7 +35,7 @@ def begin(folder: Path, facts: Mapping[str, Any], config: str, overrides: Sequen
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
-    """What the run's identity was computed from; None where the folder does not tell."""
+    """What the run's identity was computed from; None where the folder has no record of it."""
     known = _record(folder, RECORD).get("facts")
     return known if isinstance(known, dict) else None
 

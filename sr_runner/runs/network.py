@@ -19,10 +19,10 @@ _NOT_IN_EVERY_FILE = ("res_block_scaling", "rgb_range")
 
 
 def load_network(source: Source, own: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network at `source`. `arguments` (`model.KEY=VALUE`) add what its file cannot tell.
+    """The network at `source`. `arguments` (`model.KEY=VALUE`) add what its file does not state.
 
     `own` names a class of the user's, `package.module.Class`, for weights of a network that sr-run does not know; it
-    is built from the config in the checkpoint and from `arguments`. Naming it is the consent to run it: a file alone
+    is built from the config in the checkpoint and from `arguments`. Naming it is the consent to run it: a file
     never decides which code runs. Raises `RequestError`.
     """
     if own:
@@ -45,14 +45,14 @@ def _own_network(name: str, source: Source, arguments: Mapping[str, Any]) -> nn.
         if key not in accepted and not takes_any:
             raise RequestError(f"model.{key}: {name} has no such argument.{nearest(key, accepted)}")
     model = source.config.get("model")  # the arguments that the run gave its network
-    told = model if isinstance(model, dict) else {}
-    configured = {k: v for k, v in told.items() if not k.startswith("_") and (k in accepted or takes_any)}
+    recorded = model if isinstance(model, dict) else {}
+    configured = {k: v for k, v in recorded.items() if not k.startswith("_") and (k in accepted or takes_any)}
     try:
         network = kind(**{**configured, **arguments})
     except (TypeError, ValueError) as error:
         raise RequestError(f"network={name}: {error}. model.KEY=VALUE gives it arguments.") from error
     if not isinstance(network, nn.Module):
-        raise RequestError(f"network={name} is no torch.nn.Module.")
+        raise RequestError(f"network={name} is not a torch.nn.Module.")
     return network
 
 

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UNNAMED = "checkpoint/a0000-0000"
-"""Stands for the attempt of a copied checkpoint that does not tell its own."""
+"""Stands for the attempt of a copied checkpoint that does not name its own."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Found:
     @property
     def store(self) -> Store:
         if self.catalogue.store is None:
-            raise RequestError(f"{self.asked}: checkpoint=none keeps nothing")
+            raise RequestError(f"{self.asked}: checkpoint=none stores no checkpoints")
         return self.catalogue.store
 
     def names(self) -> list[Name]:

@@ -1,4 +1,4 @@
-"""What a run tells the world: MLflow, or nobody.
+"""What a run reports: to MLflow, or to nobody.
 
 The training process never imports MLflow and never waits for it. It appends to a journal in the run's folder, and a
 process of its own (`sr_runner.tracking.sender`) brings the journal to the tracking server, now or at the next resume.

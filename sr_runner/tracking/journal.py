@@ -1,4 +1,4 @@
-"""The journal of a run: what the tracking server has to be told, one JSON object a line, only ever appended to.
+"""The journal of a run: what the tracking server has to record, one JSON object a line, only ever appended to.
 
     {"crc": "8f1c02d7", "at": 0, "time": 1763851000123, "event": "start", "attempt": "edsr-x2-3f9a12c40b1e/1", ...}
     {"crc": "…", "at": 512, "time": …, "event": "metrics", "step": 10, "values": {"train/loss": 0.0413, …}}
@@ -143,7 +143,7 @@ class Line:
     @property
     def damage(self) -> str:
         """What is wrong with a line that has no event."""
-        return "it is no entry of a journal" if self.raw else "its checksum does not fit"
+        return "it is not an entry of a journal" if self.raw else "its checksum does not fit"
 
 
 def line_from(raw: bytes, start: int = 0) -> Line:

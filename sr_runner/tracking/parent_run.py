@@ -1,4 +1,4 @@
-"""The run of the tracking server that the jobs of a sweep are nested below. Imported by the sender's process alone.
+"""The run of the tracking server that the jobs of a sweep are nested below. Only the sender's process imports it.
 
 `sweep.json` in the sweep's folder keeps, beside what others keep there: `parent_tag` (the value of the tag by which the
 parent is found again), `parent_experiment_id` and `parent_run_id`. It is only written under `parent.lock`.

@@ -46,7 +46,7 @@ _BUSY_LOCK = 0.2
 
 
 class LifeLine:
-    """What the sender knows of the training process: whether it lives, and whether it has said that it is done."""
+    """What the sender knows of the training process: whether it lives, and whether it has reported that it is done."""
 
     def __init__(self, stream: IO[bytes] | None, limit: float) -> None:
         self._file = stream.fileno() if stream is not None else None
@@ -64,7 +64,7 @@ class LifeLine:
 
     @property
     def died(self) -> bool:
-        """The training process is gone without having said that it is done."""
+        """The training process is gone without having reported that it is done."""
         return self.deadline is not None and not self.finished
 
     @property
@@ -105,17 +105,17 @@ class Sender:
         self._wants_system_metrics = system_metrics
         self._system_metrics: SystemMetrics | None = None
         self._failures = 0
-        self._told = False
+        self._warned = False
         self._retried = -math.inf
 
     def report(self, message: str | None = None, *, level: str = "info", **facts: object) -> None:
         """Says something to the training process, if it is still there."""
-        said: dict[str, object] = dict(facts)
+        report: dict[str, object] = dict(facts)
         if message is not None:
-            said |= {"message": masked_text(message), "level": level}
+            report |= {"message": masked_text(message), "level": level}
             logger.info("%s", message)
         with suppress(OSError, ValueError):
-            self._reports.write(json.dumps(said) + "\n")
+            self._reports.write(json.dumps(report) + "\n")
             self._reports.flush()
 
     def run(self, uri: str) -> bool:
@@ -189,8 +189,8 @@ class Sender:
         self._failures += 1
         logger.info("attempt %d failed: %s", self._failures, reason)
         self.report(trouble=reason)
-        if self._failures == 2 and not self._told:
-            self._told = True
+        if self._failures == 2 and not self._warned:
+            self._warned = True
             where = masked_text(os.environ.get("MLFLOW_TRACKING_URI", ""))
             self.report(
                 f"{where} cannot be reached ({reason}); training goes on, the points are kept in "
@@ -201,8 +201,8 @@ class Sender:
     def _recovered(self) -> None:
         if self._failures:
             self.report(trouble=None)
-        if self._told:
-            self._told = False
+        if self._warned:
+            self._warned = False
             self.report("the tracking server is reachable again")
         self._failures = 0
 

@@ -21,7 +21,7 @@ _MODULE = "sr_runner.tracking.sender"
 _ROOT = Path(__file__).resolve().parents[2]
 _RESTARTS = 5
 _GRACE = 2.0
-"""Seconds that a sender which is told to give up has for it before it is killed. All it holds is on the disk."""
+"""Seconds that a sender has to end once it has to give up, before it is killed. All it holds is on the disk."""
 
 
 def sender_command(*arguments: str) -> list[str]:
@@ -40,7 +40,7 @@ def sender_environment(uri: str) -> dict[str, str]:
 class SenderProcess:
     """One sender for one run, alive from `start` to `finish`.
 
-    Its standard input is its life line: when that closes without a word, the training process has died.
+    Its standard input is its life line: when that closes without a report of the end, the training process has died.
     """
 
     def __init__(self, run_dir: Path, uri: str, options: Sequence[str] = ()) -> None:
@@ -52,7 +52,7 @@ class SenderProcess:
         self._finishing = threading.Event()
         self._ended = threading.Event()
         self.reports: dict[str, Any] = {}
-        """The newest of what the sender said of itself: `run_id`, `experiment_id`, `trouble`, `done`."""
+        """The newest of what the sender reported of itself: `run_id`, `experiment_id`, `trouble`, `done`."""
 
     def start(self) -> None:
         try:
@@ -110,13 +110,13 @@ class SenderProcess:
 
     def _wait(self, wait: float) -> None:
         started = time.monotonic()
-        said = started
+        logged = started
         while not self._ended.wait(min(0.5, max(0.0, started + wait - time.monotonic()))):
             now = time.monotonic()
             if now - started >= wait:
                 return
-            if now - said >= 5:
-                said = now
+            if now - logged >= 5:
+                logged = now
                 logger.info("tracking: %s (up to %.0f s more)", self._what_it_does(), started + wait - now)
 
     def _what_it_does(self) -> str:
@@ -148,7 +148,7 @@ def _read_reports(stream: IO[bytes], reports: dict[str, Any]) -> None:
         try:
             report = json.loads(raw)
         except ValueError:
-            logger.debug("the sender said %r", raw)
+            logger.debug("the sender wrote %r", raw)
             continue
         message = report.pop("message", None)
         level = report.pop("level", "info")

@@ -23,7 +23,7 @@ class SweepParent:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a tracker is told about a run when it starts or goes on."""
+    """All that a tracker gets to know about a run when it starts or goes on."""
 
     run_dir: Path
     """The folder of this attempt; pictures and artifacts lie below it."""

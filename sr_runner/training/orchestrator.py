@@ -85,7 +85,7 @@ class Orchestrator:
     def train(self, run: RunRecord, state: TrainingState | None = None, *, fork: bool = False) -> Result:
         """Train up to `settings.steps`, from `state` on if there is one, and return the result.
 
-        `fork`: `state` is another run's (see `restore`). Raises `Stopped` after a stopping signal was heeded.
+        `fork`: `state` is another run's (see `restore`). Raises `Stopped` once it has stopped because of a signal.
         """
         settings = self.settings
         if state is not None:

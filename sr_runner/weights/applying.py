@@ -66,7 +66,7 @@ def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") 
     own = target.state_dict()  # references: copying into these changes the network
     if weights.network is None:
         state = _in_names_of(own, getattr(target, "PREFIX", ""), state)
-    report = Report(weights.source, notes=notes + _untold(target, name, weights))
+    report = Report(weights.source, notes=notes + _unstated(target, name, weights))
     for key, tensor in state.items():
         if reason := _misfit(key, tensor, own, upsampler):
             report.skipped.append((key, reason))
@@ -149,7 +149,7 @@ def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -
     return rescale_range(weights.state, old, new), [f"biases moved from rgb_range {old:g} to {new:g}"]
 
 
-def _untold(network: nn.Module, name: str | None, weights: LoadedWeights) -> list[str]:
+def _unstated(network: nn.Module, name: str | None, weights: LoadedWeights) -> list[str]:
     mine = hyperparameters_of(network) if name is not None and name == weights.network else {}
     return [f"the file does not state {key}: {_config_key(name or '', key)}={mine[key]:g} is used"
             for key in weights.unknown if key in mine]  # fmt: skip

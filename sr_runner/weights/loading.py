@@ -37,7 +37,7 @@ def load_model(
         RequestError: the file is damaged or unknown, or does not state something that has to be given.
     """
     if network is not None and not isinstance(network, nn.Module):
-        raise RequestError(f"network={network!r}: a torch.nn.Module to load into is needed, not its name")
+        raise RequestError(f"network={network!r}: expected a torch.nn.Module to load into, not its name")
     weights = read(source, **what_the_file_cannot_tell)
     if network is not None:
         apply(network, weights)
@@ -85,11 +85,11 @@ def vgg19_features(
     if state is None:
         state = layouts.strip_prefixes(tensors)
     if (odd := _not_of_vgg19(state)) is not None:
-        raise RequestError(f"{shown(source)}: no VGG19 but another VGG, as it has a {odd}")
+        raise RequestError(f"{shown(source)}: another VGG, not VGG19, as it has a {odd}")
     for key, expected in network.state_dict().items():
         if key not in state or state[key].shape != expected.shape:
             raise RequestError(
-                f"{shown(source)}: no VGG19 in torchvision's or Keras' layout (no {key} of the right shape)"
+                f"{shown(source)}: not a VGG19 in torchvision's or Keras' layout (no {key} of the right shape)"
             )
         if not torch.isfinite(state[key]).all():
             raise RequestError(f"{shown(source)}: a VGG19 whose {key} has values that are not finite")
@@ -109,7 +109,7 @@ def _vgg19_file() -> Path:
         return download(VGG19_URL, file_name=VGG19_URL.rsplit("/", 1)[1])
     except RequestError as error:
         raise RequestError(
-            f"VGG19's weights are needed and could not be downloaded. Get {VGG19_URL} (torchvision) or"
+            f"VGG19's weights could not be downloaded. Get {VGG19_URL} (torchvision) or"
             f" {KERAS_VGG19_URL} (Keras) and name the file"
         ) from error
 

@@ -75,8 +75,8 @@ def _recognise(source: str, file: TensorFile) -> LoadedWeights:
         return _own(source, file)
     found = keras.layers(file.tensors)
     if network := keras.recognise(found):
-        told: Hyperparameters = {"rgb_range": keras.RGB_RANGE} if network == "edsr" else {}
-        return _known(source, "krasserm (Keras)", network, keras.convert(network, found), told)
+        stated: Hyperparameters = {"rgb_range": keras.RGB_RANGE} if network == "edsr" else {}
+        return _known(source, "krasserm (Keras)", network, keras.convert(network, found), stated)
     for state in layouts.unwrapped(file.tensors, "model."):
         if layouts.is_edsr_pytorch(state):
             renamed, rgb_range = layouts.from_edsr_pytorch(state)
@@ -89,8 +89,8 @@ def _recognise(source: str, file: TensorFile) -> LoadedWeights:
     return LoadedWeights(source, "state dict", None, file.tensors)
 
 
-def _known(source: str, layout: str, network: str, state: dict[str, Tensor], told: Hyperparameters) -> LoadedWeights:
-    return LoadedWeights(source, layout, network, state, shapes.infer(network, state) | told)
+def _known(source: str, layout: str, network: str, state: dict[str, Tensor], stated: Hyperparameters) -> LoadedWeights:
+    return LoadedWeights(source, layout, network, state, shapes.infer(network, state) | stated)
 
 
 def _own(source: str, file: TensorFile) -> LoadedWeights:
@@ -100,7 +100,7 @@ def _own(source: str, file: TensorFile) -> LoadedWeights:
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise ValueError("is damaged: its sr_run header is no JSON object")
+        raise ValueError("is damaged: its sr_run header is not a JSON object")
     network, stated = header.get("network"), header.get("hyperparameters", {})
     if not isinstance(stated, dict) or not isinstance(network, str | None):
         raise ValueError("is damaged: its sr_run header has no network or hyperparameters of the right kind")
@@ -128,7 +128,7 @@ def _with(weights: LoadedWeights, given: dict[str, float]) -> LoadedWeights:
         name = next(iter(given))
         raise RequestError(
             f"{weights} holds {len(weights.state)} tensors ({', '.join([*weights.state][:3])}, ...) in no layout whose"
-            f" arguments sr-run knows, so {name}={_text(given[name])} means nothing"
+            f" arguments sr-run knows, so it cannot take {name}={_text(given[name])}"
         )
     possible = tuple(dict.fromkeys([*weights.hyperparameters, *shapes.SHAPELESS[weights.network]]))
     for name, value in given.items():

@@ -102,7 +102,7 @@ def _by_pixel_shuffles(state: State) -> dict[str, int | float]:
 def _wdsr(state: State) -> dict[str, int | float]:
     filters, wide = _colour_head(state[f"head.{_V}"]), state[f"body.0.conv1.{_V}"].shape[0]
     if wide % filters:
-        raise ValueError(f"blocks widen {filters} channels to {wide}, which is no multiple")
+        raise ValueError(f"blocks widen {filters} channels to {wide}, which is not a multiple")
     return {
         "scale": _factor(state[f"tail.{_V}"], 3),
         "num_filters": filters,

@@ -21,9 +21,9 @@ KERAS_VGG19_URL = (
     "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 )
 MD5 = {KERAS_VGG19_URL: "253f8cb515780f3b799900260a226db6"}
-"""Hashes of published files whose names tell none. This one is in Keras' own code (applications/vgg19.py)."""
+"""Hashes of published files whose names have none. This one is in Keras' own code (applications/vgg19.py)."""
 
-# PyTorch's own convention: edsr_x4-4f62e9ef.pt has a SHA-256 that begins with 4f62e9ef. Digits alone may be a date.
+# PyTorch's own convention: edsr_x4-4f62e9ef.pt has a SHA-256 that begins with 4f62e9ef. All digits may be a date.
 _HASH_IN_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,})\.")
 _SILENCE = 30.0
 """Seconds after which a server that says nothing counts as gone."""

@@ -60,7 +60,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            _refuse(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+            _refuse(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
         with path.open("rb") as file:
             start = file.read(16)
         size = status.st_size
@@ -81,7 +81,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     else:
         is_tensorflow = path.suffix == ".index" or ".data-" in path.name
         hint = " (TensorFlow checkpoints: save_weights('x.h5') in the code that wrote it)" if is_tensorflow else ""
-        _refuse(path, f"is no weights file: expected safetensors, a PyTorch .pt or .pth, or a Keras .h5{hint}")
+        _refuse(path, f"is not a weights file: expected safetensors, a PyTorch .pt or .pth, or a Keras .h5{hint}")
     if not tensors:
         _refuse(path, "holds no tensors")
     return TensorFile({name: _as_fp32(path, name, tensor) for name, tensor in tensors.items()}, metadata)

@@ -236,7 +236,7 @@ def test_dropped_keys_are_no_part_of_the_identity_and_those_of_the_class_are(bui
         ("model._target_=own_parts.Picky", "model: own_parts.Picky refuses this: not at scale 2"),
         ("model._target_=own_parts.Nett", "own_parts has no 'Nett'. Did you mean 'Net'?"),
         ("model._target_=no.such.Net", "there is no module 'no' that can be imported"),
-        ("model._target_=null", "model names no class: model._target_=package.module.Class is needed"),
+        ("model._target_=null", "model._target_ is not set: expected model._target_=package.module.Class"),
     ],
 )  # fmt: skip
 def test_what_a_part_is_not_is_said_in_one_sentence(argument: str, said: str, build: Build) -> None:

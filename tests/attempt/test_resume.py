@@ -185,13 +185,15 @@ def test_the_config_of_a_run_is_known_from_its_checkpoint_where_its_folder_is_el
 def test_a_run_that_does_not_tell_its_config_is_refused(chosen: Choose, store: LocalStore, outputs: Path) -> None:
     (outputs / "runs" / NEWER / files.RECORD).write_text("[" * 100_000)
     shutil.rmtree(store.root / NEWER)
-    with pytest.raises(RequestError, match=rf"trainer.resume={NEWER}: {NEWER} does not tell its config"):
+    with pytest.raises(RequestError, match=rf"trainer.resume={NEWER}: no config is recorded for {NEWER}"):
         chosen(NEWER)
 
 
 @pytest.mark.parametrize("resume", [True, IDENTITY])
 def test_without_a_store_there_is_nothing_to_resume_from(chosen: Choose, resume: object) -> None:
-    with pytest.raises(RequestError, match=rf"trainer.resume={resume}: checkpoint=none keeps nothing to resume from"):
+    with pytest.raises(
+        RequestError, match=rf"trainer.resume={resume}: checkpoint=none stores no checkpoints to resume from"
+    ):
         chosen(resume, store=None)
 
 

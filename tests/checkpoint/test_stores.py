@@ -660,10 +660,10 @@ class TestMlflow:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({}, r"checkpoint.root is missing: a URL such as checkpoint.root=s3://bucket/prefix is needed"),
-        ({"root": "???"}, "checkpoint.root is missing"),
-        ({"root": "/mnt/folder"}, r"checkpoint.root=/mnt/folder is no URL.*checkpoint=local"),
-        ({"root": "s3x://bucket"}, r"s3x:// is no storage .* Did you mean 's3'"),
+        ({}, r"checkpoint.root is not set: expected a URL such as checkpoint.root=s3://bucket/prefix"),
+        ({"root": "???"}, "checkpoint.root is not set"),
+        ({"root": "/mnt/folder"}, r"checkpoint.root=/mnt/folder is not a URL.*checkpoint=local"),
+        ({"root": "s3x://bucket"}, r"s3x:// is not supported.* Did you mean 's3'"),
         ({"root": "s3://"}, "names no bucket"),
         ({"root": "s3://bucket/../other"}, "cannot be in it"),
         ({"root": "gs://bucket/x"}, "the package gcsfs is missing: pip install gcsfs"),
@@ -684,7 +684,7 @@ def test_an_s3fs_that_is_too_old_is_refused_with_the_version_that_is_needed(monk
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
-    with pytest.raises(RequestError, match="credentials do not belong into the URL") as refused:
+    with pytest.raises(RequestError, match="credentials must not be in the URL") as refused:
         RemoteStore("s3://AKIAKEY:verysecret@bucket/prefix")
     assert "verysecret" not in str(refused.value)
     assert "verysecret" not in MlflowStore(uri="http://me:verysecret@host:5000").url

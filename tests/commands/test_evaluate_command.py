@@ -195,8 +195,8 @@ def test_a_network_of_ones_own_is_evaluated_where_its_class_is_named(
     ("words", "message"),
     [
         (["data=benchmark"], "no model"),
-        (["edsr.safetensors"], "data=… is needed"),
-        (["bicubic", "data=benchmark"], "scale=… is needed"),
+        (["edsr.safetensors"], "data is not set"),
+        (["bicubic", "data=benchmark"], "expected scale=…"),
         (["edsr.safetensors", "data=benchmrk"], "data=benchmrk: there is no such folder. Did you mean 'benchmark'?"),
         (["edsr.safetensors", "data=benchmark", "scale=2"], "scale=2: edsr enlarges by 4"),
         (["edsr.safetensors", "data=benchmark", "outptu=a.csv"], "Did you mean 'output'?"),

@@ -99,7 +99,7 @@ def test_one_damaged_image_does_not_keep_the_others_from_being_made(
     ("words", "message"),
     [
         (["edsr.safetensors"], "a model and at least one image"),
-        (["edsr.safetensors", "cat.png"], "output=… is needed"),
+        (["edsr.safetensors", "cat.png"], "output is not set"),
         (["edsr.safetensors", "dog.png", "output=o"], "dog.png: there is no such image or folder"),
         (["edsr.safetensors", "edsr.safetensors", "output=o"], "not a kind of image that is read"),
         (["edsr.safetensors", "empty", "output=o"], "empty: no image in this folder"),
@@ -122,7 +122,7 @@ def test_a_wrong_request_ends_with_status_2_before_anything_is_written(
 def test_an_image_is_never_written_over_by_its_own_sr_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "catx2.png").symlink_to(folder / "cat.png")
     assert main(["edsr.safetensors", "cat.png", "output=."]) == 2
-    assert "written over by its own SR image" in capsys.readouterr().err
+    assert "its SR image would overwrite it" in capsys.readouterr().err
 
 
 def test_the_command_line_works_in_a_process_of_its_own(folder: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_missing_folder_is_refused_with_the_nearest_name(tmp_path: Path) -> No
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.png", HR)
-    with pytest.raises(RequestError, match="a folder of HR images or of benchmarks is needed"):
+    with pytest.raises(RequestError, match="expected a folder of HR images or of benchmarks"):
         find(tmp_path / "a.png")
 
 

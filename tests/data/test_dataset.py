@@ -257,9 +257,9 @@ def test_wrong_arguments_are_refused_in_the_words_of_the_config(make: Make) -> N
         ("valid_images", -2),
         ("valid_images", 1.5),
     ]:
-        with refused(rf"data\.{key}={value!r}: must be a whole number"):
+        with refused(rf"data\.{key}={value!r}: expected a whole number"):
             make(**{key: value})
-    with refused(r"data\.valid_fraction=1\.5: must be a number from 0"):
+    with refused(r"data\.valid_fraction=1\.5: expected a number from 0"):
         make(valid_fraction=1.5)
     with refused("scale=0"):
         make(scale=0)

@@ -180,11 +180,11 @@ def test_keras_initialisation_is_glorot_with_zero_biases_and_slopes(name):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: EDSR(scale=7), "scale=7: EDSR can do 2, 3, 4 or 8"),
-        (lambda: WDSRA(scale=1, num_res_blocks=1, res_block_expansion=4), "scale=1: WDSR-A can do 2, 3, 4 or 8"),
-        (lambda: WDSRB(scale=7, num_res_blocks=1, res_block_expansion=6), "scale=7: WDSR-B can do 2, 3, 4 or 8"),
-        (lambda: SRResNet(scale=5), "scale=5: SRResNet can do 2, 3, 4 or 8"),
-        (lambda: MSRResNet(scale=8), "scale=8: MSRResNet can do 2, 3 or 4"),
+        (lambda: EDSR(scale=7), "scale=7: expected 2, 3, 4 or 8 for EDSR"),
+        (lambda: WDSRA(scale=1, num_res_blocks=1, res_block_expansion=4), "scale=1: expected 2, 3, 4 or 8 for WDSR-A"),
+        (lambda: WDSRB(scale=7, num_res_blocks=1, res_block_expansion=6), "scale=7: expected 2, 3, 4 or 8 for WDSR-B"),
+        (lambda: SRResNet(scale=5), "scale=5: expected 2, 3, 4 or 8 for SRResNet"),
+        (lambda: MSRResNet(scale=8), "scale=8: expected 2, 3 or 4 for MSRResNet"),
         (lambda: EDSR(scale=2, num_filters=0), "model.num_filters=0: EDSR needs a whole number from 1 to 8192"),
         (lambda: EDSR(scale=2, num_res_blocks=1.5), "model.num_res_blocks=1.5: EDSR needs"),
         (lambda: EDSR(scale=2, rgb_range=0), "model.rgb_range=0: EDSR needs a number above 0"),

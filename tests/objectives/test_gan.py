@@ -279,7 +279,7 @@ def test_the_discriminator_starts_from_a_file_of_one(tmp_path: Path) -> None:
             GENERATORS["edsr"](), patch_size=16
         )
     export(GENERATORS["edsr"](), tmp_path / "edsr.safetensors")
-    with pytest.raises(RequestError, match=r"edsr\.safetensors .* is no SRGAN discriminator"):
+    with pytest.raises(RequestError, match=r"edsr\.safetensors .* is not an SRGAN discriminator"):
         objective(discriminator_weights=tmp_path / "edsr.safetensors")
 
 

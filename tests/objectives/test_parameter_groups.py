@@ -96,9 +96,9 @@ def test_every_parameter_with_a_rule_is_logged_once(caplog: pytest.LogCaptureFix
         ({"": {"freeze": True}}, "everything is frozen"),
         ({"body": {"rl": 1e-5}}, "Adam has no such setting. It has lr, betas"),
         ({"body": {"lr": "fast"}}, "a number above 0"),
-        ({"body": {}}, "settings are needed"),
+        ({"body": {}}, "expected settings, such as"),
         ({"body": {"freeze": True, "lr": 1e-5}}, "without other settings"),
-        ({"body(": {"freeze": True}}, "no regular expression"),
+        ({"body(": {"freeze": True}}, "not a valid regular expression"),
         (3, "trainer.parameters=3"),
     ],
 )

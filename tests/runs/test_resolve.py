@@ -176,7 +176,7 @@ def test_what_is_not_there_is_refused_with_the_key_the_places_the_nearest_name_a
         f"{IDENTITY}/a0009-aaaa": "no such run, attempt or checkpoint",
         "other": "a folder, but not of a run, an attempt or a whole checkpoint",
         "file:///nowhere/edsr-x2-01": "no such run, attempt or checkpoint in that store",
-        "sr://bucket/edsr-x2-01": "sr:// is no storage",
+        "sr://bucket/edsr-x2-01": "sr:// is not supported",
         "0" * 32: "no such run",
         "../*": "no such run",
         "x" * 300: "no such run",

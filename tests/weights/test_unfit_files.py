@@ -126,7 +126,7 @@ def test_numbers_that_no_network_computes_with_are_refused(tmp_path, spoil, mess
 
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
-    with pytest.raises(RequestError, match=r"pipe\.pt: is no regular file"):
+    with pytest.raises(RequestError, match=r"pipe\.pt: is not a regular file"):
         weights.read(tmp_path / "pipe.pt")
 
 
@@ -162,8 +162,8 @@ def test_a_safetensors_header_that_claims_too_much_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("{", "no JSON object"),
-        ("[" * 100_000, "no JSON object"),
+        ("{", "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
         ('{"network": 3}', "right kind"),
         ('{"network": "edsr", "hyperparameters": []}', "right kind"),
         ('{"network": "unet", "hyperparameters": {}}', "holds a network 'unet'"),
@@ -232,8 +232,8 @@ def test_files_that_are_no_weights_say_what_they_are(tmp_path):
         archive.add(good_file("h5", tmp_path))
     assert "gzip archive: unpack it" in refusal(file("weights-edsr-16-x4.tar.gz", packed.getvalue()))
     assert "is empty" in refusal(file("empty.pt", b""))
-    assert "no weights file" in refusal(file("photo.png", b"\x89PNG\r\n\x1a\n" + bytes(100)))
-    assert "no weights file" in refusal(file("readme.md", b"# weights"))
+    assert "not a weights file" in refusal(file("photo.png", b"\x89PNG\r\n\x1a\n" + bytes(100)))
+    assert "not a weights file" in refusal(file("readme.md", b"# weights"))
     assert "no such file" in refusal(tmp_path / "missing.pt")
     zipped = tmp_path / "photos.zip"
     with zipfile.ZipFile(zipped, "w") as photos:

@@ -116,7 +116,7 @@ def test_seeded_features_are_the_same_for_the_same_seed_and_leave_the_global_gen
 
 def test_a_file_without_vgg19_is_refused(tmp_path):
     path = weights.export(EDSR(scale=2, num_filters=4, num_res_blocks=1), tmp_path / "edsr.safetensors")
-    with pytest.raises(RequestError, match=r"edsr\.safetensors: no VGG19 in torchvision's or Keras' layout"):
+    with pytest.raises(RequestError, match=r"edsr\.safetensors: not a VGG19 in torchvision's or Keras' layout"):
         weights.vgg19_features(weights=path)
     torch.save(torchvision_state(2), tmp_path / "short.pth")
     with pytest.raises(RequestError, match=r"no features\.10\.weight of the right shape"):
@@ -126,12 +126,12 @@ def test_a_file_without_vgg19_is_refused(tmp_path):
 def test_a_vgg16_is_refused_though_it_begins_like_vgg19(tmp_path):
     state = torchvision_state(2) | {"features.17.weight": torch.zeros(512, 256, 3, 3)}
     torch.save(state, tmp_path / "vgg16.pth")
-    with pytest.raises(RequestError, match=r"vgg16\.pth: no VGG19 but another VGG, as it has a features\.17\.weight"):
+    with pytest.raises(RequestError, match=r"vgg16\.pth: another VGG, not VGG19, as it has a features\.17\.weight"):
         weights.vgg19_features(layer="VGG22", weights=tmp_path / "vgg16.pth")
     write_keras_vgg22(
         tmp_path / "vgg16.h5", ("/kernel", "/bias"), [("block4_conv1", {"kernel": np.zeros((3, 3, 256, 512))})]
     )
-    with pytest.raises(RequestError, match=r"vgg16\.h5: no VGG19 in torchvision's or Keras' layout"):
+    with pytest.raises(RequestError, match=r"vgg16\.h5: not a VGG19 in torchvision's or Keras' layout"):
         weights.vgg19_features(layer="VGG22", weights=tmp_path / "vgg16.h5")
 
 

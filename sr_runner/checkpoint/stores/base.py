@@ -48,7 +48,7 @@ class Store(Protocol):
         """The small record that says who writes to `<identity>/<attempt>` (see `lease`), None where nobody does."""
 
     def write_lease(self, attempt: str, record: bytes) -> None:
-        """Put the record there, in the place of the one before."""
+        """Put the record there, instead of the one before."""
 
     def drop_lease(self, attempt: str) -> None:
         """Remove the record, if there is one."""

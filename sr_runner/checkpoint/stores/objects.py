@@ -297,11 +297,11 @@ def pieces(blob: Blob, size: int) -> Callable[[], bytes]:
     """A reader of `blob`: each call gives its next `size` bytes (the last ones fewer), and b"" at its end."""
     chunks, rest = blob.chunks(), bytearray()
 
-    def following() -> bytes:
+    def next_piece() -> bytes:
         while len(rest) < size and (chunk := next(chunks, None)) is not None:
             rest.extend(chunk)
         piece = bytes(memoryview(rest)[:size])
         del rest[:size]
         return piece
 
-    return following
+    return next_piece

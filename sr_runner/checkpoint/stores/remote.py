@@ -84,13 +84,13 @@ class FsspecObjects:
         }
 
     def write(self, key: str, blob: Blob) -> None:
-        following = pieces(blob, _PIECE)
-        first, second = following(), following()
+        next_piece = pieces(blob, _PIECE)
+        first, second = next_piece(), next_piece()
         path, what = self._path(key), f"uploading {self.url}/{key}"
         if not second:
             self._send(what, lambda: self._fs.pipe_file(path, first))
         elif self._is_s3:
-            self._upload_parts(path, what, [first, second], following)
+            self._upload_parts(path, what, [first, second], next_piece)
         else:
             self._upload_stream(path, what, blob)
 
@@ -179,8 +179,8 @@ class FsspecObjects:
                 return found
             marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
-    def _upload_parts(self, path: str, what: str, first: list[bytes], following: Callable[[], bytes]) -> None:
-        """S3's multipart upload: a part that fails is sent again alone. The object appears whole, at the end."""
+    def _upload_parts(self, path: str, what: str, first: list[bytes], next_piece: Callable[[], bytes]) -> None:
+        """S3's multipart upload: only a part that fails is sent again. The object appears whole, at the end."""
         bucket, key, _ = self._fs.split_path(path)
         place = {"Bucket": bucket, "Key": key}
 
@@ -190,7 +190,7 @@ class FsspecObjects:
         place["UploadId"] = call("create_multipart_upload")["UploadId"]
         parts: list[dict[str, Any]] = []
         try:
-            while piece := first.pop(0) if first else following():
+            while piece := first.pop(0) if first else next_piece():
                 number = len(parts) + 1
                 answer = call("upload_part", PartNumber=number, Body=piece)
                 checksums = {name: value for name, value in answer.items() if name in _CHECKSUMS}
@@ -225,21 +225,21 @@ _CHECKSUMS = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumS
 def _checked_url(root: str | None) -> tuple[str, str]:
     """The URL without a slash at its end, and its protocol."""
     if root is None or not str(root).strip() or str(root) == "???":
-        raise RequestError("checkpoint.root is missing: a URL such as checkpoint.root=s3://bucket/prefix is needed")
+        raise RequestError("checkpoint.root is not set: expected a URL such as checkpoint.root=s3://bucket/prefix")
     protocol, separator, rest = str(root).strip().partition("://")
     url = f"{protocol}{separator}{rest.rstrip('/')}"
     if not separator:
         raise RequestError(
-            f"checkpoint.root={url} is no URL: expected s3://bucket/prefix, or checkpoint=local for a folder"
+            f"checkpoint.root={url} is not a URL: expected s3://bucket/prefix, or checkpoint=local for a folder"
         )
     if protocol not in _PACKAGES:
         raise RequestError(
-            f"checkpoint.root={masked_text(url)}: {protocol}:// is no storage that checkpoints can live in."
+            f"checkpoint.root={masked_text(url)}: {protocol}:// is not supported."
             f"{nearest(protocol, _PACKAGES)} Expected one of {', '.join(_PACKAGES)}"
         )
     if urlsplit(url).password is not None:
         raise RequestError(
-            f"checkpoint.root={masked_text(url)}: credentials do not belong into the URL. "
+            f"checkpoint.root={masked_text(url)}: credentials must not be in the URL. "
             "They come from the service's own environment variables and files (AWS_ACCESS_KEY_ID, ~/.aws/credentials)"
         )
     if not rest.strip("/") and protocol != "memory":

@@ -57,7 +57,7 @@ class Options(Inference):
 
 
 def page() -> str:
-    return help_page(HELP, {"Options": Options}, json="the results as JSON in the place of the table")
+    return help_page(HELP, {"Options": Options}, json="the results as JSON instead of the table")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
     if not sources:
         raise RequestError("no model: expected a run, a checkpoint, a weights file or bicubic. See sr-eval --help.")
     if not options.data:
-        raise RequestError("data=… is needed: a folder of HR images or of benchmarks, or data=sample.")
+        raise RequestError("data is not set: expected a folder of HR images or of benchmarks, or data=sample.")
     device, record = resolve_device(options.device, "device"), _record(options)
     writers = [(Path(name), writer_for(Path(name))) for name in options.output]
     models = open_models(list(dict.fromkeys(sources)), options, device)

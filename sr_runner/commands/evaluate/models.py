@@ -46,7 +46,7 @@ def common_scale(models: Sequence[Model], wanted: int | None) -> int:
     scales = {model.label: model.scale for model in models if model.scale is not None}
     scale = wanted if wanted is not None else next(iter(scales.values()), None)
     if scale is None:
-        raise RequestError("scale=… is needed: bicubic enlarges by any factor, for example scale=4.")
+        raise RequestError("bicubic: expected scale=…, such as scale=4.")
     for label, own in scales.items():
         if own != scale:
             raise RequestError(

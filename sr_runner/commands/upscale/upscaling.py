@@ -33,9 +33,9 @@ _SAVING: dict[str, dict[str, Any]] = {
 def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
     """Enlarge `sources[1:]` with the model `sources[0]`. Raises `RequestError`, `RunError` and `OSError`."""
     if len(sources) < 2:
-        raise RequestError("a model and at least one image or folder are needed. sr-upscale --help lists the options.")
+        raise RequestError("expected a model and at least one image or folder. sr-upscale --help lists the options.")
     if not options.output:
-        raise RequestError("output=… is needed: the folder that the SR images go to.")
+        raise RequestError("output is not set: expected the folder that the SR images go to.")
     device = resolve_device(options.device, "device")
     images = _images(sources[1:])
     opened = open_network(sources[0], options, device)
@@ -102,6 +102,6 @@ def _jobs(images: dict[Path, str], output: Path, ending: str) -> dict[Path, Path
         if target in taken:
             raise RequestError(f"{image} and {taken[target]} would both become {target}; enlarge them separately.")
         if target.exists() and target.samefile(image):
-            raise RequestError(f"{image} would be written over by its own SR image; choose another output folder.")
+            raise RequestError(f"{image}: its SR image would overwrite it; choose another output folder.")
         taken[target] = image
     return taken

@@ -43,7 +43,7 @@ class Blur:
         check_probability("sinc", self.sinc)
         check_sizes(self.sizes)
         if len(self.kinds) != 6 or min(self.kinds) < 0 or sum(self.kinds) <= 0:
-            raise RequestError(f"data.degradation: kinds={list(self.kinds)} must be six weights of 0 or more.")
+            raise RequestError(f"data.degradation: kinds={list(self.kinds)}: expected six weights of 0 or more.")
 
     def __call__(self, canvas: Canvas, draw: Draw) -> Canvas:
         reach = draw_reach(self.sizes, draw, 0)
@@ -101,7 +101,7 @@ def gaussian_kernel(
     """N kernels of (2 x radius + 1)^2, not normalised: exp(-q^shape / 2), or 1 / (1 + q^shape) where `plateau`.
 
     The standard deviations along axes turned by `angle` are `first` and `second`. `centre` moves what the kernel
-    gathers to the right and down, by so many pixels.
+    gathers to the right and down, by that number of pixels.
     """
     nothing = np.zeros_like(first)
     angle, offset = (nothing if given is None else given for given in (angle, centre))
@@ -166,4 +166,4 @@ def draw_reach(sizes: Sequence[int], draw: Draw, name: int) -> Integers:
 
 def check_sizes(sizes: Sequence[int]) -> None:
     if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1] or any(size % 2 == 0 for size in sizes):
-        raise RequestError(f"data.degradation: sizes={list(sizes)} must be [smallest, largest], odd numbers.")
+        raise RequestError(f"data.degradation: sizes={list(sizes)}: expected [smallest, largest], odd numbers.")

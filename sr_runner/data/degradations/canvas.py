@@ -99,7 +99,7 @@ class Draw:
         return Draw(self._key, self._n[chosen])
 
     def uniform(self, name: int, low: Floats | float = 0, high: Floats | float = 1) -> Floats:
-        """One number in [low, high) a sample; `name` (an integer) tells a step's draws apart."""
+        """One number in [low, high) a sample; `name` (an integer) differs between the draws of a step."""
         return low + (high - low) * counter.uniform(counter.bits(self._key, name, self._n))
 
     def below(self, name: int, bound: int) -> Integers:

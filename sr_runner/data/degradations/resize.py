@@ -42,13 +42,13 @@ class Resize:
         check_range("factor", self._range, at_least=0.01, at_most=64)
         if self.probabilities is not None and (len(self.probabilities) != 3 or min(self.probabilities) < 0):
             raise RequestError(
-                f"data.degradation: probabilities={list(self.probabilities)} must be three weights: up, down, keep."
+                f"data.degradation: probabilities={list(self.probabilities)}: expected three weights: up, down, keep."
             )
         if self.relative_to not in ("current", "hr", "lr"):
-            raise RequestError(f"data.degradation: relative_to={self.relative_to!r} must be current, hr or lr.")
+            raise RequestError(f"data.degradation: relative_to={self.relative_to!r}: expected current, hr or lr.")
         for method in self.methods:
             if method not in METHODS:
-                raise RequestError(f"data.degradation: methods has {method!r}; there are {', '.join(METHODS)}.")
+                raise RequestError(f"data.degradation: methods: {method!r} is not one of {', '.join(METHODS)}.")
 
     @property
     def _range(self) -> tuple[float, float]:

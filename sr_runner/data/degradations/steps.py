@@ -87,7 +87,7 @@ class Degradation:
 
     def __post_init__(self) -> None:
         if not self.steps:
-            raise RequestError("data.degradation.steps is empty; a step that resizes to the LR size is needed.")
+            raise RequestError("data.degradation.steps is empty; expected a step that resizes to the LR size.")
 
     @property
     def identity(self) -> str:
@@ -126,13 +126,13 @@ def _plain(value: object) -> object:
 def check_probability(name: str, value: float) -> None:
     """Raises `RequestError` where `value` is not in [0, 1]."""
     if not 0 <= value <= 1:
-        raise RequestError(f"data.degradation: {name}={value} must be from 0 to 1.")
+        raise RequestError(f"data.degradation: {name}={value}: expected a number from 0 to 1.")
 
 
 def check_range(name: str, given: Sequence[float], *, at_least: float, at_most: float = float("inf")) -> None:
     """Raises `RequestError` where `given` is not [low, high] within the bounds."""
     if len(given) != 2 or not at_least <= given[0] <= given[1] <= at_most:
-        raise RequestError(f"data.degradation: {name}={list(given)} must be [low, high], {at_least} or more.")
+        raise RequestError(f"data.degradation: {name}={list(given)}: expected [low, high], {at_least} or more.")
 
 
 def apply_where(step: Step, canvas: Canvas, draw: Draw, chosen: npt.NDArray[np.bool_]) -> Canvas:
