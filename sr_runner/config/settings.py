@@ -127,8 +127,8 @@ class CheckpointSettings:
     """A checkpoint that is due while an earlier one is still being written: wait for that one (train step included),
     or replace: take a second snapshot to be written next, unless a still newer one replaces it."""
     lease_seconds: float | None = 60.0
-    """A process that was not heard of for so long is taken for dead by one on another machine that resumes its run;
-    null: nobody is asked."""
+    """A process that has not renewed its lease for this long counts as dead for one on another machine that resumes its
+    run; null: nobody is asked."""
     init_from: str | None = None
     """Pre-trained weights to start from: a weights file, a checkpoint, a run id or a URL."""
     init_rule: str = "strict"
