@@ -272,6 +272,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     except OverrideParseException as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise RequestError(f"{error.override}: not of the form key=value ({reason})") from error
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise RequestError(f"{max(overrides, key=len)}: expected a number that can be read ({error})") from error
 
 
 def jobs_to_check(overrides: Sequence[str]) -> Iterator[list[str]]:

