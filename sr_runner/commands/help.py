@@ -58,6 +58,7 @@ Common keys of the other groups; sr-run group=option --cfg job -p group prints a
 
 More
   sr-run ... --cfg job        print the composed config and exit
+  sr-run ... --json           print the outcome as JSON instead of the table
   sr-run --config-dir DIR     add your own configs: DIR/model/mine.yaml is model=mine
   sr-run --hydra-help         the options of Hydra itself
 Exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N after a checkpoint.
