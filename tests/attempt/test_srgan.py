@@ -83,7 +83,7 @@ def test_a_wdsr_pre_trained_in_the_same_outputs_is_named_by_its_run_id(sr_run: S
     assert "tensors loaded, 0 skipped, 0 new" in done.stderr
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_srgan_killed_and_resumed_ends_with_the_same_bytes(
     precision: str, sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:

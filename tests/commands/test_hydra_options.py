@@ -112,7 +112,7 @@ REFUSED = {
     "hydra.job.chdir=abc": ["hydra.job.chdir=abc", "true or false"],
     "hydra.run.dir=/proc/nope": ["hydra.run.dir=/proc/nope", "nothing can be written"],
     "-m hydra.sweep.dir=/proc/nope seed=1": ["hydra.sweep.dir=/proc/nope", "nothing can be written"],
-    "-m hydra/launcher=nonsense seed=1": ["hydra/launcher=nonsense", "joblib"],
+    "-m hydra/launcher=nonsense seed=1": ["hydra/launcher=nonsense", "basic"],
     "+hydra.callbacks.mine._target_=no.Such": ["no.Such"],
 }
 

@@ -123,7 +123,7 @@ def test_without_a_tracker_mlflow_is_never_imported(tmp_path: Path, image_cache:
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment(), check=True, timeout=240)
 
 
-LONG = (*TINY, "trainer.steps=1500", "trainer.eval_every=1500", "checkpoint.every=400", "tracker=none")
+LONG = (*TINY, "trainer.steps=600", "trainer.eval_every=600", "checkpoint.every=100", "tracker=none")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
     assert process.wait(60) == 128 + signum
     (attempt,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")
     stopped_at = int(max(attempt.glob("step-*")).name.removeprefix("step-"))
-    assert stopped_at < 1500
+    assert stopped_at < 600
     sr_run(*arguments, "trainer.resume=true")
     assert final_bytes(tmp_path / "outputs") == final_bytes(unbroken)
 
@@ -166,16 +166,17 @@ def wait_for_step(outputs: Path, process: subprocess.Popen, timeout: float = 120
 def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_made_up_for(
     sr_run: SrRun, tmp_path: Path, image_cache: Path
 ) -> None:
-    """The network is slow on whole images, so that the evaluation takes long enough to be hit."""
+    """The network is slow on whole images as long as a file says so, so that the evaluation can be hit."""
+    (tmp_path / "slow").touch()
     (tmp_path / "slow_net.py").write_text(
-        "import time, torch\n"
+        "import pathlib, time, torch\n"
         "class Slow(torch.nn.Module):\n"
         "    def __init__(self, scale):\n"
         "        super().__init__()\n"
         "        self.conv = torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1)\n"
         "        self.scale = scale\n"
         "    def forward(self, x):\n"
-        "        time.sleep(0 if self.training else 1.0)\n"
+        "        time.sleep(1.0 if pathlib.Path('slow').exists() and not self.training else 0)\n"
         "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
     )
     tiny = [argument for argument in TINY if not argument.startswith(("model.", "data.valid_images"))]
@@ -194,6 +195,7 @@ def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_ma
     began = time.monotonic()
     assert process.wait(30) == 143
     assert time.monotonic() - began < 20
+    (tmp_path / "slow").unlink()
     (state,) = (tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000003/state.json")
     assert json.loads(state.read_text())["evaluated_at"] == 0
     sr_run(*arguments, "trainer.resume=true")

@@ -132,7 +132,7 @@ def fork(folder: Path, *arguments: str, number: int = 2, **environment: str) -> 
     return ranks.start(work, folder, number)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_two_processes_are_stopped_by_a_signal_to_one_and_resumed_to_the_same_bytes(
     precision: str, tmp_path: Path, image_cache: Path
 ) -> None:
@@ -151,7 +151,9 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_resumed_to_the_same_by
     assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-5), ("bf16", 5e-4)])
+@pytest.mark.parametrize(
+    ("precision", "rounding"), [("fp32", 1e-5), pytest.param("bf16", 5e-4, marks=pytest.mark.slow)]
+)
 def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(
     precision: str, rounding: float, tmp_path: Path, image_cache: Path
 ) -> None:

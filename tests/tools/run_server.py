@@ -1,4 +1,5 @@
-"""`sr-run` for tests, without the seconds of its start-up: a process beside pytest forks each run (`fork_server`)."""
+"""`sr-run` for tests, without the seconds of its start-up: a process beside pytest forks each run (`fork_server`), and
+what makes MLflow's database there copies one. Runs in fresh processes, of which there are tests too, make their own."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import databases
 import fork_server
 from support import environment
 
@@ -58,9 +61,10 @@ class Run:
 
 
 class _Server:
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self._environment = frozenset(os.environ)
         fork_server.warm_up()
+        databases.copy_from_template(folder)
         self._running: dict[int, fork_server.Child] = {}
 
     def start(self, arguments: list[str], cwd: str, output: str, errors: str, environment: Mapping[str, str]) -> int:
@@ -95,4 +99,5 @@ class _Server:
 
 
 if __name__ == "__main__":
-    _Server().serve()
+    with tempfile.TemporaryDirectory() as folder:
+        _Server(Path(folder)).serve()
