@@ -86,7 +86,8 @@ def configure(device: torch.device, *, deterministic: bool, threads: int | None)
 def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # for networks and losses that use the legacy generator
+    # For networks and losses that use the legacy generator, which takes 32 bits a number.
+    np.random.seed([seed % 2**32, seed // 2**32])  # noqa: NPY002
 
 
 def random_state() -> dict[str, Any]:

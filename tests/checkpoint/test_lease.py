@@ -120,6 +120,26 @@ def test_who_was_taken_over_from_commits_nothing_more(store: Store, tmp_path: Pa
     assert record is not None and json.loads(record)["host"] == "node-7"  # at its end it leaves the other's alone
 
 
+def test_who_was_taken_over_from_does_not_renew_the_record(store: Store) -> None:
+    looked: list[bytes | None] = []
+
+    class Over(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            looked.append(store.read_lease(ATTEMPT))
+            if len(looked) == 2:
+                store.write_lease(ATTEMPT, elsewhere().record(1))
+            return super().wait(0)
+
+    lease = Lease(store, ATTEMPT, 60)
+    lease._over = Over()
+    with lease:
+        lease._thread.join(20)
+        assert not lease._thread.is_alive(), "it goes on renewing"
+    record = store.read_lease(ATTEMPT)
+    assert len(looked) == 2 and record is not None and Holder.parse(record) != lease._me
+    assert json.loads(record)["host"] == "node-7"
+
+
 def test_the_record_is_renewed_well_before_it_expires(store: Store) -> None:
     pauses: list[float] = []
 

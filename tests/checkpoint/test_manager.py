@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +49,30 @@ def test_a_snapshot_is_not_touched_by_the_training_that_goes_on(manager: Checkpo
     manager.wait()
     restored = manager.restore()
     assert restored is not None and restored.model["weight"][0, 0] == 1
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_commit_and_the_commit_before_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps what was flushed: the files, the folder with their names, and the folder that was renamed."""
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def flush(file: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{file}').readlink().name}")
+        fsync(file)
+
+    def move(source: Path, target: Path, **_: Any) -> None:
+        done.append(f"rename {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", move)
+    LocalStore(tmp_path).put(f"{ATTEMPT}/step-00000001", [Blob.of("a", b"1"), Blob.of("b", b"2")])
+    commit = done.index("rename step-00000001")
+    written = [each for each in done[:commit] if "writing" in each]
+    assert {"sync a", "sync b"} < set(done[:commit]) and written and done.index(written[-1]) > done.index("sync b")
+    assert f"sync {ATTEMPT.rpartition('/')[2]}" in done[commit:]
 
 
 def test_nothing_saved_restores_to_none(manager: CheckpointManager) -> None:

@@ -60,8 +60,9 @@ def test_flips_and_rotations_can_be_switched_off_without_moving_the_crops() -> N
     assert np.array_equal(plain.image, both.image)
 
 
-def test_another_seed_draws_other_samples() -> None:
-    this, other = sampler(1).draw(0, 1000), sampler(2).draw(0, 1000)
+@pytest.mark.parametrize("another", [2, 1 + 2**32, 1 + 2**62])
+def test_another_seed_draws_other_samples(another: int) -> None:
+    this, other = sampler(1).draw(0, 1000), sampler(another).draw(0, 1000)
     assert (this.image != other.image).mean() > 0.5
     assert (this.top != other.top).mean() > 0.5
 

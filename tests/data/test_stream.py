@@ -81,6 +81,17 @@ def test_a_data_set_in_the_memory_of_the_device_gives_the_same_samples_bit_for_b
         assert host.fingerprint == resident.fingerprint
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("degradation", ["bicubic", DEGRADATION], ids=["bicubic", "degraded"])
+def test_the_shares_of_several_processes_are_together_the_batch_of_one(
+    workers: int, degradation: Any, make: Make
+) -> None:
+    data = make(workers=workers, degradation=degradation, batch_size=6)
+    with data.stream(40, 6) as whole, data.stream(40, 6, share=(0, 2)) as a, data.stream(40, 6, share=(1, 2)) as b:
+        for _ in range(3):
+            assert_same(next(whole), tuple(map(torch.cat, zip(next(a), next(b), strict=True))))
+
+
 def test_contiguous_batches_are_given_where_they_are_asked_for(make: Make) -> None:
     with make().stream(0, 3, channels_last=False) as stream:
         lr, hr = next(stream)

@@ -71,6 +71,25 @@ def test_a_learner_goes_on_from_its_saved_state_bit_for_bit(
     assert resumed.lr == unbroken.lr
 
 
+def test_the_scale_of_an_fp16_loss_and_its_growth_are_in_the_state() -> None:
+    def learner() -> Learner:
+        torch.manual_seed(0)
+        return Learner(nn.Conv2d(3, 3, 3), OPTIMIZERS["sgd"], None, precision="fp16")
+
+    def update(learner: Learner, gradient: float) -> None:
+        assert learner.scaler is not None
+        learner.backward((learner(torch.ones(1, 3, 4, 4)) * gradient).sum())
+        learner.step()
+
+    first, second = learner(), learner()
+    update(first, float("inf"))  # halves the scale
+    update(first, 1e-3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert first.scaler is not None and second.scaler is not None
+    assert second.scaler.state_dict() == first.scaler.state_dict() != learner().scaler.state_dict()  # type: ignore[union-attr]
+    assert second.scaler.get_scale() == first.scaler.get_scale() == 2**15
+
+
 def test_the_state_is_keyed_by_parameter_name() -> None:
     learner = Learner(NETWORKS["edsr"](), OPTIMIZERS["adam"], None)
     train(learner, 1)
