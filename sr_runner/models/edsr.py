@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sr_runner.models.layers import Network, check_number, conv2d, mean_buffer, subpixel_upsampler
+from sr_runner.models.layers import Network, check_number, conv2d, mean_buffer, res_block, subpixel_upsampler
 
 
 class EDSR(Network):
@@ -54,7 +52,7 @@ class EDSR(Network):
         self.register_buffer("mean", mean_buffer(), persistent=False)
         self.mean: Tensor
         self.head = conv2d(3, num_filters, 3, initialization)
-        blocks = [ResBlock(num_filters, self.res_block_scaling, initialization) for _ in range(num_res_blocks)]
+        blocks = [res_block(num_filters, self.res_block_scaling, initialization) for _ in range(num_res_blocks)]
         self.body = nn.Sequential(*blocks, conv2d(num_filters, num_filters, 3, initialization))
         self.upsampler = subpixel_upsampler(num_filters, scale, initialization)
         self.tail = conv2d(num_filters, 3, 3, initialization)
@@ -64,17 +62,3 @@ class EDSR(Network):
         x = x + self.body(x)
         sr: Tensor = self.tail(self.upsampler(x))
         return sr / self.rgb_range + self.mean
-
-
-class ResBlock(nn.Module):
-    """x + scaling * conv(relu(conv(x))), without normalisation."""
-
-    def __init__(self, num_filters: int, scaling: float, initialization: str = "torch") -> None:
-        super().__init__()
-        self.scaling = scaling
-        self.conv1 = conv2d(num_filters, num_filters, 3, initialization)
-        self.conv2 = conv2d(num_filters, num_filters, 3, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv2(F.relu(self.conv1(x), inplace=True))
-        return torch.add(x, residual, alpha=self.scaling)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import OrderedDict
 from typing import ClassVar
 
 import torch
@@ -89,6 +90,28 @@ def keras_defaults_(layer: nn.Conv2d | nn.Linear) -> None:
 def prelu(channels: int, initialization: str = "torch") -> nn.PReLU:
     """A PReLU with one slope per channel, which begins at 0.25 (`torch`) or 0 (`keras`)."""
     return nn.PReLU(channels, init=0.0 if initialization == "keras" else 0.25)
+
+
+class Residual(nn.Sequential):
+    """x + scaling * (the layers in turn)(x)."""
+
+    def __init__(self, scaling: float, **layers: nn.Module) -> None:
+        super().__init__(OrderedDict(layers))
+        self.scaling = scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = super().forward(x)  # type: ignore[no-untyped-call]
+        return torch.add(x, residual, alpha=self.scaling)
+
+
+def res_block(num_filters: int, scaling: float, initialization: str) -> Residual:
+    """EDSR's block: x + scaling * conv(relu(conv(x))), without normalisation."""
+    return Residual(
+        scaling,
+        conv1=conv2d(num_filters, num_filters, 3, initialization),
+        relu=nn.ReLU(inplace=True),
+        conv2=conv2d(num_filters, num_filters, 3, initialization),
+    )
 
 
 def upsampling_factors(scale: int) -> tuple[int, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_runner.models.edsr import ResBlock
-from sr_runner.models.layers import Network, conv2d, subpixel_upsampler
+from sr_runner.models.layers import Network, conv2d, res_block, subpixel_upsampler
 
 SLOPE = 0.1
 
@@ -33,7 +32,7 @@ class MSRResNet(Network):
         super().__init__()
         self.keep(scale, num_filters=num_filters, num_res_blocks=num_res_blocks)
         self.head = conv2d(3, num_filters, 3)
-        self.body = nn.Sequential(*(ResBlock(num_filters, 1.0) for _ in range(num_res_blocks)))
+        self.body = nn.Sequential(*(res_block(num_filters, 1.0, "torch") for _ in range(num_res_blocks)))
         self.upsampler = subpixel_upsampler(num_filters, scale, "torch", nn.LeakyReLU(SLOPE))
         self.hr_conv = conv2d(num_filters, num_filters, 3)
         self.tail = conv2d(num_filters, 3, 3)

@@ -3,10 +3,12 @@ Network", Ledig et al., CVPR 2017, as krasserm/super-resolution builds it."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
-from sr_runner.models.layers import Network, conv2d, prelu, upsampling_factors
+from sr_runner.models.layers import Network, Residual, conv2d, prelu, upsampling_factors
 
 BATCH_NORM_EPS = 1e-3
 BLOCK_MOMENTUM = 0.2
@@ -45,12 +47,12 @@ class SRResNet(Network):
         self.head = conv2d(3, num_filters, 9, initialization)
         self.head_act = prelu(num_filters, initialization)
         self.body = nn.Sequential(
-            *(BatchNormResBlock(num_filters, initialization) for _ in range(num_res_blocks)),
+            *(batch_norm_res_block(num_filters, initialization) for _ in range(num_res_blocks)),
             conv2d(num_filters, num_filters, 3, initialization),
             batch_norm(num_filters, BODY_MOMENTUM),
         )
         self.upsampler = nn.Sequential(
-            *(UpsampleBlock(num_filters, factor, initialization) for factor in upsampling_factors(scale))
+            *(upsample_block(num_filters, factor, initialization) for factor in upsampling_factors(scale))
         )
         self.tail = conv2d(num_filters, 3, 9, initialization)
 
@@ -67,31 +69,23 @@ def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS, momentum=momentum)
 
 
-class BatchNormResBlock(nn.Module):
+def batch_norm_res_block(num_filters: int, initialization: str) -> Residual:
     """x + bn(conv(prelu(bn(conv(x)))))."""
-
-    def __init__(self, num_filters: int, initialization: str) -> None:
-        super().__init__()
-        self.conv1 = conv2d(num_filters, num_filters, 3, initialization)
-        self.bn1 = batch_norm(num_filters, BLOCK_MOMENTUM)
-        self.act = prelu(num_filters, initialization)
-        self.conv2 = conv2d(num_filters, num_filters, 3, initialization)
-        self.bn2 = batch_norm(num_filters, BLOCK_MOMENTUM)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
-        return x + residual
+    return Residual(
+        1.0,
+        conv1=conv2d(num_filters, num_filters, 3, initialization),
+        bn1=batch_norm(num_filters, BLOCK_MOMENTUM),
+        act=prelu(num_filters, initialization),
+        conv2=conv2d(num_filters, num_filters, 3, initialization),
+        bn2=batch_norm(num_filters, BLOCK_MOMENTUM),
+    )
 
 
-class UpsampleBlock(nn.Module):
+def upsample_block(num_filters: int, factor: int, initialization: str) -> nn.Sequential:
     """prelu(pixel_shuffle(conv(x)))."""
-
-    def __init__(self, num_filters: int, factor: int, initialization: str) -> None:
-        super().__init__()
-        self.conv = conv2d(num_filters, num_filters * factor**2, 3, initialization)
-        self.shuffle = nn.PixelShuffle(factor)
-        self.act = prelu(num_filters, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        upsampled: Tensor = self.act(self.shuffle(self.conv(x)))
-        return upsampled
+    layers: dict[str, nn.Module] = {
+        "conv": conv2d(num_filters, num_filters * factor**2, 3, initialization),
+        "shuffle": nn.PixelShuffle(factor),
+        "act": prelu(num_filters, initialization),
+    }
+    return nn.Sequential(OrderedDict(layers))

@@ -7,15 +7,11 @@ down, 3x3.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from sr_runner.errors import RequestError
-from sr_runner.models.layers import Network, check_number, conv2d, mean_buffer
+from sr_runner.models.layers import Network, Residual, check_number, conv2d, mean_buffer
 
 RGB_RANGE = 2.0
 """Inside, WDSR works on (x - mean) * 2, in the authors' code and krasserm's alike: `(x - mean) / 127.5` on 0..255."""
@@ -31,38 +27,6 @@ def weight_norm_conv2d(in_channels: int, out_channels: int, kernel_size: int, in
     """
     layer: nn.Module = weight_norm(conv2d(in_channels, out_channels, kernel_size, initialization))
     return layer
-
-
-class ResBlockA(nn.Module):
-    """x + scaling * conv3x3(relu(conv3x3(x))), wide in the middle."""
-
-    def __init__(self, num_filters: int, expansion: int, scaling: float, initialization: str) -> None:
-        super().__init__()
-        self.scaling = scaling
-        self.conv1 = weight_norm_conv2d(num_filters, num_filters * expansion, 3, initialization)
-        self.conv2 = weight_norm_conv2d(num_filters * expansion, num_filters, 3, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv2(F.relu(self.conv1(x), inplace=True))
-        return torch.add(x, residual, alpha=self.scaling)
-
-
-class ResBlockB(nn.Module):
-    """x + scaling * conv3x3(conv1x1(relu(conv1x1(x)))), wide before the ReLU, narrow after it."""
-
-    def __init__(self, num_filters: int, expansion: int, scaling: float, initialization: str) -> None:
-        super().__init__()
-        self.scaling = scaling
-        narrow = int(num_filters * LINEAR)
-        if not narrow:
-            raise RequestError("model.num_filters=1: WDSR-B needs at least 2, as it keeps 0.8 of them in its blocks")
-        self.conv1 = weight_norm_conv2d(num_filters, num_filters * expansion, 1, initialization)
-        self.conv2 = weight_norm_conv2d(num_filters * expansion, narrow, 1, initialization)
-        self.conv3 = weight_norm_conv2d(narrow, num_filters, 3, initialization)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv3(self.conv2(F.relu(self.conv1(x), inplace=True)))
-        return torch.add(x, residual, alpha=self.scaling)
 
 
 class WDSR(Network):
@@ -83,7 +47,6 @@ class WDSR(Network):
     """
 
     UPSAMPLER = ("tail.", "skip.")
-    BLOCK: ClassVar[type[ResBlockA | ResBlockB]]
 
     def __init__(
         self,
@@ -102,11 +65,15 @@ class WDSR(Network):
         self.register_buffer("mean", mean_buffer(), persistent=False)
         self.mean: Tensor
         self.head = weight_norm_conv2d(3, num_filters, 3, initialization)
-        block_arguments = num_filters, res_block_expansion, self.res_block_scaling, initialization
-        self.body = nn.Sequential(*(self.BLOCK(*block_arguments) for _ in range(num_res_blocks)))
+        wide = num_filters * res_block_expansion
+        self.body = nn.Sequential(*(self.block(wide, initialization) for _ in range(num_res_blocks)))
         self.tail = weight_norm_conv2d(num_filters, 3 * scale**2, 3, initialization)
         self.skip = weight_norm_conv2d(3, 3 * scale**2, 5, initialization)
         self.shuffle = nn.PixelShuffle(scale)
+
+    def block(self, wide: int, initialization: str) -> Residual:
+        """One residual block, with `wide` channels before its ReLU."""
+        raise NotImplementedError
 
     def forward(self, lr: Tensor) -> Tensor:
         x = (lr - self.mean) * RGB_RANGE
@@ -119,11 +86,31 @@ class WDSRA(WDSR):
     """WDSR-A; shapes and arguments as `WDSR`."""
 
     TITLE = "WDSR-A"
-    BLOCK = ResBlockA
+
+    def block(self, wide: int, initialization: str) -> Residual:
+        """x + scaling * conv3x3(relu(conv3x3(x))), wide in the middle."""
+        return Residual(
+            self.res_block_scaling,
+            conv1=weight_norm_conv2d(self.num_filters, wide, 3, initialization),
+            relu=nn.ReLU(inplace=True),
+            conv2=weight_norm_conv2d(wide, self.num_filters, 3, initialization),
+        )
 
 
 class WDSRB(WDSR):
     """WDSR-B; shapes and arguments as `WDSR`."""
 
     TITLE = "WDSR-B"
-    BLOCK = ResBlockB
+
+    def block(self, wide: int, initialization: str) -> Residual:
+        """x + scaling * conv3x3(conv1x1(relu(conv1x1(x)))), wide before the ReLU, narrow after it."""
+        narrow = int(self.num_filters * LINEAR)
+        if not narrow:
+            raise RequestError("model.num_filters=1: WDSR-B needs at least 2, as it keeps 0.8 of them in its blocks")
+        return Residual(
+            self.res_block_scaling,
+            conv1=weight_norm_conv2d(self.num_filters, wide, 1, initialization),
+            relu=nn.ReLU(inplace=True),
+            conv2=weight_norm_conv2d(wide, narrow, 1, initialization),
+            conv3=weight_norm_conv2d(narrow, self.num_filters, 3, initialization),
+        )
