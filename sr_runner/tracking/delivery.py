@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Delivery:
         """Tries the lines that were set aside once more; how many are still left."""
         for place in list(self._progress.get("left_over", [])):
             name, offset = place
-            line = next(read_lines(self._run_dir / name, offset, most=1), None)
+            line = next(read_lines(self._run_dir / name, offset), None)
             try:
                 if line is not None and line.event is not None:
                     self._send([line])
@@ -119,7 +120,7 @@ class Delivery:
         self._report(run_id=run_id, experiment_id=self._experiment_id)
 
     def _advance(self, kind: str, name: str) -> bool:
-        lines = list(read_lines(self._run_dir / name, self._progress[kind], most=_WINDOW))
+        lines = list(islice(read_lines(self._run_dir / name, self._progress[kind]), _WINDOW))
         if not lines:
             return False
         group = self._next_group(lines)

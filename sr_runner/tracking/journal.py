@@ -158,29 +158,22 @@ def metrics_event(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
     return {"event": "metrics", "step": int(step), "values": values}
 
 
-def read_lines(path: Path, offset: int = 0, most: int | None = None) -> Iterator[Line]:
-    """The whole lines from byte `offset` on, `most` of them at most. A line still being written is left out."""
+def read_lines(path: Path, offset: int = 0) -> Iterator[Line]:
+    """The whole lines from byte `offset` on. A line still being written is left out."""
     try:
         file = os.fdopen(open_own(path, os.O_RDONLY), "rb")
     except FileNotFoundError:
         return
     with file:
         file.seek(offset)
-        rest = b""
-        left_out = 0
-        while block := file.read(_READ):
-            *whole, rest = (rest + block).split(b"\n")
-            for raw in whole:
-                if most is not None and most <= 0:
+        while part := file.readline(_LONGEST):
+            line = line_from(part.removesuffix(b"\n"), offset)
+            while not part.endswith(b"\n"):
+                if not (part := file.readline(_LONGEST)):
                     return
-                line = Line(offset, offset + left_out + len(raw) + 1, b"") if left_out else line_from(raw, offset)
-                yield line
-                offset = line.end
-                left_out = 0
-                most = None if most is None else most - 1
-            if left_out or len(rest) > _LONGEST:
-                left_out += len(rest)
-                rest = b""
+                line = Line(offset, file.tell(), b"")
+            yield line
+            offset = line.end
 
 
 def read_sent(run_dir: Path) -> dict[str, Any]:

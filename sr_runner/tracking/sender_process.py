@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,26 +103,20 @@ class SenderProcess:
         process = self._process
         if process is None or process.stdin is None:
             return
-        try:
+        with suppress(OSError, ValueError):  # the sender is gone
             process.stdin.write(word)
             process.stdin.flush()
-        except (OSError, ValueError):
-            logger.debug("the sender is gone: %r was not heard", word)
 
     def _wait(self, wait: float) -> None:
-        started = time.monotonic()
-        logged = started
-        while not self._ended.wait(min(0.5, max(0.0, started + wait - time.monotonic()))):
-            now = time.monotonic()
-            if now - started >= wait:
+        deadline = time.monotonic() + wait
+        left = wait
+        while not self._ended.wait(min(5.0, left)):
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return
-            if now - logged >= 5:
-                logged = now
-                logger.info("tracking: %s (up to %.0f s more)", self._what_it_does(), started + wait - now)
-
-    def _what_it_does(self) -> str:
-        trouble = self.reports.get("trouble")
-        return f"waiting for the server: {trouble}" if trouble else "sending the last points"
+            trouble = self.reports.get("trouble")
+            doing = f"waiting for the server: {trouble}" if trouble else "sending the last points"
+            logger.info("tracking: %s (up to %.0f s more)", doing, left)
 
     def _give_up(self) -> None:
         process = self._process
@@ -136,10 +131,8 @@ class SenderProcess:
             process.wait()
         self._ended.wait(_GRACE)
         if process.stdin is not None:
-            try:
+            with suppress(OSError):  # a word that the sender did not live to hear
                 process.stdin.close()
-            except OSError:
-                logger.debug("the sender's standard input was closed already")
 
 
 def _read_reports(stream: IO[bytes], reports: dict[str, Any]) -> None:

@@ -77,7 +77,6 @@ def test_offsets_lead_back_to_the_same_lines(tmp_path: Path) -> None:
     assert lines[-1].end == writer.size
     for number in (0, 41, 99):
         assert list(read_lines(path, lines[number].start)) == lines[number:]
-    assert list(read_lines(path, lines[5].start, most=3)) == lines[5:8]
 
 
 def test_lines_longer_than_a_block_are_read_whole(tmp_path: Path) -> None:
