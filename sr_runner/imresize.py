@@ -35,7 +35,8 @@ def imresize(image: Tensor, scale: Fraction | float) -> Tensor:
     if ratio == 1:
         return image.clone()
     rows, columns = _Axis(image.shape[-2], ratio), _Axis(image.shape[-1], ratio)
-    layout = torch.channels_last if _is_channels_last(image) else torch.contiguous_format
+    channels_last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     result = image.new_empty(*image.shape[:2], rows.size_out, columns.size_out).contiguous(memory_format=layout)
     for start in range(0, rows.size_out, rows.strip_out):
         stop = min(start + rows.strip_out, rows.size_out)
@@ -92,7 +93,3 @@ def _resize_strip(strip: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
     size = [side * rows.period_out // rows.period for side in padded.shape[-2:]]
     resized = functional.interpolate(padded, size=size, mode="bicubic", antialias=True)
     return resized[:, :, rows.pad_out : size[0] - rows.pad_out, columns.pad_out : columns.pad_out + columns.size_out]
-
-
-def _is_channels_last(image: Tensor) -> bool:
-    return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()

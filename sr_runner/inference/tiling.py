@@ -87,11 +87,9 @@ def iterate_tiles(
     height, width = lr.shape[-2:]
     whole = tile + 2 * overlap
     if height * width <= whole * whole:
-        row_windows, column_windows = [Window(0, height, 0, height)], [Window(0, width, 0, width)]
-    else:
-        row_windows, column_windows = windows(height, tile, overlap), windows(width, tile, overlap)
-    for row in row_windows:
-        for column in column_windows:
+        tile = max(height, width)
+    for row in windows(height, tile, overlap):
+        for column in windows(width, tile, overlap):
             if should_stop():
                 raise Interrupted
             seen = lr[..., row.start : row.stop, column.start : column.stop]

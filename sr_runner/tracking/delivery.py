@@ -114,9 +114,7 @@ class Delivery:
             nothing = {kind + what: 0 for kind in ("sent", "system") for what in ("", "_crc", "_next")}
             sent = {"run_id": run_id, "left_over": [], **nothing}
         self._progress = sent
-        writer = RunWriter(self._server, run_id, self._run_dir, self._report)
-        writer.leave_out_what_is_there()
-        self._writer = writer
+        self._writer = RunWriter(self._server, run_id, self._run_dir, self._report)
         self._report(run_id=run_id, experiment_id=self._experiment_id)
 
     def _advance(self, kind: str, name: str) -> bool:
@@ -178,25 +176,22 @@ class Delivery:
         events = [event for line in group if (event := line.event) is not None]
         if not events:
             return
+        writer, first = self._writer, events[0]
         try:
-            self._send_events(self._writer, events)
+            match first["event"]:
+                case "metrics":
+                    writer.metrics(events)
+                case "start":
+                    writer.start(first, self._parent_id(first))
+                case "picture":
+                    writer.picture(first)
+                case "artifact":
+                    writer.artifact(first)
+                case "finish":
+                    self._server.delete_doubles(self._experiment_id, ATTEMPT_TAG, self._start["attempt"], writer.run_id)
+                    writer.finish(first["status"], first["time"], first["tags"])
         except Refused as refusal:
-            self._report(f"MLflow refuses {_name(events[0])}: {refusal}", level="warning")
-
-    def _send_events(self, writer: RunWriter, events: Sequence[dict[str, Any]]) -> None:
-        first = events[0]
-        match first["event"]:
-            case "metrics":
-                writer.metrics(events)
-            case "start":
-                writer.start(first, self._parent_id(first))
-            case "picture":
-                writer.picture(first)
-            case "artifact":
-                writer.artifact(first)
-            case "finish":
-                self._server.delete_doubles(self._experiment_id, ATTEMPT_TAG, self._start["attempt"], writer.run_id)
-                writer.finish(first["status"], first["time"], first["tags"])
+            self._report(f"MLflow refuses {_name(first)}: {refusal}", level="warning")
 
     def _parent_id(self, start: dict[str, Any]) -> str | None:
         parent = start.get("parent")
@@ -205,7 +200,6 @@ class Delivery:
         return parent_run_id(self._server, self._experiment_id, Path(parent["folder"]), parent["name"], start["time"])
 
     def _answers(self) -> bool:
-        """Whether the server can be talked to at all."""
         assert self._writer is not None
         try:
             self._writer.run()

@@ -72,10 +72,10 @@ class JournalWriter:
         """The lines that wait in memory for room on the disk."""
         return [_sealed(content, self.size) for content in self._unwritten]
 
-    def append(self, event: Mapping[str, Any], now: int | None = None) -> None:
-        """Adds one event, stamped with the time `now` in milliseconds: the event's own, or the present one, unless
-        given. Raises OSError while the disk is full; the line is then kept in memory and written before the next."""
-        self._unwritten.append(_content(event, now))
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Adds one event, stamped with the present time unless it has one (milliseconds). Raises OSError while the disk
+        is full; the line is then kept in memory and written before the next."""
+        self._unwritten.append(_content(event))
         while self._unwritten:
             self._write(_sealed(self._unwritten[0], self.size))
             self._unwritten.popleft()
@@ -243,9 +243,9 @@ def _cut_torn_line(file: int) -> int:
     return end
 
 
-def _content(event: Mapping[str, Any], now: int | None) -> bytes:
+def _content(event: Mapping[str, Any]) -> bytes:
     """The part of the line that does not depend on where it stands: `"time": ..., "event": ...}`."""
-    stamp = event.get("time", time.time_ns() // 1_000_000) if now is None else now
+    stamp = event.get("time", time.time_ns() // 1_000_000)
     others = {key: value for key, value in event.items() if key not in ("crc", "at", "time")}
     return _encode({"time": stamp, **others}).encode()[1:]
 

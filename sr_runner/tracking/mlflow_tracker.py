@@ -72,8 +72,8 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str | None:
-        run_id = self._fact("run_id")
-        return None if run_id is None else str(run_id)
+        run_id: str | None = self._fact("run_id")
+        return run_id
 
     def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
         """Gives the parent run of the sweep in `folder` its end, by a process that imports MLflow.
@@ -146,12 +146,11 @@ class MlflowTracker:
             sent = read_sent(self._run_dir)
             offset = sent["sent"] if sent and sent["run_id"] == self.run_id else 0
             lines = [*read_lines(journal.path, offset), *(line_from(raw.rstrip(b"\n")) for raw in journal.unwritten)]
-            pending = [line.raw.decode(errors="replace") for line in lines if line.kind == "metrics"]
             return {
                 "tracking_uri": masked_text(self._uri),
                 "experiment_id": self._fact("experiment_id"),
                 "run_id": self.run_id,
-                "pending": pending,
+                "pending": [line.raw.decode(errors="replace") for line in lines if line.kind == "metrics"],
             }
 
     def sync(self) -> None:
@@ -180,7 +179,6 @@ class MlflowTracker:
         return self._delivered
 
     def ui_hint(self) -> tuple[str, str]:
-        """The command that opens MLflow's UI on this record, and the page of this run in it."""
         return ui_hint(self._uri, self._fact("experiment_id"), self.run_id)
 
     def _start_event(self, run: RunRecord) -> dict[str, Any]:

@@ -38,29 +38,31 @@ class RunGone(Exception):
 
 
 class RunWriter:
-    """Writes to one run of the server. Raises `Unreachable`, `RunGone`, and `Refused` for what it can do without."""
+    """Writes to one run of the server, less the points and pictures that it has when this is made.
+
+    Raises `Unreachable`, `RunGone`, and `Refused` for what it can do without.
+    """
 
     def __init__(self, server: Server, run_id: str, run_dir: Path, report: Report) -> None:
         self.run_id = run_id
         self._server = server
         self._run_dir = run_dir
         self._report = report
-        self._there: dict[str, set[int]] = {}
         self._has_pictures = False
         self._refused: set[str] = set()
+        self._there = self._steps_there()
 
     def start(self, event: Mapping[str, Any], parent_id: str | None) -> None:
         """Opens the run, or opens it again: RUNNING, with the params it lacks, the tags, and the data set."""
         run = self.run()
         self._ask("update_run", status="RUNNING")
         self._params(event["params"], run.data.params)
-        tags = {**event["tags"], **({"mlflow.parentRunId": parent_id} if parent_id else {})}
-        self.tags(tags)
+        self.tags(event["tags"] | ({"mlflow.parentRunId": parent_id} if parent_id else {}))
         if event.get("dataset"):
             self._ask("log_inputs", datasets=[_dataset_input(event["dataset"])])
 
     def metrics(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Adds the points of metrics lines, each with its line's time, less those that the server had at the start."""
+        """Adds the points of metrics lines, each with its line's time."""
         points = [
             Metric(_key(key), float(value), event["time"], event["step"])
             for event in events
@@ -109,7 +111,6 @@ class RunWriter:
             self._ask("log_artifact", local_path=str(folder / path.name))
 
     def finish(self, status: str, time: int, tags: Mapping[str, str]) -> None:
-        """Closes the run with `status` at `time` (milliseconds)."""
         self.tags(tags)
         self._ask("set_terminated", status=status, end_time=time)
 
@@ -155,31 +156,28 @@ class RunWriter:
             self._refused.add(message)
             self._report(message, level="warning")
 
-    def leave_out_what_is_there(self) -> None:
-        """From now on drops the points and pictures that the server has at this moment. The journal may not know of
-        them: another machine's journal did, or it lost lines, and a resumed run computed their points again."""
+    def _steps_there(self) -> dict[str, set[int]]:
+        """Per key the steps of the points and pictures that the server has. The journal may not know of them: another
+        machine's journal did, or it lost lines, and a resumed run computed their points again."""
         found: dict[str, set[int]] = {}
         data = self.run().data
         for key in data.metrics:
             if not key.startswith("system/"):
-                history = self._ask("get_metric_history", key=key)
-                found[key] = {point.step for point in history}
+                found[key] = {point.step for point in self._ask("get_metric_history", key=key)}
         pictures = self._ask("list_artifacts", path="images") if _PICTURES_TAG in data.tags else []
         for entry in pictures:
             if name := _PICTURE.match(entry.path):
                 found.setdefault(f"picture {name['key'].replace('~', '/')}", set()).add(int(name["step"]))
-        self._there = found
+        return found
 
 
 def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
-    source = str(dataset.get("source", ""))
-    profile = json.dumps({key: value for key, value in dataset.items() if key not in _DATASET})
     entity = Dataset(
         name=str(dataset["name"]),
         digest=str(dataset["digest"])[:_DIGEST_LENGTH],
         source_type="local",
-        source=json.dumps({"uri": source}),
-        profile=profile,
+        source=json.dumps({"uri": str(dataset.get("source", ""))}),
+        profile=json.dumps({key: value for key, value in dataset.items() if key not in _DATASET}),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
 

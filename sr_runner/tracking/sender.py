@@ -155,7 +155,7 @@ class Sender:
 
         try:
             busy = delivery.work()
-            if self._wants_system_metrics and not self._life.ended:
+            if self._wants_system_metrics and self._system_metrics is None and not self._life.ended:
                 self._measure(delivery)
             if time.monotonic() - self._retried > _AGAIN:
                 self._retried = time.monotonic()
@@ -174,13 +174,10 @@ class Sender:
 
     def _measure(self, delivery: Delivery) -> None:
         """Starts the system metrics once it is known at which step they go on."""
-        if self._system_metrics is not None:
-            return
         from sr_runner.tracking.system_metrics import SystemMetrics
 
-        path = self._run_dir / SYSTEM
         try:
-            self._system_metrics = SystemMetrics(path, delivery.next_system_step())
+            self._system_metrics = SystemMetrics(self._run_dir / SYSTEM, delivery.next_system_step())
         except (ImportError, OSError) as error:
             self._wants_system_metrics = False
             self.report(f"no system metrics: {error}", level="warning")
@@ -215,20 +212,19 @@ class Sender:
     def _end(self, delivery: Delivery, drained: bool) -> bool:
         from sr_runner.tracking.run_writer import RunGone
 
-        complete = drained
         try:
-            if complete and delivery.retry_left_over():
-                complete = False
+            if drained and delivery.retry_left_over():
+                drained = False
                 self.report(trouble="the server does not take some files")
             _, finished = last_life(self._run_dir / JOURNAL)
             if self._life.died and not finished:
                 delivery.kill(int(time.time() * 1000))
         except (Unreachable, Refused, RunGone, OSError) as fault:
             logger.info("the end could not be recorded: %s", fault)
-            complete = False
-        if complete:
+            return False
+        if drained:
             self.report(done=True)
-        return complete
+        return drained
 
 
 def last_life(journal: Path) -> tuple[dict[str, Any] | None, bool]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sr_runner.tracking.journal import JournalWriter, metrics_event, read_lines
-
-_PREFIX = "system/"
 
 
 class SystemMetrics:
@@ -47,14 +46,11 @@ class SystemMetrics:
                 return
             values: dict[str, float] = {}
             for monitor in self._monitors:
-                values.update({f"{_PREFIX}{key}": value for key, value in monitor.aggregate_metrics().items()})
+                values.update({f"system/{key}": value for key, value in monitor.aggregate_metrics().items()})
                 monitor.clear_metrics()
-            try:
+            with suppress(OSError):  # the disk is full: the line waits in the writer's memory
                 self._journal.append(metrics_event(self._step, values))
-            except OSError:
-                continue  # the disk is full: the line waits in the writer's memory
-            finally:
-                self._step += 1
+            self._step += 1
 
 
 def _monitors() -> list[Any]:

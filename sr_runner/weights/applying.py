@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from sr_runner.weights.layouts import rescale_range, unwrapped
 from sr_runner.weights.reading import LoadedWeights
 
 Rule = Literal["strict", "matching", "body"]
-RULES = ("strict", "matching", "body")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") 
     Raises:
         RequestError: the weights do not fit; it names the hyperparameters that differ and what to set.
     """
-    check_choice("checkpoint.init_rule", rule, RULES)
+    check_choice("checkpoint.init_rule", rule, get_args(Rule))
     target = unwrap(network)
     name = name_of(target)
     upsampler = _upsampler_names(target) if rule == "body" else ()

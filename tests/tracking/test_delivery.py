@@ -380,7 +380,7 @@ def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_agai
 
 def test_lines_keep_the_time_they_were_made_with(house: House) -> None:
     house.start()
-    house.writer.append(metrics_event(1, {"loss": 0.5}), now=1_700_000_000_123)
+    house.writer.append({**metrics_event(1, {"loss": 0.5}), "time": 1_700_000_000_123})
     house.deliver()
     (point,) = house.client.get_metric_history(house.facts["run_id"], "loss")
     assert point.timestamp == 1_700_000_000_123
