@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -259,14 +260,11 @@ class Server:
         from mlflow import MlflowClient
 
         self._repositories = {}
-        if is_database(self.uri):
-            database = sqlite_file(self.uri)
-            lock = self._artifacts.parent / "mlflow.lock" if database is None else Path(f"{database}.lock")
-            with file_lock(lock):
-                if database is not None and not database.exists():
-                    make_database(database, self._artifacts)
-                client = MlflowClient(self.uri)
-        else:
+        database = sqlite_file(self.uri)
+        lock = self._artifacts.parent / "mlflow.lock" if database is None else Path(f"{database}.lock")
+        with file_lock(lock) if is_database(self.uri) else nullcontext():
+            if database is not None and not database.exists():
+                make_database(database, self._artifacts)
             client = MlflowClient(self.uri)
         self._connected = os.getpid(), client
         return client

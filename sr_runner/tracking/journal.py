@@ -229,15 +229,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _cut_torn_line(file: int) -> int:
-    size = os.fstat(file).st_size
-    end = size
-    while end > 0:
+    size = end = os.fstat(file).st_size
+    found = -1
+    while end > 0 and found < 0:
         start = max(0, end - 65536)
         found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            end = start + found + 1
-            break
-        end = start
+        end = start + found + 1
     if end < size:
         os.ftruncate(file, end)
     return end
@@ -257,9 +254,11 @@ def _sealed(content: bytes, at: int) -> bytes:
 
 def _is_event(event: Mapping[str, Any]) -> bool:
     """Whether it has what its kind has to have. Raises ValueError, TypeError or OverflowError for what is no number."""
-    match event:
+    match {"dataset": None, "parent": None, **event}:
         case {"event": "metrics", "step": int(), "values": dict(values)}:
-            return _are_numbers(values)
+            for value in values.values():
+                float(value)
+            return True
         case {"event": "picture", "step": int(), "key": str(), "file": str(), "id": str()}:
             return True
         case {"event": "artifact", "file": str()}:
@@ -269,22 +268,10 @@ def _is_event(event: Mapping[str, Any]) -> bool:
         case {
             "event": "start", "attempt": str(), "experiment": str(), "run_name": str(), "resumed_at": int(),
             "run_id": str() | None, "artifacts": str(), "params": dict(params), "tags": dict(tags),
+            "dataset": None | {"name": str(), "digest": str()}, "parent": None | {"folder": str(), "name": str()},
         }:  # fmt: skip
-            return _are_texts(params) and _are_texts(tags) and _has_parts(event)
+            return _are_texts(params) and _are_texts(tags)
     return False
-
-
-def _has_parts(start: Mapping[str, Any]) -> bool:
-    match start.get("dataset"), start.get("parent"):
-        case None | {"name": str(), "digest": str()}, None | {"folder": str(), "name": str()}:
-            return True
-    return False
-
-
-def _are_numbers(values: Mapping[str, Any]) -> bool:
-    for value in values.values():
-        float(value)
-    return True
 
 
 def _are_texts(texts: Mapping[str, Any]) -> bool:

@@ -22,7 +22,20 @@ _LOCK = "parent.lock"
 def parent_run_id(server: Server, experiment_id: str, folder: Path, name: str, start_time: int) -> str:
     """The id of the parent run of the sweep in `folder`: made by the first job that asks, found by the others."""
     with file_lock(folder / _LOCK):
-        return _find_or_make(server, experiment_id, folder, name, start_time)
+        sweep = read_json(folder / _FILE)
+        run = server.run(sweep["parent_run_id"]) if "parent_run_id" in sweep else None
+        if run is None:
+            sweep.setdefault("parent_tag", uuid.uuid4().hex)
+            sweep["parent_experiment_id"] = experiment_id
+            write_json(folder / _FILE, sweep)
+            run = server.tagged_run(experiment_id, SWEEP_TAG, sweep["parent_tag"], name=name, start_time=start_time)
+            sweep["parent_run_id"] = run.info.run_id
+            write_json(folder / _FILE, sweep)
+        run_id: str = run.info.run_id
+        server.restore(run)
+        if run.info.status != "RUNNING":
+            server.ask(lambda client: client.update_run(run_id, status="RUNNING"))
+        return run_id
 
 
 def close_parent_run(server: Server, folder: Path, status: str) -> None:
@@ -35,20 +48,3 @@ def close_parent_run(server: Server, folder: Path, status: str) -> None:
             run_id = found[0].info.run_id if found else None
         if run_id is not None:
             server.ask(lambda client: client.set_terminated(run_id, status, int(time.time() * 1000)))
-
-
-def _find_or_make(server: Server, experiment_id: str, folder: Path, name: str, start_time: int) -> str:
-    sweep = read_json(folder / _FILE)
-    run = server.run(sweep["parent_run_id"]) if "parent_run_id" in sweep else None
-    if run is None:
-        sweep.setdefault("parent_tag", uuid.uuid4().hex)
-        sweep["parent_experiment_id"] = experiment_id
-        write_json(folder / _FILE, sweep)
-        run = server.tagged_run(experiment_id, SWEEP_TAG, sweep["parent_tag"], name=name, start_time=start_time)
-        sweep["parent_run_id"] = run.info.run_id
-        write_json(folder / _FILE, sweep)
-    run_id: str = run.info.run_id
-    server.restore(run)
-    if run.info.status != "RUNNING":
-        server.ask(lambda client: client.update_run(run_id, status="RUNNING"))
-    return run_id

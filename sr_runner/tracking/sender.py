@@ -141,12 +141,11 @@ class Sender:
 
     def _start(self) -> dict[str, Any] | None:
         """The journal's last start line, waited for where the disk is full; None where none comes."""
-        start, _ = last_life(self._run_dir / JOURNAL)
-        while start is None and not self._life.finished and not self._life.overdue:
+        journal = self._run_dir / JOURNAL
+        while (start := last_life(journal)[0]) is None and not self._life.finished and not self._life.overdue:
             self._life.wait(_POLL)
-            start, _ = last_life(self._run_dir / JOURNAL)
         if start is None:
-            self.report(f"{self._run_dir / JOURNAL} has no start line: there is nothing to send", level="warning")
+            self.report(f"{journal} has no start line: there is nothing to send", level="warning")
         return start
 
     def _work(self, delivery: Delivery) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sr_runner.errors import RequestError, check_choice
-from sr_runner.models import Network
+from sr_runner.models import Network, SpandrelNetwork
 from sr_runner.weights import shapes
 from sr_runner.weights.layouts import rescale_range, unwrapped
 from sr_runner.weights.reading import LoadedWeights
@@ -95,9 +95,9 @@ def name_of(network: nn.Module) -> str | None:
     return next((name for name, cls in shapes.CLASSES.items() if type(network) is cls), None)
 
 
-def hyperparameters_of(network: nn.Module) -> dict[str, int | float]:
-    """Those of one of sr-run's own networks; {} for anyone else's."""
-    return network.hyperparameters() if isinstance(network, Network) else {}
+def hyperparameters_of(network: nn.Module) -> dict[str, Any]:
+    """Those of one of sr-run's own networks, or of spandrel's; {} for anyone else's."""
+    return network.hyperparameters() if isinstance(network, Network | SpandrelNetwork) else {}
 
 
 def _upsampler_names(network: nn.Module) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def _check_hyperparameters(
     mine = hyperparameters_of(network)
     differing = {
         key: value
-        for key, value in (weights.assumed | weights.hyperparameters).items()
+        for key, value in weights.arguments.items()
         if key != "rgb_range" and key not in ignore and key in mine and mine[key] != value
     }
     if differing:
@@ -142,7 +142,7 @@ def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -
     if name != "edsr" or weights.network != "edsr":
         return weights.state, []
     new = hyperparameters_of(network)["rgb_range"]
-    old = (weights.assumed | weights.hyperparameters).get("rgb_range", new)
+    old = weights.arguments.get("rgb_range", new)
     if old == new:
         return weights.state, []
     return rescale_range(weights.state, old, new), [f"biases moved from rgb_range {old:g} to {new:g}"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from sr_runner.errors import RequestError, check_choice
@@ -27,11 +27,9 @@ def describe(network: nn.Module) -> dict[str, str]:
     `sr_run` is JSON: {"network": "edsr", "hyperparameters": {...}}, or {"network": null, "target": "my.module.Net"}.
     """
     inner = unwrap(network)
-    if isinstance(inner, SpandrelNetwork):
-        body: dict[str, object] = {"network": "spandrel", "hyperparameters": inner.hyperparameters()}
-    elif (name := name_of(inner)) is not None:
-        body = {"network": name, "hyperparameters": hyperparameters_of(inner)}
-    else:
+    name = "spandrel" if isinstance(inner, SpandrelNetwork) else name_of(inner)
+    body: dict[str, object] = {"network": name, "hyperparameters": hyperparameters_of(inner)}
+    if name is None:
         body = {"network": None, "target": f"{type(inner).__module__}.{type(inner).__qualname__}"}
     return {"format": "pt", "sr_run": json.dumps(body)}
 
@@ -54,34 +52,27 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in inner.state_dict().items()
     }
-    if layout == "safetensors":
-        from safetensors.torch import save_file
-
-        return _write(path, lambda draft: save_file(state, draft, metadata=describe(inner)))
-    if name != "edsr" and not (name == "msrresnet" and layout == "basicsr"):
-        networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
-        raise RequestError(f"layout={layout}: it has only {networks}, not {type(inner).__name__}: use safetensors")
-    if name == "edsr":
-        if inner.res_block_scaling != 1:
-            log.warning("%s does not hold res_block_scaling: set res_scale=%g there", path, inner.res_block_scaling)
-        state = layouts.rescale_range(state, float(inner.rgb_range), layouts.RGB_RANGE)  # type: ignore[arg-type]
-    if layout == "basicsr":
-        content: object = {"params": layouts.basicsr(name, state, to_theirs=True)}
-    else:
-        content = layouts.to_edsr_pytorch(state)
-
-    def save(draft: Path) -> None:
-        with draft.open("wb") as file:  # torch would name the archive after a path
-            torch.save(content, file)
-
-    return _write(path, save)
-
-
-def _write(path: Path, save: Callable[[Path], object]) -> Path:
+    content: object = state
+    if layout != "safetensors":
+        if name != "edsr" and not (name == "msrresnet" and layout == "basicsr"):
+            networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
+            raise RequestError(f"layout={layout}: it has only {networks}, not {type(inner).__name__}: use safetensors")
+        if name == "edsr":
+            if inner.res_block_scaling != 1:
+                log.warning("%s does not hold res_block_scaling: set res_scale=%g there", path, inner.res_block_scaling)
+            state = layouts.rescale_range(state, float(inner.rgb_range), layouts.RGB_RANGE)  # type: ignore[arg-type]
+        if layout == "basicsr":
+            content = {"params": layouts.basicsr(name, state, to_theirs=True)}
+        else:
+            content = layouts.to_edsr_pytorch(state)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(path) as draft:
-            save(draft)
+            if layout == "safetensors":
+                save_file(state, draft, metadata=describe(inner))
+            else:
+                with draft.open("wb") as file:  # torch would name the archive after a path
+                    torch.save(content, file)
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
     return path

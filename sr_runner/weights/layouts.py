@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sr_runner.models.layers import DIV2K_MEAN
-from sr_runner.weights.shapes import MisfitError
+from sr_runner.weights.shapes import MisfitError, count
 
 RGB_RANGE = 255.0
 """What both codes train EDSR with; BasicSR's files do not state it, EDSR-PyTorch's do."""
@@ -96,7 +96,7 @@ def basicsr(network: str, state: Mapping[str, Tensor], *, to_theirs: bool = Fals
     """BasicSR's state as one of `models.EDSR` (rgb_range 255) or `models.MSRResNet`; with `to_theirs` the way back."""
     if network == "msrresnet":
         return _renamed(state, _BASICSR_MSRRESNET, to_theirs=to_theirs)
-    blocks = sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state)
+    blocks = count(state, r"body\.\d+\.conv1\.weight")
     return _renamed(state, (*_BASICSR_EDSR, ("conv_after_body.", f"body.{blocks}.")), to_theirs=to_theirs)
 
 

@@ -52,7 +52,7 @@ def load_model(
             f" {', '.join(_ADVICE[name] for name in weights.unknown)}"
         )
     with torch.random.fork_rng(devices=[]):  # no draws from the global generator
-        built = shapes.CLASSES[weights.network](**weights.assumed | weights.hyperparameters)
+        built = shapes.CLASSES[weights.network](**weights.arguments)
     apply(built, weights)
     return built.eval()
 

@@ -36,15 +36,20 @@ class LoadedWeights:
     """Of sr-run's own files of someone else's network: its class."""
 
     @property
+    def arguments(self) -> Hyperparameters:
+        """All that is known of the network: what is stated counts before what is assumed."""
+        return self.assumed | self.hyperparameters
+
+    @property
     def unknown(self) -> tuple[str, ...]:
         """The hyperparameters that neither the file nor the caller states."""
         names = shapes.SHAPELESS.get(self.network or "", ())
-        return tuple(name for name in names if name not in self.hyperparameters | self.assumed)
+        return tuple(name for name in names if name not in self.arguments)
 
     @property
     def digest(self) -> str:
         """Equal for equal weights of an equal network, wherever the file lies."""
-        return digest(self.state, self.network, sorted((self.assumed | self.hyperparameters).items()))
+        return digest(self.state, self.network, sorted(self.arguments.items()))
 
     def __str__(self) -> str:
         known = ", ".join(f"{k}={_text(v)}" for k, v in (self.hyperparameters | self.assumed).items())

@@ -95,7 +95,7 @@ def _by_pixel_shuffles(state: State) -> dict[str, int | float]:
     return {
         "scale": math.prod(_factor(weight, filters) for weight in shuffled),
         "num_filters": filters,
-        "num_res_blocks": _count(state, r"body\.\d+\.conv1\.weight"),
+        "num_res_blocks": count(state, r"body\.\d+\.conv1\.weight"),
     }
 
 
@@ -106,7 +106,7 @@ def _wdsr(state: State) -> dict[str, int | float]:
     return {
         "scale": _factor(state[f"tail.{_V}"], 3),
         "num_filters": filters,
-        "num_res_blocks": _count(state, rf"body\.\d+\.conv1\.{_V}"),
+        "num_res_blocks": count(state, rf"body\.\d+\.conv1\.{_V}"),
         "res_block_expansion": wide // filters,
     }
 
@@ -148,5 +148,6 @@ def _factor(weight: Tensor, channels: int) -> int:
     return factor
 
 
-def _count(state: State, pattern: str) -> int:
+def count(state: State, pattern: str) -> int:
+    """Of how many tensors `pattern` is the whole name."""
     return sum(re.fullmatch(pattern, name) is not None for name in state)
