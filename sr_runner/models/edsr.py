@@ -12,14 +12,12 @@ class EDSR(Network):
 
     The baseline is 16 blocks of 64 filters; the paper's large model 32 blocks of 256 with `res_block_scaling` 0.1.
 
-    Inside, the network works on `(x - mean) * rgb_range` with the mean of DIV2K. Weights only mean what they should
-    under the range that they were trained with: 255 for EDSR-PyTorch and BasicSR, 2 for krasserm/super-resolution,
-    whose `(x - mean) / 127.5` on 0..255 is the same thing. The network is homogeneous in everything but its biases,
-    so multiplying these moves weights exactly to another range (`sr_runner.weights` does). The range is
-    an argument all the same, because it decides how a network learns: an Adam step on a bias weighs 127 times less
-    against activations of 0..255 than against those of krasserm's range, while a step on a kernel weighs the same.
-    So recipes train with the range of their paper or code. Where fp16 activations overflow (65504), a smaller range
-    helps; fp32 and bf16 do not care.
+    Inside, the network works on `(x - mean) * rgb_range` with the mean of DIV2K. Weights belong to the range that they
+    were trained with: 255 for EDSR-PyTorch and BasicSR, 2 for krasserm/super-resolution, whose `(x - mean) / 127.5` on
+    0..255 is the same thing; `weights.layouts.rescale_range` moves them to another exactly. The range is an argument
+    all the same, because it decides how a network learns: an Adam step on a bias weighs 127 times less against
+    activations of 0..255 than against those of krasserm's range, while a step on a kernel weighs the same. Where fp16
+    activations overflow (65504), a smaller range helps.
 
     Args:
         scale: 2, 3, 4 or 8.

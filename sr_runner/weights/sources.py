@@ -39,8 +39,6 @@ def read_source(source: str | Path) -> TensorFile:
             be read is not kept: the next try downloads it again.
     """
     path = download(str(source)) if is_url(source) else Path(source).expanduser()
-    if path.is_dir():
-        raise RequestError(f"{source}: a folder; expected a weights file")
     if not path.exists():
         hint = "; of addresses, http and https can be downloaded" if "://" in str(source) else ""
         raise RequestError(f"{source}: no such file{hint}")

@@ -60,7 +60,8 @@ def read_tensor_file(path: Path) -> TensorFile:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            _refuse(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
+            what = "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+            _refuse(path, f"{what}; expected a weights file")
         with path.open("rb") as file:
             start = file.read(16)
         size = status.st_size
