@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sr_runner.data.degradations import Degradation
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError
 
 
 def whole_number(key: str, value: object, *, at_least: int, at_most: int = 2**31 - 1) -> int:
@@ -42,13 +40,6 @@ def _multiples(value: int, of: int) -> str:
     """Those next to `value`."""
     below = value // of * of
     return f"{below} or {below + of}" if below else f"{of}"
-
-
-def one_of(key: str, value: object, choices: Sequence[str]) -> str:
-    """`value` where it is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise RequestError(f"{key}={value!r}: expected {' or '.join(choices)}.{nearest(str(value), choices)}")
-    return value
 
 
 def degradation(value: Degradation | str) -> Degradation | None:

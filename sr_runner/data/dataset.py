@@ -25,7 +25,7 @@ from sr_runner.data.loader import Loader
 from sr_runner.data.pairs import CachedPair, Degraded, MatlabBicubic, cache_pairs
 from sr_runner.data.sampling import Sampler
 from sr_runner.data.sources import PairSource, Photographs
-from sr_runner.errors import RequestError
+from sr_runner.errors import RequestError, check_choice
 
 _MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
@@ -95,7 +95,8 @@ class PairData:
             checks.whole_number("data.valid_images", valid_images, at_least=0)
         self._valid_images = valid_images
         self._flip, self._rotate = bool(flip), bool(rotate)
-        self._resident = checks.one_of("data.cache", cache, ("disk", "device")) == "device"
+        check_choice("data.cache", cache, ("disk", "device"))
+        self._resident = cache == "device"
         self._degradation = checks.degradation(degradation)
         self._cache = ImageCache(Path(cache_dir).expanduser())
         self._photographs = photographs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from types import TracebackType
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 from torch import Tensor
@@ -16,15 +17,16 @@ Batch = tuple[Tensor, Tensor]
 """LR and HR pictures of the same samples."""
 
 _AHEAD = 4
-"""Batches that each worker draws ahead."""
+"""Batches that are drawn ahead for each worker."""
+
+_THREAD = "sr-run data"
 
 
 class Loader:
     """An endless iterator over batches 0, 1, 2, ..., each `finish(draw(number))`, drawn ahead of its turn.
 
-    With `workers` threads, thread w draws batches w, w + workers, ... into a queue of its own, so that the order needs
-    no sorting; with none, batches are drawn in the caller. `finish` always runs in the caller. What goes wrong in a
-    thread is raised by the `next` that would have given its batch.
+    `draw` runs in `workers` threads; with none, batches are drawn in the caller. `finish` always runs in the caller.
+    What goes wrong in a thread is raised by the `next` that would have given its batch.
 
     Close it, or use it as a context manager: closing ends the threads and never waits for more than one batch.
     """
@@ -36,11 +38,15 @@ class Loader:
         """Seconds that the consumer has spent in `next` so far."""
         self._draw = draw
         self._finish = finish
-        self._batch = 0
-        self._workers = [_Worker(draw, start, workers) for start in range(workers)]
+        self._numbers = itertools.count()
         self._closed = False
-        # The threads do not know the loader, so one that is dropped unclosed is collected, and they end.
-        self._stop = weakref.finalize(self, _stop, self._workers)
+        self._ahead: deque[Future[Any]] = deque()
+        self._pool = ThreadPoolExecutor(workers, _THREAD) if workers else None
+        if self._pool is not None:
+            # The threads do not know the loader, so one that is dropped unclosed is collected, and they end.
+            self._stop = weakref.finalize(self, _stop, self._pool)
+            for _ in range(_AHEAD * workers):
+                self._draw_ahead(self._pool)
 
     def __iter__(self) -> Self:
         return self
@@ -50,75 +56,34 @@ class Loader:
             raise StopIteration
         started = time.perf_counter()
         try:
-            drawn = self._workers[self._batch % len(self._workers)].take() if self._workers else self._draw(self._batch)
+            if self._pool is None:
+                drawn = self._draw(next(self._numbers))
+            else:
+                drawn = self._ahead.popleft().result()
+                self._draw_ahead(self._pool)
             batch: Batch = self._finish(drawn) if self._finish is not None else drawn
         except Exception:
             self.close()
             raise
         self.wait_seconds += time.perf_counter() - started
-        self._batch += 1
         return batch
 
     def close(self) -> None:
         """End the threads; further `next`s raise `StopIteration`."""
         self._closed = True
-        self._stop()
+        if self._pool is not None:
+            self._stop()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-
-class _Worker:
-    """One thread with its queue of finished batches; `_room` holds a token for each batch that it may still draw."""
-
-    def __init__(self, draw: Callable[[int], Any], start: int, step: int) -> None:
-        self._finished: SimpleQueue[Any] = SimpleQueue()
-        self._room: SimpleQueue[bool] = SimpleQueue()
-        for _ in range(_AHEAD):
-            self._room.put(True)
-        arguments = (draw, start, step, self._finished, self._room)
-        self._thread = threading.Thread(target=_draw_ahead, args=arguments, name=f"sr-run data {start}", daemon=True)
-        self._thread.start()
-
-    def take(self) -> Any:
-        result = self._finished.get()
-        if isinstance(result, Exception):
-            raise result
-        self._room.put(True)
-        return result
-
-    def stop(self) -> None:
-        """Take all the tokens away and leave one that says stop."""
-        try:
-            while True:
-                self._room.get_nowait()
-        except Empty:
-            self._room.put(False)
-
-    def join(self) -> None:
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+    def _draw_ahead(self, pool: ThreadPoolExecutor) -> None:
+        self._ahead.append(pool.submit(self._draw, next(self._numbers)))
 
 
-def _draw_ahead(
-    draw: Callable[[int], Any], batch: int, step: int, finished: SimpleQueue[Any], room: SimpleQueue[bool]
-) -> None:
-    while room.get():
-        try:
-            finished.put(draw(batch))
-        except Exception as error:
-            finished.put(error)
-            return
-        batch += step
-
-
-def _stop(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.stop()
-    for worker in workers:
-        worker.join()
+def _stop(pool: ThreadPoolExecutor) -> None:
+    # The garbage collector may call this in one of the threads, which cannot wait for itself.
+    pool.shutdown(wait=not threading.current_thread().name.startswith(_THREAD), cancel_futures=True)

@@ -116,19 +116,15 @@ def _build_all(
         with room.hold(weight * source.hr.area()):
             return _pair(source, scale, maker, get)
 
-    # tqdm shows the bar only on terminals where `disable` is None.
-    bar = tqdm(total=len(sources), desc="Decoding images", unit="image", disable=None if progress else True)
-    with bar, cache.building(job), warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
+    with cache.building(job), warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata: what matters about pixels raises
-        builds = [pool.submit(build, source) for source in sources]
+        # tqdm shows the bar only on terminals where `disable` is None.
+        disable = None if progress else True
+        builds = pool.map(build, sources)
         try:
-            for built in builds:
-                built.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return [built.result() for built in builds]
+            return list(tqdm(builds, "Decoding images", len(sources), unit="image", disable=disable))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _threads() -> int:

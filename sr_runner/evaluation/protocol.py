@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Protocol
@@ -58,11 +58,7 @@ class Evaluation:
 
     def as_csv(self) -> str:
         """One row per image under a header; no mean, so that a spreadsheet can take the column as it is."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
+        return as_csv(self.rows(), [field.name for field in fields(Score)])
 
 
 def evaluate(
@@ -143,6 +139,15 @@ def score_pairs(
             collect(workers)
         collect(0)
     return Evaluation(scores, seconds / pixels * 1e6 if pixels else math.nan)
+
+
+def as_csv(rows: Iterable[Mapping[str, str | float]], columns: Sequence[str]) -> str:
+    """The rows under a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def finite_or_text(row: dict[str, str | float] | dict[str, float]) -> dict[str, str | float]:

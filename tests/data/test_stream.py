@@ -135,7 +135,7 @@ def test_images_with_lr_images_are_not_degraded(make: Make, tmp_path: Path) -> N
 def test_wrong_choices_are_refused(make: Make) -> None:
     with pytest.raises(RequestError, match=r"data\.degradation='unknown': .*only DIV2K"):
         make(degradation="unknown")
-    with pytest.raises(RequestError, match=r"data\.cache='devise': expected disk or device\. Did you mean 'device'"):
+    with pytest.raises(RequestError, match=r"data\.cache=devise: expected disk or device\. Did you mean 'device'"):
         make(cache="devise")
     with pytest.raises(RequestError, match=r"data\.preview=-1"):
         make(preview=-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 
 from sr_runner.commands.evaluate.published import Published, images_of
 from sr_runner.errors import RequestError
+from sr_runner.evaluation import protocol
 from sr_runner.evaluation.protocol import Evaluation, finite_or_text
 
 Row = dict[str, str | float]
@@ -61,11 +60,7 @@ def as_csv(results: Sequence[Result]) -> str:
         for result in asked
         for row in result.rows()
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return protocol.as_csv(rows, list(rows[0]))
 
 
 def as_json(results: Sequence[Result]) -> str:
