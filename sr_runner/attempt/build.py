@@ -32,7 +32,7 @@ from sr_runner.config import schema as configs
 from sr_runner.config import types
 from sr_runner.config.compose import parse
 from sr_runner.config.identity import flatten, identity_facts
-from sr_runner.config.settings import CheckpointSettings, TrainerSettings
+from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, check_choice, nearest
@@ -294,7 +294,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep)
 
 
-def policies(settings: CheckpointSettings) -> list[Policy]:
+def policies(settings: Retention) -> list[Policy]:
     """The retention that `checkpoint.keep_*` ask for."""
     keep: list[Policy] = [LastN(settings.keep_last)]
     if settings.keep_best:

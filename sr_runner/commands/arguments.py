@@ -18,16 +18,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from sr_runner.config.types import choices, fits
+from sr_runner.config.types import choices, expected, fits
 from sr_runner.errors import RequestError, nearest
 
 Options = TypeVar("Options")
 
 _OPTION = re.compile(r"\+{0,2}([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
-_WORDS = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null",
-    list[str]: "a list, a,b or [a,b]", dict[str, Any]: "a mapping, {key: value}",
-}  # fmt: skip
 _WIDTH = 120
 
 
@@ -103,10 +99,10 @@ def _value(word: str, text: str, hint: Any, least: int | None) -> Any:
     elif str in kinds and not isinstance(value, str | None):
         value = text
     too_small = least is not None and isinstance(value, int) and value < least
-    if text == "" or too_small or not any(fits(value, each) for each in kinds):
-        expected = [_WORDS.get(each) or f"one of {', '.join(choices(each))}" for each in kinds]
-        expected[0] += "" if least is None else f" of at least {least}"
-        raise RequestError(f"{word}: expected {' or '.join(expected)}.{nearest(text, choices(hint))}")
+    if text == "" or too_small or not fits(value, hint):
+        words = [f"one of {', '.join(choices(each))}" if choices(each) else expected(each) for each in kinds]
+        words[0] += "" if least is None else f" of at least {least}"
+        raise RequestError(f"{word}: expected {' or '.join(words)}.{nearest(text, choices(hint))}")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from sr_runner.commands.options import Inference
 from sr_runner.inference.ensemble import self_ensemble
 from sr_runner.inference.tiling import Upscale, scale_of
+from sr_runner.objectives.learner import autocast
 from sr_runner.runs.network import load_network
 from sr_runner.runs.resolve import Source, find_source
 from sr_runner.training.device import resolve_precision
@@ -37,15 +37,13 @@ def open_network(name: str, options: Inference, device: torch.device) -> Opened:
 
 def _at_work(network: nn.Module, device: torch.device, *, precision: str, ensemble: bool) -> Upscale:
     """`network` on `device`, in evaluation mode, as a function of an LR batch. fp32 means it: TF32 is off."""
-    precision = resolve_precision(precision, device, "precision")
+    resolved = resolve_precision(precision, device, "precision")
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    torch.backends.cudnn.allow_tf32 = resolved != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = resolved != "fp32"
 
     def upscale(lr: Tensor) -> Tensor:
-        context = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-        with torch.no_grad(), context:
+        with torch.no_grad(), autocast(device.type, resolved):
             sr: Tensor = network(lr)
         return sr.float()
 

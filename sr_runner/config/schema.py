@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -13,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError
 from sr_runner.masking import masked
 
 
@@ -38,9 +37,8 @@ def register_schema() -> None:
 def check(config: DictConfig) -> None:
     """Raises `RequestError`, or an error of OmegaConf's, for values that no part needs to be built for to be seen as
     wrong."""
-    _no_unknown_keys(config, "", Schema)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    # What an interpolation gives has not been held against the schema.
+    # What an interpolation gives has not been held against the schema, nor has a key that `+` adds.
     config = OmegaConf.merge(OmegaConf.structured(Schema), plain)  # type: ignore[assignment]
     OmegaConf.to_container(config, throw_on_missing=True)
     for key, value in flatten(plain).items():
@@ -70,22 +68,10 @@ def _check_numbers(key: str, value: Any) -> None:
 
 
 def settings(config: DictConfig, group: str, kind: type[Any]) -> Any:
-    """`config.<group>` as its plain dataclass. Raises `RequestError` for a value out of range, or an unknown key."""
+    """`config.<group>` as its plain dataclass. Raises `RequestError` for a value out of range."""
     values = OmegaConf.to_container(config[group], resolve=True)
     assert isinstance(values, dict)
-    _no_unknown_keys(values, f"{group}.", kind)
     return kind(**{str(key): value for key, value in values.items()})
-
-
-def _no_unknown_keys(values: Mapping[Any, Any] | DictConfig, prefix: str, kind: type[Any]) -> None:
-    """`+trainer.stps=5` gets past Hydra, since `+` means that a new key is wanted. Here none is."""
-    known = [each.name for each in fields(kind)]
-    for key in map(str, values):
-        if key not in known:
-            raise RequestError(
-                f"{prefix}{key}={values[key]}: there is no key {prefix}{key}.{nearest(str(key), known)} "
-                f"Keys{f' of {prefix[:-1]}' if prefix else ''}: {', '.join(known)}"
-            )
 
 
 def as_yaml(config: DictConfig) -> str:

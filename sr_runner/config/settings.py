@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sr_runner.errors import RequestError
 
@@ -100,15 +100,11 @@ class TrainerSettings:
 
 
 @dataclass(kw_only=True)
-class CheckpointSettings:
-    """`checkpoint.*`: where checkpoints live, how often, which stay."""
+class Retention:
+    """Which checkpoints stay: those of a run, and those that `sr-ckpt prune` leaves."""
 
-    store: Any = None
-    """What keeps them (`_target_`); null: no checkpoints."""
-    root: str | None = None
-    """A folder or URL."""
-    every: int | None = None
-    """Steps between checkpoints; null: as often as `trainer.eval_every`. The last step is always kept."""
+    group: ClassVar[str] = ""  # stands before the keys in messages
+
     keep_last: int = 3
     """The newest N stay (at least one always does)."""
     keep_best: int = 1
@@ -121,6 +117,28 @@ class CheckpointSettings:
     """Those at multiples of N steps stay as well."""
     keep_minutes: float | None = None
     """The first of every N minutes stays as well."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("keep_every", 1), ("keep_last", 0), ("keep_best", 0)):
+            value = getattr(self, key)
+            _check(f"{self.group}{key}", value, value is None or value >= least, f"a whole number of at least {least}")
+        minutes, mode = self.keep_minutes, self.best_mode
+        _check(f"{self.group}keep_minutes", minutes, minutes is None or minutes > 0, "a number above 0, or null")
+        _check(f"{self.group}best_mode", mode, mode in ("max", "min"), "max or min")
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings(Retention):
+    """`checkpoint.*`: where checkpoints live, how often, which stay."""
+
+    group: ClassVar[str] = "checkpoint."
+
+    store: Any = None
+    """What keeps them (`_target_`); null: no checkpoints."""
+    root: str | None = None
+    """A folder or URL."""
+    every: int | None = None
+    """Steps between checkpoints; null: as often as `trainer.eval_every`. The last step is always kept."""
     max_failures: int | None = 3
     """Failed writes in a row that end the run; null: none do."""
     when_busy: str = "wait"
@@ -138,20 +156,19 @@ class CheckpointSettings:
     """What the file of `init_from` does not state, such as {res_block_scaling: 0.1}."""
 
     def __post_init__(self) -> None:
-        for key, least in (("every", 1), ("keep_every", 1), ("keep_last", 0), ("keep_best", 0), ("max_failures", 1)):
+        super().__post_init__()
+        for key in ("every", "max_failures"):
             value = getattr(self, key)
-            _check(f"checkpoint.{key}", value, value is None or value >= least, f"a whole number of at least {least}")
+            _check(f"checkpoint.{key}", value, value is None or value >= 1, "a whole number of at least 1")
         for key in ("root", "init_from"):
             _check(f"checkpoint.{key}", getattr(self, key), getattr(self, key) != "", "a path, or null")
-        lease, minutes, rule = self.lease_seconds, self.keep_minutes, self.init_rule
+        lease, rule = self.lease_seconds, self.init_rule
         _check("checkpoint.when_busy", self.when_busy, self.when_busy in ("wait", "replace"), "wait or replace")
         _check("checkpoint.lease_seconds", lease, lease is None or lease >= 1, "1 or more, or null")
-        _check("checkpoint.keep_minutes", minutes, minutes is None or minutes > 0, "a number above 0, or null")
         _check("checkpoint.init_rule", rule, rule in ("strict", "body", "matching"), "one of strict, body, matching")
         by_name = self.init_options is None or isinstance(self.init_options, Mapping)
         expected = "arguments by name, such as {res_block_scaling: 0.1}"
         _check("checkpoint.init_options", self.init_options, by_name, expected)
-        _check("checkpoint.best_mode", self.best_mode, self.best_mode in ("max", "min"), "max or min")
 
 
 def check_device(key: str, device: str) -> None:

@@ -108,9 +108,8 @@ class Finder:
         name = folder.parent.name if folder.name.upper() == "HR" else folder.resolve().name
         lr_folder = self._lr_folder(folder, hr_folder)
         if lr_folder is None:
-            return Benchmark(
-                [partial(read_pair, each, self.scale, hr.read) for each, hr in images.items()], name, self.scale
-            )
+            readers = [partial(read_pair, each, self.scale, hr.read) for each, hr in images.items()]
+            return Benchmark(readers, name, self.scale)
         lr_images = _images(lr_folder)
         readers = [
             partial(read_pair, each, self.scale, hr.read, _lr_for(hr, lr_images, lr_folder, self.scale).read)

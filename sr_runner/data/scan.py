@@ -37,7 +37,7 @@ def _found(key: str, where: str | Path) -> dict[str, ImageSource]:
     if is_lmdb(path):
         return lmdb_images(key, path)
     if path.is_dir():
-        base, files = path, _files_below(path)
+        base, files = path, files_below(path)
     elif path.is_file():
         base, files = path.parent, [path]
     elif glob.has_magic(str(path)):
@@ -68,7 +68,7 @@ def _glob(pattern: Path) -> tuple[Path, list[Path]]:
     plain = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
     base = Path(*pattern.parts[:plain])
     matches = [path for path in base.glob(str(Path(*pattern.parts[plain:]))) if not _is_hidden(path.relative_to(base))]
-    folders = [file for match in matches if match.is_dir() for file in _files_below(match)]
+    folders = [file for match in matches if match.is_dir() for file in files_below(match)]
     return base, [*folders, *(match for match in matches if match.is_file())]
 
 
@@ -76,7 +76,8 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """The files in `folder` and in the folders in it; hidden ones are left out, links are followed."""
     found: list[Path] = []
     seen: set[str] = set()  # a link to a folder above it would be followed forever
     for parent, folders, files in os.walk(folder, onerror=partial(_unreadable, folder), followlinks=True):

@@ -18,7 +18,6 @@ from sr_runner.objectives.parameter_groups import Rules, check_settings, paramet
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 Precision = Literal["fp32", "bf16", "fp16"]
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # How an optimizer computes, as against what: this machine's choice, not the checkpoint's.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
@@ -68,7 +67,7 @@ class Learner:
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite
         self._together = together(network) if together is not None else None
-        self._device, self._precision = next(network.parameters()).device.type, _AUTOCAST.get(precision)
+        self._device, self._precision = next(network.parameters()).device.type, precision
         self.scaler = torch.amp.GradScaler(self._device) if precision == "fp16" else None
         self._forward = torch.compile(network) if compile else network
 
@@ -83,7 +82,7 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the network computes in, for what else a loss needs."""
-        return nullcontext() if self._precision is None else torch.autocast(self._device, self._precision)
+        return autocast(self._device, self._precision)
 
     def backward(self, loss: torch.Tensor, *, own: bool = False, retain_graph: bool = False) -> None:
         """Add the gradients of `loss`: those of every network behind it, or with `own` only this one's."""
@@ -169,3 +168,9 @@ class Learner:
         """Parameter names in the order in which the optimizer numbers them."""
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def autocast(device: str, precision: Precision) -> AbstractContextManager[Any]:
+    """Within, networks on `device` (`cpu`, `cuda`) compute in `precision`."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype)

@@ -12,7 +12,7 @@ from typing import Literal
 from sr_runner.commands.arguments import parse
 from sr_runner.commands.console import help_page, run_command
 from sr_runner.commands.options import Places
-from sr_runner.config.settings import CheckpointSettings
+from sr_runner.config.settings import Retention
 from sr_runner.errors import RequestError, nearest
 
 HELP = """\
@@ -51,21 +51,9 @@ class Export(Places):
 
 
 @dataclass(kw_only=True)
-class Prune(Places):
+class Prune(Places, Retention):
     """What `sr-ckpt prune` can be asked for: `checkpoint.keep_*` of a run, once more."""
 
-    keep_last: int = CheckpointSettings.keep_last
-    """The newest N stay (at least one always does)."""
-    keep_best: int = CheckpointSettings.keep_best
-    """The best N by best_metric stay as well."""
-    best_metric: str = CheckpointSettings.best_metric
-    """A metric of the checkpoints."""
-    best_mode: Literal["max", "min"] = "max"
-    """Whether more is better."""
-    keep_every: int | None = CheckpointSettings.keep_every
-    """Those at multiples of N steps stay as well."""
-    keep_minutes: float | None = CheckpointSettings.keep_minutes
-    """The first of every N minutes stays as well."""
     delete: bool = False
     """Delete; without it nothing is changed."""
 

@@ -19,7 +19,6 @@ from sr_runner.checkpoint.retention import Info, doomed
 from sr_runner.checkpoint.stores import Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
-from sr_runner.config.settings import CheckpointSettings
 from sr_runner.errors import RequestError, RunError, check_choice, printable
 from sr_runner.files import scratch_folder, write_file
 from sr_runner.runs.catalogue import Catalogue, difference
@@ -142,14 +141,6 @@ def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Repo
 
 
 def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
-    try:
-        settings = CheckpointSettings(
-            keep_last=options.keep_last, keep_best=options.keep_best, keep_every=options.keep_every,
-            keep_minutes=options.keep_minutes, best_metric=options.best_metric, best_mode=options.best_mode,
-        )  # fmt: skip
-        keep = policies(settings)
-    except RequestError as error:  # the same keys, without their group
-        raise RequestError(str(error).removeprefix("checkpoint.")) from error
     shelf = _shelf(catalogue, wanted)
     names, infos = {name.step: name for name in shelf.names}, []
     for step, name in names.items():
@@ -161,7 +152,7 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
     check_choice(
         "best_metric", options.best_metric, dict.fromkeys([*EVALUATED, *(k for i in infos for k in i.metrics)])
     )
-    gone = [names[step] for step in doomed(infos, keep)]
+    gone = [names[step] for step in doomed(infos, policies(options))]
     for name in gone if options.delete else []:
         shelf.store.delete(str(name))
     verb = "deleted" if options.delete else "would delete"

@@ -41,31 +41,24 @@ _BENCHMARKS = {
 
 _IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "DIV2K": 100}
 
-_COLUMNS = ("Set5", "Set14", "B100", "Urban100")
-_Y: dict[tuple[str, int], tuple[tuple[float, float | None] | None, ...]] = {
+_COLUMNS = ("Set5", "Set14", "B100", "Urban100", "DIV2K")
+_RESULTS: dict[tuple[str, int], tuple[tuple[float | None, ...] | None, ...]] = {
     ("bicubic", 2): ((33.66, 0.9299), (30.24, 0.8688), (29.56, 0.8431), (26.88, 0.8403)),
     ("bicubic", 3): ((30.39, 0.8682), (27.55, 0.7742), (27.21, 0.7385), (24.46, 0.7349)),
     ("bicubic", 4): ((28.42, 0.8104), (26.00, 0.7027), (25.96, 0.6675), (23.14, 0.6577)),
-    ("edsr-baseline", 2): ((37.98, 0.9604), (33.57, 0.9174), (32.15, 0.8993), (31.98, 0.9271)),
-    ("edsr-baseline", 4): ((32.09, 0.8936), (28.58, 0.7804), (27.56, 0.7354), (26.03, 0.7842)),
+    ("edsr-baseline", 2): ((37.98, 0.9604), (33.57, 0.9174), (32.15, 0.8993), (31.98, 0.9271), (None, None, 34.63)),
+    ("edsr-baseline", 3): (None, None, None, None, (None, None, 30.94)),
+    ("edsr-baseline", 4): ((32.09, 0.8936), (28.58, 0.7804), (27.56, 0.7354), (26.03, 0.7842), (None, None, 28.97)),
     ("edsr-large", 4): ((32.46, 0.8968), (28.80, 0.7876), (27.71, 0.7420), (26.64, None)),
     ("wdsr-a-16", 2): ((38.08, None), None, (32.23, None), (32.34, None)),
     ("wdsr-a-16", 4): ((32.22, None), None, (27.61, None), (26.21, None)),
 }
 
-_RGB_DIV2K = {("edsr-baseline", 2): 34.63, ("edsr-baseline", 3): 30.94, ("edsr-baseline", 4): 28.97}
-
 
 def published(network: str | None, scale: int, benchmark: str) -> Published | None:
     """The published result of `network` ("bicubic", or a name from `known_network`) on the folder `benchmark`."""
-    name = _benchmark(benchmark)
-    if network is None or name is None:
-        return None
-    if name == "DIV2K":
-        psnr = _RGB_DIV2K.get((network, scale))
-        return None if psnr is None else Published(psnr=psnr)
-    row = dict(zip(_COLUMNS, _Y.get((network, scale), ()), strict=False))
-    figures = row.get(name)
+    row = dict(zip(_COLUMNS, _RESULTS.get((network or "", scale), ()), strict=False))
+    figures = row.get(_benchmark(benchmark) or "")
     return None if figures is None else Published(*figures)
 
 

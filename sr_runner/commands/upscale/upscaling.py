@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sr_runner.commands.network import open_network
 from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
+from sr_runner.data.scan import files_below
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import draft_of, own_folder
 from sr_runner.inference.tiling import upscale_image
@@ -83,12 +84,7 @@ def _images(words: Sequence[str]) -> dict[Path, str]:
 
 
 def _images_below(folder: Path) -> dict[Path, str]:
-    hidden = [path for path in folder.rglob(".*") if path.is_dir()]
-    images = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not set(hidden) & set(path.parents)
-    ]
+    images = sorted(path for path in files_below(folder) if path.suffix.lower() in EXTENSIONS)
     if not images:
         raise RequestError(f"{folder}: no image in this folder or below it (looked for {' '.join(EXTENSIONS)}).")
     return {path: path.relative_to(folder).with_suffix("").as_posix() for path in images}
