@@ -132,7 +132,7 @@ class Lease:
         holder = Holder.parse(found) if found is not None else None
         if holder is not None and holder.is_here:
             if holder.lives:
-                raise RequestError(_refusal(self._attempt, str(holder)))
+                raise RequestError(in_use(self._attempt, holder))
             self._write()
             return
         if found is not None:
@@ -144,7 +144,7 @@ class Lease:
         time.sleep(_SETTLE)
         self._look()
         if self._lost is not None:
-            raise RequestError(_refusal(self._attempt, self._lost))
+            raise RequestError(in_use(self._attempt, self._lost))
 
     def _wait_until_free(self, found: bytes, holder: Holder | None) -> None:
         """Return once the holder is known to be gone. Raises `RequestError` as soon as it is known to live."""
@@ -160,7 +160,7 @@ class Lease:
             if now is None:
                 return
             if now != found:
-                raise RequestError(_refusal(self._attempt, str(Holder.parse(now) or holder or "another process")))
+                raise RequestError(in_use(self._attempt, Holder.parse(now) or holder or "another process"))
         log.warning("no sign of life: this process takes over")
 
     def _renew(self) -> None:
@@ -204,7 +204,8 @@ class Lease:
             log.debug("the lease of %s could not be given up: %s", self._attempt, error)
 
 
-def _refusal(attempt: str, holder: str) -> str:
+def in_use(attempt: str, holder: object) -> str:
+    """The refusal where `holder` works on the attempt."""
     return (
         f"run {attempt} is in use by {holder}: two processes cannot train one run. Wait for it or stop it; "
         "trainer.resume=false starts an attempt of its own"

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,18 +18,20 @@ from skimage import data
 from support import TINY, SrRun
 
 from sr_runner.attempt import logs
-from sr_runner.attempt.lock import held
+from sr_runner.attempt.lock import Holding
 from sr_runner.checkpoint import CheckpointManager, DamagedError, LastN, LocalStore
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob
 from sr_runner.checkpoint.reader import read
 from sr_runner.checkpoint.stores.mlflow import MlflowStore
 from sr_runner.commands import ckpt, evaluate, upscale
+from sr_runner.config.settings import CheckpointSettings
 from sr_runner.data.cache import ImageCache
 from sr_runner.errors import RequestError
 from sr_runner.files import LinkError
 from sr_runner.locks import file_lock
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
+from sr_runner.signals import StopSignal
 from sr_runner.tracking.journal import JournalWriter, read_json, read_lines, write_json
 from sr_runner.tracking.sender_process import SenderProcess
 from sr_runner.weights import export
@@ -102,14 +105,13 @@ def test_a_resume_refuses_a_link_at_a_lock_or_log_and_replaces_one_at_any_other_
 @pytest.mark.parametrize(
     "use",
     [
-        lambda path: held(path.parent, "it").__enter__(),
         lambda path: logs.to_file(path).__enter__(),
         lambda path: JournalWriter(path),
         lambda path: list(read_lines(path)),
         lambda path: file_lock(path).__enter__(),
         lambda path: files.add_job(path.parent, "slurm 1"),
     ],
-    ids=["lock", "log", "journal", "reading", "file_lock", "jobs"],
+    ids=["log", "journal", "reading", "file_lock", "jobs"],
 )
 @pytest.mark.parametrize("exists", [True, False], ids=["file", "dangling"])
 def test_what_is_appended_to_is_no_link(
@@ -151,8 +153,9 @@ def test_the_folder_of_a_run_is_no_link(linked: str, tmp_path: Path, canary: Pat
     catalogue = Catalogue(runs, None, tmp_path / "s", lambda run_id: None)
     folder = catalogue.folder(Attempt(*ATTEMPT.split("/")))
     assert catalogue.attempts(IDENTITY) == []
-    with pytest.raises(LinkError, match="expected a folder, not a link"), held(folder, "it"):
-        pass
+    parts = SimpleNamespace(store=None, checkpoint=CheckpointSettings())
+    with pytest.raises(LinkError, match="expected a folder, not a link"):
+        Holding(parts, catalogue, StopSignal()).hold(Attempt(*ATTEMPT.split("/")), False)  # type: ignore[arg-type]
     with pytest.raises(LinkError, match="expected a folder, not a link"):
         files.begin(folder, {}, "", [], None)
     if linked == IDENTITY:
