@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,21 +109,13 @@ class Writer:
             if self._thread is not None:
                 self._waiting = write
             else:
-                self._start(lambda: self._write_all(write))
+                self._start(partial(self._write_one, write))
         return write
 
     def run(self, job: Callable[[], None]) -> None:
         """Have `job`, which raises nothing, done in the background before anything is written."""
-
-        def work() -> None:
-            try:
-                job()
-            finally:
-                with self._lock:
-                    self._thread = None
-
         with self._lock:
-            self._start(work)
+            self._start(job)
 
     def drop_waiting(self) -> None:
         """Forget the write that waits, if there is one."""
@@ -140,18 +133,23 @@ class Writer:
                     self._thread = None
         return True
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def _start(self, job: Callable[[], None]) -> None:
         # A daemon: a store that hangs must not keep a process that has to stop.
-        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(job,), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _write_all(self, write: Write) -> None:
-        """`write`, and then whatever has come to wait meanwhile."""
-        current: Write | None = write
-        while current is not None:
-            self._write(current)
+    def _work(self, first: Callable[[], None]) -> None:
+        """`first`, and then whatever has come to wait meanwhile."""
+        job: Callable[[], None] | None = first
+        while job is not None:
+            job()
             with self._lock:
-                self._free.append(current.snapshot)
-                current, self._waiting = self._waiting, None
-                if current is None:
+                waiting, self._waiting = self._waiting, None
+                job = partial(self._write_one, waiting) if waiting is not None else None
+                if job is None:
                     self._thread = None
+
+    def _write_one(self, write: Write) -> None:
+        self._write(write)
+        with self._lock:
+            self._free.append(write.snapshot)

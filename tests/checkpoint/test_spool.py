@@ -172,6 +172,21 @@ def test_a_newer_snapshot_replaces_one_that_still_waits(
     assert len(manager._writer._free) == 2, "a third snapshot was allocated"
 
 
+def test_a_snapshot_that_waits_for_what_was_spooled_to_come_home_is_written_after_it(
+    store: Faulty, make: Callable[..., CheckpointManager], tmp_path: Path
+) -> None:
+    store.is_away = True
+    make().save(state(1), wait=True)
+    store.is_away = False
+    manager = make(when_busy="replace")
+    store.answers.clear()
+    manager.prepare(state(1))
+    manager.save(state(2))
+    store.answers.set()
+    manager.wait()
+    assert manager.steps() == [1, 2] and spooled(tmp_path) == []
+
+
 def test_with_the_policy_to_wait_the_step_waits_for_the_earlier_write_and_says_how_long(
     store: Faulty, make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
