@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ class FsspecObjects:
     def keys(self, folder: str) -> Mapping[str, int]:
         path = self._path(folder)
         try:
-            found = self._send(f"listing {self.url}/{folder}", lambda: self._fs.find(path, detail=True))
+            found = self._ask(f"listing {self.url}/{folder}", "find", path, detail=True)
         except FileNotFoundError:
             if self._is_s3:
                 raise  # an empty folder is no error there: the bucket is missing
@@ -88,7 +87,7 @@ class FsspecObjects:
         first, second = next_piece(), next_piece()
         path, what = self._path(key), f"uploading {self.url}/{key}"
         if not second:
-            self._send(what, lambda: self._fs.pipe_file(path, first))
+            self._ask(what, "pipe_file", path, first)
         elif self._is_s3:
             self._upload_parts(path, what, [first, second], next_piece)
         else:
@@ -110,30 +109,28 @@ class FsspecObjects:
 
     def peek(self, key: str) -> bytes | None:
         try:
-            found: bytes = self._send(f"reading {self.url}/{key}", lambda: self._fs.cat_file(self._path(key)))
+            found: bytes = self._ask(f"reading {self.url}/{key}", "cat_file", self._path(key))
         except FileNotFoundError:
             return None
         return found
 
     def copy(self, source: str, target: str) -> None:
-        self._send(f"copying {self.url}/{source}", lambda: self._fs.cp_file(self._path(source), self._path(target)))
+        self._ask(f"copying {self.url}/{source}", "cp_file", self._path(source), self._path(target))
 
     def delete(self, keys: Sequence[str], *, once: bool = False) -> None:
         for key in keys:
-            path = self._path(key)
-            try:
-                self._send(f"deleting {self.url}/{key}", partial(self._remove, path), once=once)
-            except FileNotFoundError:
-                log.debug("%s was not there any more", path)
+            with suppress(FileNotFoundError):
+                self._ask(f"deleting {self.url}/{key}", "rm_file", self._path(key), once=once)
 
     def abandon_uploads(self, folder: str) -> None:
         if not self._is_s3:
             return
         bucket, prefix, _ = self._fs.split_path(f"{self._path(folder)}/")
         for upload in self._uploads(bucket, prefix):
-            key, ident = upload["Key"], upload["UploadId"]
+            key = upload["Key"]
             if key.startswith(prefix):
-                self._send(f"giving up the upload of {key}", partial(self._abort, bucket, key, ident))
+                with suppress(FileNotFoundError):
+                    self._ask(f"giving up the upload of {key}", "abort_mpu", bucket, key, upload["UploadId"])
 
     @property
     def _is_s3(self) -> bool:
@@ -155,25 +152,17 @@ class FsspecObjects:
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
-    def _call_s3(self, method: str, **arguments: Any) -> Any:
-        return self._fs.call_s3(method, **arguments)
-
-    def _abort(self, bucket: str, key: str, upload: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.abort_mpu(bucket, key, upload)
-
-    def _remove(self, path: str) -> None:
-        self._fs.rm_file(path)
+    def _ask(self, what: str, verb: str, /, *arguments: Any, once: bool = False, **options: Any) -> Any:
+        """What the file system's method `verb` answers; the file system is made within, since that may fail as well."""
+        return self._send(what, lambda: getattr(self._fs, verb)(*arguments, **options), once=once)
 
     def _uploads(self, bucket: str, prefix: str) -> list[dict[str, Any]]:
         """The multipart uploads in progress whose key begins with `prefix`."""
         found: list[dict[str, Any]] = []
-        marker: dict[str, str] = {}
+        marker: dict[str, Any] = {}
         while True:
-            page = self._send(
-                f"listing the uploads to {self.url}",
-                partial(self._call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker),
-            )
+            what = f"listing the uploads to {self.url}"
+            page = self._ask(what, "call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
             found += page.get("Uploads") or []
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return found
@@ -185,7 +174,7 @@ class FsspecObjects:
         place = {"Bucket": bucket, "Key": key}
 
         def call(method: str, **arguments: Any) -> Any:
-            return self._send(what, partial(self._call_s3, method, **place, **arguments))
+            return self._ask(what, "call_s3", method, **place, **arguments)
 
         place["UploadId"] = call("create_multipart_upload")["UploadId"]
         parts: list[dict[str, Any]] = []
