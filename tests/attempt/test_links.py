@@ -263,14 +263,11 @@ def test_no_folder_between_the_root_and_a_checkpoint_is_a_link(
 
 
 def test_what_is_uploaded_does_not_lie_behind_a_link_meanwhile(tmp_path: Path, canary: Path) -> None:
-    plant(tmp_path / "outputs" / "uploading" / IDENTITY, tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "a0001-cafe" / "kept").mkdir(parents=True)
-    artifacts = MlflowStore(outputs=tmp_path / "outputs")._artifacts
-    with pytest.raises(LinkError):
-        artifacts.abandon_uploads(ATTEMPT)
-    with pytest.raises(LinkError), artifacts._spooled(ATTEMPT):
+    plant(tmp_path / "outputs" / ".scratch", tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "kept").mkdir(parents=True)
+    with pytest.raises(LinkError), MlflowStore(outputs=tmp_path / "outputs")._artifacts._scratch():
         pass
-    assert (tmp_path / "elsewhere" / "a0001-cafe" / "kept").is_dir()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
 
 
 # -- the cache, sweeps, and what the commands write ----------------------------------------------------------------

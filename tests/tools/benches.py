@@ -67,8 +67,8 @@ class Bench:
             uploads = objects._uploads("bucket", f"{outputs.name}/")
             found += [f"{upload['Key'].partition('/')[2]} (unfinished upload)" for upload in uploads]
         else:
-            spool = outputs / "uploading"
-            found += [str(path.relative_to(outputs)) for path in spool.rglob("*") if path.is_file()]
+            scratch = outputs / ".scratch"
+            found += [str(path.relative_to(outputs)) for path in scratch.rglob("*") if path.is_file()]
         return found
 
     def flip(self, outputs: Path, name: str) -> None:

@@ -7,19 +7,17 @@ the store needs nothing but the tracking URI and the experiment's name to find c
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from sr_runner.checkpoint.format import Blob
 from sr_runner.checkpoint.stores.objects import ObjectStore
 from sr_runner.checkpoint.stores.requests import Requests
 from sr_runner.errors import RequestError
-from sr_runner.files import own_folder
+from sr_runner.files import scratch_folder
 from sr_runner.masking import masked_text
 from sr_runner.mlflow_server import ATTEMPT_TAG, Server, tracking_uri
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _FOLDER = "checkpoints"
-_SPOOL = "uploading"
-"""In the folder of outputs: files on their way to the server, one at a time."""
 
 
 class MlflowStore(ObjectStore):
@@ -61,7 +57,7 @@ class MlflowStore(ObjectStore):
         address = tracking_uri(uri, place)
         url = f"mlflow:{masked_text(address)}#{name}"
         server = Server(address, place / "artifacts")
-        self._artifacts = Artifacts(url, server, name, place / _SPOOL, Requests(retry_seconds), wait_for_run)
+        self._artifacts = Artifacts(url, server, name, place, Requests(retry_seconds), wait_for_run)
         super().__init__(self._artifacts)
 
     def check(self) -> None:
@@ -77,11 +73,13 @@ class MlflowStore(ObjectStore):
 class Artifacts:
     """`Objects` in the artifacts of MLflow runs; the first two parts of a key are the run's tag."""
 
-    def __init__(self, url: str, server: Server, experiment: str, spool: Path, requests: Requests, wait_for_run: float):
+    def __init__(
+        self, url: str, server: Server, experiment: str, outputs: Path, requests: Requests, wait_for_run: float
+    ):
         self.url = url
         self._server = server
         self._experiment = experiment
-        self._spool = spool
+        self._outputs = outputs
         self._send = requests.send
         self._wait_for_run = wait_for_run
 
@@ -101,8 +99,8 @@ class Artifacts:
 
     def write(self, key: str, blob: Blob) -> None:
         attempt, folder, name = _split(key)
-        with self._spooled(attempt) as spool:
-            file = spool / name
+        with self._scratch() as scratch:
+            file = scratch / name
             with file.open("xb") as stream:
                 for chunk in blob.chunks():
                     stream.write(chunk)
@@ -116,15 +114,15 @@ class Artifacts:
         attempt, folder, name = _split(key)
         for run in self._runs(attempt):
             if self._has(run, f"{folder}/{name}"):
-                with self._spooled(attempt) as spool, suppress(FileNotFoundError):
-                    self._download(run, f"{folder}/{name}", spool / name)
-                    return (spool / name).read_bytes()
+                with self._scratch() as scratch, suppress(FileNotFoundError):
+                    self._download(run, f"{folder}/{name}", scratch / name)
+                    return (scratch / name).read_bytes()
         return None
 
     def copy(self, source: str, target: str) -> None:
         attempt, folder, name = _split(target)
-        with self._spooled(attempt) as spool:
-            file = spool / name
+        with self._scratch() as scratch:
+            file = scratch / name
             size = self.keys(source.rpartition("/")[0])[source]
             self.read(source, file, size)
             self._upload(attempt, folder, file, f"copying {source} in {self.url}")
@@ -140,8 +138,7 @@ class Artifacts:
                     self._delete(run, folder, once)  # where folders exist, an empty one stays otherwise
 
     def abandon_uploads(self, folder: str) -> None:
-        for left in own_folder(self._spool.parent, self._spool / folder).glob("*"):
-            shutil.rmtree(left, ignore_errors=True)
+        """There are none: a file is uploaded whole, and what a killed process kept here the next one removes."""
 
     def _runs(self, attempt: str) -> list[Run]:
         """The runs that may hold an attempt's checkpoints: one, hardly ever two; the first is written to."""
@@ -232,25 +229,11 @@ class Artifacts:
         self._send(what, lambda: self._server.artifacts(run).log_artifact(str(file), folder))
 
     @contextmanager
-    def _spooled(self, attempt: str) -> Iterator[Path]:
+    def _scratch(self) -> Iterator[Path]:
         """A folder on this machine's disk for one file: MLflow uploads files, not streams."""
-        parent = own_folder(self._spool.parent, self._spool / attempt)
-        while True:
-            parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder = Path(mkdtemp(dir=parent))
-                break
-            except FileNotFoundError:  # another thread has just removed the empty folder
-                continue
-        try:
+        self._outputs.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(self._outputs) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            for empty in (parent, parent.parent, self._spool):
-                try:
-                    empty.rmdir()
-                except OSError:
-                    break
 
 
 def _split(key: str) -> tuple[str, str, str]:
