@@ -24,7 +24,7 @@ from sr_runner.tracking import RunRecord, Tracker
 from sr_runner.training import device as devices
 from sr_runner.training.progress import Progress
 from sr_runner.training.result import Result
-from sr_runner.training.validation import Validation
+from sr_runner.training.validation import Scored, Validation
 from sr_runner.training.window import Window
 from sr_runner.weights import describe
 
@@ -154,9 +154,9 @@ class Orchestrator:
         if len(generators) == self.world.size or self.world.is_main:
             devices.restore_random_state(dict(generators[self.world.rank]))
         if fork:
-            self.validation.evaluated_at = self.step
+            self.validation.last = Scored(self.step)
         else:
-            self.validation.restore(run)
+            self.validation.restore(state.training)
             self._window.restore(run.window)
             self._saved = self._version
         devices.warn_of_change(run.environment, self._environment)
@@ -190,11 +190,12 @@ class Orchestrator:
         return evaluation
 
     def result(self) -> Result:
-        validation, final = self.validation, self.validation.final
-        if final.step and final.step == validation.evaluated_at:
-            metrics = validation.metrics | final.metrics
-            return Result(self.step, metrics, final.scores, final.bicubic, validation.best)
-        return Result(self.step, validation.metrics, validation.scores, validation.bicubic, validation.best)
+        validation, metrics = self.validation, self.validation.metrics
+        last = validation.last
+        if validation.final.step == last.step > 0:
+            last = validation.final
+            metrics |= last.metrics("final")
+        return Result(self.step, metrics, last.scores, last.bicubic, validation.best)
 
     def _log(self, waited: float) -> None:
         """One point per metric: means and rates since the point before. The only place where the loop waits for the
@@ -315,8 +316,7 @@ class Orchestrator:
             origin=dataclasses.replace(self.origin, tracker=self.tracker.state()),
             **self.validation.state(),
         )
-        is_current = self.validation.evaluated_at == self.step
-        metrics = self.validation.metrics if is_current else {}
+        metrics = self.validation.metrics if self.validation.last.step == self.step else {}
         return TrainingState(self.step, exported, run.tree(), self.config, describe(self.model), metrics)
 
     def _load_networks(self, state: TrainingState, run: RunState, fork: bool) -> None:

@@ -47,7 +47,7 @@ class Progress:
         if self._step > self._shown_step and elapsed > 0:
             rate = (self._step - self._shown_step) / elapsed
             self._fields["images/s"] = f"{rate * self._batch_size:.1f}"
-            self._fields["left"] = _duration((self._total - self._step) / rate)
+            self._fields["left"] = tqdm.format_interval((self._total - self._step) / rate)
         self._since, self._shown_step, self._due = now, self._step, now + self._every
         if self._bar is not None:
             self._bar.set_postfix({k: v for k, v in self._fields.items() if k != "left"}, refresh=False)
@@ -70,9 +70,3 @@ class BarSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sr_runner.checkpoint.format import step_name
-from sr_runner.checkpoint.state import RunState
+from sr_runner.checkpoint.state import Rows
 from sr_runner.data import Data, Pair
 from sr_runner.distributed.world import World
 from sr_runner.evaluation.metrics import Score
@@ -35,26 +35,29 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Final:
-    """The evaluation on all validation images at the end of training, where those on the way have fewer."""
+class Scored:
+    """One evaluation, image by image."""
 
     step: int = 0
     """0: there was none."""
     scores: tuple[Score, ...] = ()
     bicubic: tuple[Score, ...] = ()
+    """The same images enlarged by MATLAB bicubic."""
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {f"final/{name}": value for name, value in Evaluation(list(self.scores)).mean.items()}
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The means, `<prefix>/psnr` and so on; empty without images."""
+        means = Evaluation(list(self.scores)).mean if self.scores else {}
+        return {f"{prefix}/{name}": value for name, value in means.items()}
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"step": self.step, "scores": _rows(self.scores), "bicubic": _rows(self.bicubic)}
+        """For a checkpoint: plain data."""
+        rows = {name: [dataclasses.asdict(score) for score in getattr(self, name)] for name in ("scores", "bicubic")}
+        return {"step": self.step} | rows
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Final:
+    def of(cls, step: int = 0, scores: Rows = (), bicubic: Rows = ()) -> Scored:
         """The inverse of `state`."""
-        return cls(int(state["step"]), _scores(state["scores"]), _scores(state["bicubic"])) if state else cls()
+        return cls(step, tuple(Score(**row) for row in scores), tuple(Score(**row) for row in bicubic))
 
 
 class Validation:
@@ -77,29 +80,26 @@ class Validation:
         self._pictures, self._folder = pictures, Path()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")  # they are drawn beside the training
         self._drawing: list[Future[None]] = []
-        self.evaluated_at = 0
-        """The step of the last evaluation."""
-        self.scores: tuple[Score, ...] = ()
-        self.bicubic: tuple[Score, ...] = ()
-        self.final = Final()
+        self.last = Scored()
+        self.final = Scored()
+        """The evaluation on all images at the end of training, where those on the way have fewer."""
         self.best: dict[str, float] = {}
         """The evaluation of the highest PSNR, with its `step`; empty before the first."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """The means of the last evaluation, `valid/psnr` and so on; empty before the first."""
-        means = Evaluation(list(self.scores)).mean if self.scores else {}
-        return {f"valid/{name}": value for name, value in means.items()}
+        return self.last.metrics("valid")
 
     @property
     def version(self) -> tuple[int, int]:
         """Differs where a checkpoint would."""
-        return self.evaluated_at, self.final.step
+        return self.last.step, self.final.step
 
     def is_lacking(self, step: int) -> bool:
         """Whether the images of the evaluations, or at the end of training all of them, are still to be scored."""
         at_end = step == self._last_step and len(self._data.valid_all) > len(self._data.valid)
-        return self.evaluated_at != step or (at_end and self.final.step != step)
+        return self.last.step != step or (at_end and self.final.step != step)
 
     def begin(self, run_dir: Path) -> None:
         """Pictures go into `run_dir` from now on."""
@@ -109,7 +109,7 @@ class Validation:
         """Score `network`; None where a signal cut it short, or where there are no validation images."""
         pairs = self._data.valid
         if not len(pairs):
-            self.evaluated_at = step
+            self.last = Scored(step)
             return None
         began = time.perf_counter()
         drawn = {pair.name for pair in pairs[: self._pictures]}
@@ -122,24 +122,20 @@ class Validation:
         evaluation = self._score(network, pairs, keep)
         if evaluation is None:
             return None
-        if len(self.bicubic) != len(pairs):
-            self.bicubic = self._score_bicubic(pairs)
-        self.scores, self.evaluated_at = tuple(evaluation.scores), step
-        metrics = self.metrics
-        self._tracker.log(step, metrics)
+        known = self.last.bicubic
+        bicubic = known if len(known) == len(pairs) else self._score_bicubic(pairs)
+        self.last = Scored(step, tuple(evaluation.scores), bicubic)
+        metrics = self._record("step %d", self.last, "valid", began)
         self._drawing += [self._background.submit(strip) for strip in strips]
         if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
             self.best = metrics | {"step": float(step)}
-        _log("step %d", step, metrics, len(pairs), began)
         if self.is_lacking(step):
             self._score_all(step, network)
         return evaluation
 
     def broadcast(self, world: World) -> None:
         """What the main process has scored becomes known to its peers."""
-        known = world.broadcast(self.state())
-        self.evaluated_at, self.scores = known["evaluated_at"], _scores(known["scores"])
-        self.final = Final.of(known["final"])
+        self.restore(world.broadcast(self.state()))
 
     def flush(self) -> None:
         """Wait until the pictures of all evaluations so far are recorded."""
@@ -151,27 +147,28 @@ class Validation:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: fields of `RunState`."""
-        return {
-            "evaluated_at": self.evaluated_at,
-            "best": self.best,
-            "scores": _rows(self.scores),
-            "bicubic": _rows(self.bicubic),
-            "final": self.final.state(),
-        }
+        last = self.last.state()
+        return {"evaluated_at": last.pop("step"), "best": self.best, **last, "final": self.final.state()}
 
-    def restore(self, state: RunState) -> None:
-        self.evaluated_at, self.best = state.evaluated_at, dict(state.best)
-        self.scores, self.bicubic = _scores(state.scores), _scores(state.bicubic)
-        self.final = Final.of(state.final)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`; other keys are passed over."""
+        self.best = dict(state["best"])
+        self.last = Scored.of(state["evaluated_at"], state["scores"], state["bicubic"])
+        self.final = Scored.of(**state["final"])
 
     def _score_all(self, step: int, network: nn.Module) -> None:
         began, pairs = time.perf_counter(), self._data.valid_all
         evaluation = self._score(network, pairs)
-        if evaluation is None:
-            return
-        self.final = Final(step, tuple(evaluation.scores), self._score_bicubic(pairs))
-        self._tracker.log(step, self.final.metrics)
-        _log("at the end, step %d", step, self.final.metrics, len(pairs), began)
+        if evaluation is not None:
+            self.final = Scored(step, tuple(evaluation.scores), self._score_bicubic(pairs))
+            self._record("at the end, step %d", self.final, "final", began)
+
+    def _record(self, when: str, scored: Scored, prefix: str, began: float) -> dict[str, float]:
+        metrics = scored.metrics(prefix)
+        self._tracker.log(scored.step, metrics)
+        text = f"{when}: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s"
+        log.info(text, scored.step, *metrics.values(), len(scored.scores), time.perf_counter() - began)
+        return metrics
 
     def _score(self, network: nn.Module, pairs: Sequence[Pair], on_image: OnImage | None = None) -> Evaluation | None:
         """Tile by tile, and leave the network's mode as it was; None where a signal cut it short."""
@@ -190,7 +187,6 @@ class Validation:
             torch.backends.cudnn.benchmark = benchmark
 
     def _score_bicubic(self, pairs: Sequence[Pair]) -> tuple[Score, ...]:
-        """The same images enlarged by MATLAB bicubic."""
         scale = self._data.scale
         return tuple(score_pairs(pairs, lambda pair: imresize_uint8(pair.lr, scale), crop=scale).scores)
 
@@ -204,17 +200,3 @@ class Validation:
             self._tracker.picture(step, f"valid/{name}", path)
         except OSError as error:
             log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)
-
-
-def _log(when: str, step: int, metrics: Mapping[str, float], count: int, began: float) -> None:
-    text = f"{when}: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s"
-    log.info(text, step, *metrics.values(), count, time.perf_counter() - began)
-
-
-def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Scores as plain data."""
-    return [dataclasses.asdict(score) for score in scores]
-
-
-def _scores(rows: Sequence[Mapping[str, Any]]) -> tuple[Score, ...]:
-    return tuple(Score(**row) for row in rows)
