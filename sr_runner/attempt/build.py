@@ -18,16 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from sr_runner.checkpoint import (
-    BestN,
-    CheckpointManager,
-    EveryMinutes,
-    EverySteps,
-    LastN,
-    Origin,
-    Policy,
-    Store,
-)
+from sr_runner.checkpoint import BestN, CheckpointManager, EveryMinutes, EverySteps, LastN, Origin, Policy, Store
 from sr_runner.config import schema as configs
 from sr_runner.config import types
 from sr_runner.config.compose import parse

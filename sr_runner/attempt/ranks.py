@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import fields
 from pathlib import Path
 
 from sr_runner.attempt.build import Parts
@@ -31,7 +30,7 @@ def broadcast_start(parts: Parts, chosen: Chosen, folder: Path) -> None:
             "fork": chosen.parent is not None,
             "images": parts.data.fingerprint,
             "networks": {name: learner.network.state_dict() for name, learner in parts.learners.items()},
-            "state": None if state is None else {field.name: getattr(state, field.name) for field in fields(state)},
+            "state": None if state is None else vars(state),
         }
     )
 

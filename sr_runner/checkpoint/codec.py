@@ -24,13 +24,13 @@ class UnsupportedStateError(TypeError):
     """State of a type that no checkpoint can hold; the message names where it sits."""
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def flatten(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Split `tree` into tensors by path (`optimizer/model/head.weight/exp_avg`) and a JSON-able rest.
 
     Tensors are not copied. Raises `UnsupportedStateError` for an object that is neither a tensor nor plain data.
     """
     tensors: dict[str, torch.Tensor] = {}
-    return tensors, {key: _encode(value, f"{prefix}{key}", tensors) for key, value in tree.items()}
+    return tensors, {key: _encode(value, key, tensors) for key, value in tree.items()}
 
 
 def unflatten(rest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

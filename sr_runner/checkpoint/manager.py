@@ -6,7 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sr_runner.checkpoint.format import DamagedError, Name
@@ -110,7 +112,7 @@ class CheckpointManager:
         except OSError as error:
             log.warning("leftovers of killed writes in %s could not be removed: %s", self.store.url, error)
         if self._spool is not None and self._spool.steps():
-            self._writer.run(self._empty_spool)
+            self._writer.run(partial(self._empty, self._spool))
 
     def save(self, state: TrainingState, *, wait: bool = False) -> bool:
         """Snapshot `state` and write it in the background; with `wait`, return once it is committed (or failed).
@@ -230,10 +232,9 @@ class CheckpointManager:
         """Where the checkpoint is kept on this machine; "" where it is not."""
         return self._spool.keep(write.state.step, write.put) if self._spool is not None else ""
 
-    def _empty_spool(self) -> None:
-        assert self._spool is not None
+    def _empty(self, spool: Spool) -> None:
         try:
-            self._spool.bring_home(self.store, self._scratch, self._confirm)
+            spool.bring_home(self.store, self._scratch, self._confirm)
         except RunError as error:
             self._fatal = error
 
@@ -245,10 +246,9 @@ class CheckpointManager:
         for step in doomed(list(self._known.values()), self._keep):
             name = self._name(step)
             try:
-                self.store.delete(name)
+                with suppress(FileNotFoundError):  # somebody else deleted it
+                    self.store.delete(name)
                 del self._known[step]
-            except FileNotFoundError:
-                del self._known[step]  # somebody else deleted it
             except OSError as error:
                 log.warning("old checkpoint %s could not be deleted: %s", name, error)
 

@@ -53,10 +53,13 @@ def exit_together(status: int, message: str) -> int:
             if status:
                 rendezvous_store().set("ended", str(status))
         return status
+    import torch.distributed as dist
+
     with contextlib.suppress(RuntimeError):
         reason = json.dumps({"status": status, "message": message.removeprefix("sr-run: ").strip()})
         rendezvous_store().compare_set("failed", "", reason)
-        _disconnect()
+        if dist.is_initialized():
+            dist.destroy_process_group()  # breaks the connections, so that nobody waits for this process
         main_status = main_exit_status(_MAIN_SECONDS)
         if main_status is not None:
             return main_status
@@ -88,11 +91,3 @@ def _wait(key: str, seconds: float, unless: Callable[[], bool] = lambda: False) 
             time.sleep(0.02)
         return bytes(rendezvous_store().get(key))
     return None
-
-
-def _disconnect() -> None:
-    """Break the connections, so that nobody waits for this process."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -155,7 +155,7 @@ class ProcessGroup:
         self._stop = stop
 
     def _collected(self) -> int:
-        """The largest signal number that anybody had at the last call of `to_stop`."""
+        """The largest signal number that anybody had at the last call of `should_stop`."""
         if self._pending is None:
             return 0
         with self._connection_errors():

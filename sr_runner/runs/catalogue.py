@@ -112,10 +112,9 @@ class Catalogue:
         for other in self.identities() - {identity}:
             newest = self.named(other)
             theirs = self.facts(newest) if newest else None
-            if theirs is not None:
-                differing = difference(facts, theirs)
-                if 0 < len(differing) <= 4:
-                    found.append((other, differing))
+            differing = difference(facts, theirs) if theirs is not None else {}
+            if 0 < len(differing) <= 4:
+                found.append((other, differing))
         return sorted(found, key=lambda item: (len(item[1]), item[0]))[:3]
 
     def _origin(self, name: Name) -> Origin:

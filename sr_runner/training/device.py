@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,9 +60,7 @@ def resolve_precision(wanted: str, device: torch.device, key: str = "trainer.pre
         return "bf16" if _fast_bf16(device) else "fp32"
     if wanted == "fp16" and device.type != "cuda":
         raise RequestError(f"{key}=fp16 needs a GPU, the device is {device}; expected bf16, fp32 or auto")
-    if wanted == "bf16":
-        return "bf16"
-    return "fp16" if wanted == "fp16" else "fp32"
+    return cast(Precision, wanted)
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -103,11 +103,9 @@ class LocalStore:
         folder = self._folder(attempt)
         for step, aside in self._aside(folder).items():
             aside.rename(folder / step)  # killed between the two renames of a replacement
-        for mark in (_WRITING, _DELETED, _REPLACED):
+        for mark in (_WRITING, _DELETED, _REPLACED, DRAFT):
             for left in folder.glob(f"{mark}*"):
                 _remove(left)
-        for draft in folder.glob(f"{DRAFT}*"):
-            draft.unlink(missing_ok=True)
 
     def read_lease(self, attempt: str) -> bytes | None:
         try:
@@ -169,7 +167,7 @@ class LocalStore:
 def _remove(path: Path) -> None:
     """As far as possible, and of a link only the link."""
     with suppress(OSError):
-        path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _write(path: Path, blob: Blob) -> None:

@@ -22,7 +22,7 @@ from sr_runner.masking import masked_text
 from sr_runner.mlflow_server import ATTEMPT_TAG, Server, tracking_uri
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import FileInfo, Run
 
 _FOLDER = "checkpoints"
 
@@ -92,9 +92,9 @@ class Artifacts:
         found: dict[str, int] = {}
         for attempt, attempt_runs in runs.items():
             for run in attempt_runs:
-                for path, size in self._walk(run, "/".join([_FOLDER, *parts[2:]])):
+                for file in self._walk(run, "/".join([_FOLDER, *parts[2:]])):
                     # Two runs of one attempt, of which the tracker removed one, are one to us: the older one's file.
-                    found.setdefault(f"{attempt}{path.removeprefix(_FOLDER)}", size)
+                    found.setdefault(f"{attempt}{file.path.removeprefix(_FOLDER)}", int(file.file_size or 0))
         return found
 
     def write(self, key: str, blob: Blob) -> None:
@@ -162,18 +162,18 @@ class Artifacts:
                 found.setdefault(run.data.tags[ATTEMPT_TAG], []).append(run)
         return found
 
-    def _make_run(self, attempt: str) -> Run:
-        """The run of an attempt that no tracker has made: tracking is off, or the tracker has not come that far."""
-        experiment_id, now = self._server.experiment_id(self._experiment), int(time.time() * 1000)
-        name = attempt.partition("/")[0]
-        return self._server.tagged_run(experiment_id, ATTEMPT_TAG, attempt, name=name, start_time=now)
-
     def _run_to_write(self, attempt: str) -> Run:
+        """The run of an attempt, made here where no tracker makes it: that is off, or has not come that far."""
+
+        def make() -> Run:
+            experiment_id, now = self._server.experiment_id(self._experiment), int(time.time() * 1000)
+            name = attempt.partition("/")[0]
+            return self._server.tagged_run(experiment_id, ATTEMPT_TAG, attempt, name=name, start_time=now)
+
         until = time.monotonic() + self._wait_for_run
         while not (runs := self._runs(attempt)):
             if time.monotonic() >= until:
-                what = f"making the run of {attempt} in {self.url}"
-                return self._send(what, lambda: self._make_run(attempt))
+                return self._send(f"making the run of {attempt} in {self.url}", make)
             time.sleep(0.25)
         return runs[0]
 
@@ -185,7 +185,7 @@ class Artifacts:
         return runs[0] if len(runs) == 1 else next((run for run in runs if self._has(run, path)), runs[0])
 
     def _has(self, run: Run, path: str) -> bool:
-        return any(found == path for found, _, _ in self._list(run, path.rpartition("/")[0]))
+        return any(file.path == path for file in self._list(run, path.rpartition("/")[0]))
 
     def _download(self, run: Run, path: str, file: Path, size: int | None = None) -> None:
         def download() -> None:
@@ -196,20 +196,17 @@ class Artifacts:
 
         self._send(f"downloading {path} of run {run.info.run_id} in {self.url}", download)
 
-    def _walk(self, run: Run, folder: str) -> Iterator[tuple[str, int]]:
-        for path, is_folder, size in self._list(run, folder):
-            if is_folder:
-                yield from self._walk(run, path)
-            else:
-                yield path, size
+    def _walk(self, run: Run, folder: str) -> Iterator[FileInfo]:
+        for file in self._list(run, folder):
+            yield from self._walk(run, file.path) if file.is_dir else [file]
 
-    def _list(self, run: Run, folder: str) -> list[tuple[str, bool, int]]:
+    def _list(self, run: Run, folder: str) -> list[FileInfo]:
         try:
             what = f"listing {folder} in {self.url}"
             found = self._send(what, lambda: self._server.artifacts(run).list_artifacts(folder))
         except FileNotFoundError:
             return []
-        return [(file.path, bool(file.is_dir), int(file.file_size or 0)) for file in found if file.path != folder]
+        return [file for file in found if file.path != folder]
 
     def _delete(self, run: Run, path: str, once: bool) -> None:
         """What is not there (a first try deleted it, and its answer was lost) is no error, whatever MLflow says."""
