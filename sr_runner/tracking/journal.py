@@ -201,7 +201,7 @@ def crc_of(path: Path, start: int, end: int, crc: int = 0) -> int | None:
     if start == end:
         return crc
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
             file.seek(start)
             while start < end:
                 block = file.read(min(_READ, end - start))

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.errors import RequestError
+from sr_runner.files import LinkError
 from sr_runner.masking import masked, masked_text
 from sr_runner.mlflow_server import Server, attempt_of, tracking_uri, ui_hint
 from sr_runner.tracking.journal import (
     IDS,
     JOURNAL,
     SENT,
+    SYSTEM,
     JournalWriter,
     Line,
     fits_journals,
@@ -107,6 +109,8 @@ class MlflowTracker:
         Raises `RequestError` where the journal cannot be written from the start. Later, points wait in memory.
         """
         self._run_dir = run.run_dir.absolute()
+        if (system := self._run_dir / SYSTEM).is_symlink():
+            raise LinkError(system)  # to the sender it would be a server that cannot be reached
         try:
             self._journal = self._open_journal()
         except OSError as error:

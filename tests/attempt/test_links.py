@@ -38,7 +38,7 @@ from sr_runner.weights import export
 
 ATTEMPT = f"{IDENTITY}/a0001-cafe"
 REPLACED = ("run.json", "config.yaml", "overrides.txt", "result.json", "images.csv", "tracker.json", "journal.sent")
-REFUSED = ("run.lock", "journal.jsonl")
+REFUSED = ("run.lock", "journal.jsonl", "system.jsonl")
 ALARM = b"alias ls='echo this is a file of the user'\n"
 
 
@@ -86,7 +86,7 @@ def test_a_resume_refuses_a_link_at_a_lock_or_log_and_replaces_one_at_any_other_
     (folder,) = (tmp_path / "outputs" / "runs").glob("*/*")
     resume = (*words, "trainer.resume=true")
     for name in REFUSED:
-        kept = (folder / name).read_bytes()
+        kept = (folder / name).read_bytes() if (folder / name).exists() else b""
         plant(folder / name, canary)
         done = sr_run(*resume, code=2)
         last = done.stderr.splitlines()[-1]
@@ -95,11 +95,11 @@ def test_a_resume_refuses_a_link_at_a_lock_or_log_and_replaces_one_at_any_other_
         (folder / name).write_bytes(kept)
     (picture,) = (path.name for path in (folder / "pictures").iterdir())
     replaced = [folder / name for name in REPLACED]
-    replaced += [folder / "pictures" / picture.replace("00000003", "00000006"), folder / "system.jsonl"]
+    replaced += [folder / "pictures" / picture.replace("00000003", "00000006")]
     for path in replaced:
         plant(path, canary)
     assert "resumed at step 3 of 6" in sr_run(*resume).stderr
-    assert [path.name for path in replaced if path.is_symlink()] == ["system.jsonl"]
+    assert not any(path.is_symlink() for path in replaced)
 
 
 @pytest.mark.parametrize(
