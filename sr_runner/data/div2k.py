@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Unpack
 
 from sr_runner.data import checks
-from sr_runner.data.archives import unpack_images
+from sr_runner.data.archives import ArchiveError, unpack_images
 from sr_runner.data.dataset import PairData, PairOptions
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.div2k_archives import ARCHIVES, BASE_URL
-from sr_runner.data.download import DownloadError, Remote, download, sha256_of
+from sr_runner.data.download import DownloadError, Remote, WrongFileError, download, sha256_of, shown, size_of
 from sr_runner.data.names import Ranges, numbers
 from sr_runner.data.sources import ImageFile, PairSource, Photographs
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, RunError, nearest
+from sr_runner.files import LinkError
 from sr_runner.locks import file_lock
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,10 @@ class Div2kPhotographs(Photographs):
         super().__init__(name, str(root.absolute()), self._pairs(self._train_ids), self._pairs(self._valid_ids))
 
     def fetch(self, *, progress: bool) -> None:
-        """Download and unpack what is missing below `root`; nothing is asked of the network where all is there."""
+        """Download and unpack what is missing below `root`; nothing is asked of the network where all is there.
+
+        Raises `RequestError` where it cannot be had, `RunError` where what a server has is not what it should be.
+        """
         try:
             if self._missing():
                 self._fetch_missing(progress)
@@ -77,9 +81,13 @@ class Div2kPhotographs(Photographs):
                 for name in self._missing():
                     self._get(name, progress)
                     if missing := self._missing().get(name):
-                        raise RequestError(f"data=div2k: {name}.zip does not hold {missing[0].name}.")
+                        raise RunError(f"data=div2k: {name}.zip does not hold {missing[0].name}.")
         except DownloadError as error:
             raise RequestError(str(error), *self._by_hand()) from error
+        except WrongFileError as error:
+            raise RunError(str(error), *self._by_hand()) from error
+        except LinkError:
+            raise
         except OSError as error:
             raise RequestError(
                 f"data.root={str(self._root)!r}: cannot be written to ({error.strerror}); choose another folder."
@@ -88,7 +96,7 @@ class Div2kPhotographs(Photographs):
     def _get(self, name: str, progress: bool) -> None:
         """One folder, from an archive that somebody put into `root`, or from the network."""
         size, sha256 = self._archives[name]
-        remote = Remote(f"{self._base_url}{name}.zip", size, sha256)
+        remote = Remote(self._url(name), size, sha256)
         archive = self._root / f"{name}.zip"
         if archive.is_file():
             _check_archive(archive, remote)
@@ -98,14 +106,21 @@ class Div2kPhotographs(Photographs):
             raise RequestError(f"data=div2k: {_folder(name)} is not in {self._root.absolute()}.", *self._by_hand())
         partial = archive.with_suffix(".zip.part")
         self._check_room(remote, partial)
-        logger.info("Downloading %s (%.2g GB).", remote.url, size / 1e9)
+        logger.info("Downloading %s (%.2g GB).", remote, size / 1e9)
         download(remote, partial, progress=progress)
-        unpack_images(partial, self._root, _folder(name))
+        try:
+            unpack_images(partial, self._root, _folder(name))
+        except ArchiveError:
+            partial.unlink()
+            raise
         partial.unlink()
 
+    def _url(self, name: str) -> str:
+        parts = urllib.parse.urlsplit(self._base_url)
+        return urllib.parse.urlunsplit(parts._replace(path=f"{parts.path}{name}.zip"))
+
     def _check_room(self, remote: Remote, partial: Path) -> None:
-        have = partial.stat().st_size if partial.exists() else 0
-        needed, free = 2 * remote.size - have, shutil.disk_usage(self._root).free
+        needed, free = 2 * remote.size - size_of(partial), shutil.disk_usage(self._root).free
         if free < needed:
             raise RequestError(
                 f"data.root={str(self._root)!r}: {needed / 1e9:.2g} GB are needed to download and unpack "
@@ -116,7 +131,7 @@ class Div2kPhotographs(Photographs):
         """What to do on a machine without a network."""
         lines = [f"To do it by hand, put these archives into {self._root.absolute()} (as they are, or unpacked there):"]
         for name in self._missing():
-            lines.append(f"  {self._base_url}{name}.zip  ({self._archives[name][0] / 1e9:.2g} GB)")
+            lines.append(f"  {shown(self._url(name))}  ({self._archives[name][0] / 1e9:.2g} GB)")
         own = "or give the folder where you have DIV2K already (the one with DIV2K_train_HR in it): data.root=FOLDER"
         return [*lines, own]
 
@@ -211,9 +226,15 @@ def _check_track(track: str, scale: int) -> None:
 
 
 def _check_url(base_url: str) -> None:
-    if urllib.parse.urlsplit(base_url).scheme not in ("http", "https") or not base_url.endswith("/"):
+    try:
+        parts = urllib.parse.urlsplit(base_url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.fragment
+    except ValueError:  # a port that is no number, half an IPv6 address, ...
+        fits = False
+    if not fits or not parts.path.endswith("/"):
         raise RequestError(
-            f"data.base_url={base_url!r}: expected a URL that begins with https:// or http:// and ends with a slash."
+            f"data.base_url={shown(base_url)!r}: expected a URL that begins with https:// or http:// and whose path "
+            "ends with a slash."
         )
 
 
@@ -221,7 +242,7 @@ def _check_archive(archive: Path, remote: Remote) -> None:
     size = archive.stat().st_size
     if size != remote.size:
         raise RequestError(
-            f"{archive}: has {size} bytes, {remote.url} has {remote.size}; it is truncated or another file. "
+            f"{archive}: has {size} bytes, {remote} has {remote.size}; it is truncated or another file. "
             "Delete it, or put the whole one there."
         )
     if (found := sha256_of(archive)) != remote.sha256:

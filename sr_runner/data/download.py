@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import http.client
 import logging
+import os
 import re
 import socket
+import stat
+import string
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 from tqdm.auto import tqdm
 
-from sr_runner.errors import RequestError
+from sr_runner.errors import RequestError, RunError
+from sr_runner.files import LinkError, open_own
+from sr_runner.masking import masked_text
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
+_LEAST = 1 << 16
+"""Bytes that have to come in `_TIMEOUT` seconds, and between two failures: a trickle counts as a failure, or a server
+could hold a run for years."""
 _ATTEMPTS = 5
-"""Failures in a row, without a byte in between, before giving up."""
+"""Failures in a row before giving up."""
 
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+_REDIRECTIONS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTIONS = 10
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,23 +48,37 @@ class DownloadError(RequestError):
     """A file could not be downloaded."""
 
 
+class WrongFileError(RunError):
+    """A server answers, but what it has is not the file that it should have."""
+
+
 @dataclass(frozen=True)
 class Remote:
-    """A file on a server, with what is known of it."""
+    """A file on a server, with what is known of it. `url` may hold user, password and query."""
 
     url: str
     size: int
     sha256: str
+
+    def __str__(self) -> str:
+        """The address for people: without password and query, where secrets stand."""
+        return shown(self.url)
+
+
+def shown(url: str) -> str:
+    """`url` without the secrets that it may hold: user and password masked, the query left out."""
+    return masked_text(url).partition("?")[0]
 
 
 def download(remote: Remote, path: Path, *, progress: bool) -> None:
     """Fetch `remote` into `path`, going on behind the bytes that `path` holds already from an earlier attempt.
 
     Connections that fail or break and servers that are busy are tried again, 1, 2, 4, ... seconds later. On return
-    size and SHA-256 are right; where they cannot be made right, `path` is removed and `DownloadError` is raised. Other
-    `DownloadError`s leave what has been fetched for the next attempt.
+    size and SHA-256 are right; where they cannot be made right, `path` is removed and `WrongFileError` is raised.
+    `DownloadError`s leave what has been fetched for the next attempt. Raises `LinkError` where `path` is a link: what
+    it leads to is somebody else's.
     """
-    resumed = path.exists() and path.stat().st_size > 0
+    resumed = size_of(path) > 0
     _fetch(remote, path, progress)
     found = sha256_of(path)
     if found != remote.sha256 and resumed:
@@ -61,10 +88,21 @@ def download(remote: Remote, path: Path, *, progress: bool) -> None:
         found = sha256_of(path)
     if found != remote.sha256:
         path.unlink()
-        raise DownloadError(
-            f"{remote.url}: the SHA-256 of what was downloaded is {found}, it should be {remote.sha256}; "
+        raise WrongFileError(
+            f"{remote}: the SHA-256 of what was downloaded is {found}, it should be {remote.sha256}; "
             "what the server has is damaged, or not this file."
         )
+
+
+def size_of(path: Path) -> int:
+    """Bytes in the file `path`; 0 where there is none. Raises `LinkError` where it is a link."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISREG(found.st_mode):
+        raise LinkError(path)
+    return found.st_size
 
 
 def sha256_of(path: Path) -> str:
@@ -75,8 +113,7 @@ def sha256_of(path: Path) -> str:
 
 def _fetch(remote: Remote, path: Path, progress: bool) -> None:
     """Fill `path` up to the right size."""
-    failures = 0
-    have = path.stat().st_size if path.exists() else 0
+    have = size_of(path)
     if have > remote.size:
         path.unlink()
         have = 0
@@ -88,35 +125,38 @@ def _fetch(remote: Remote, path: Path, progress: bool) -> None:
         unit_scale=True,
         disable=None if progress else True,
     )
+    failures, furthest = 0, have
     with bar:
         while have < remote.size:
             problem = _attempt(remote, path, have, bar.update)
-            now = path.stat().st_size if path.exists() else 0
-            failures = 0 if now > have else failures + 1
-            have = now
+            have = size_of(path)
+            # Not where the attempt before stood: a server without ranges begins anew each time.
+            failures = 0 if have - furthest >= _LEAST else failures + 1
+            furthest = max(furthest, have)
             if have == remote.size:
                 return
             if failures >= _ATTEMPTS:
-                raise DownloadError(f"{remote.url}: {problem} ({failures} attempts in a row failed).")
+                raise DownloadError(f"{remote}: {problem} ({failures} attempts in a row failed).")
             wait = 2 ** max(failures - 1, 0)
-            logger.info("%s: %s; going on at byte %d in %d s.", remote.url, problem, have, wait)
+            logger.info("%s: %s; going on at byte %d in %d s.", remote, problem, have, wait)
             sleep(wait)
 
 
 def _attempt(remote: Remote, path: Path, have: int, report: Callable[[float], object]) -> object:
-    """One request, up to its end or to a problem that may pass, which is returned; others raise `DownloadError`."""
+    """One request, up to its end or to a problem that may pass, which is returned; others are raised."""
     try:
         _receive(remote, path, have, report)
+    except (LinkError, PermissionError):  # of the file
+        raise
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code not in _TEMPORARY:
-            raise DownloadError(f"{remote.url}: the server answers {error.code} {error.reason}.") from error
+            raise DownloadError(f"{remote}: the server answers {error.code} {error.reason}.") from error
         return error
     except urllib.error.URLError as error:
         if not have and isinstance(error.reason, socket.gaierror):
-            raise DownloadError(f"{remote.url}: {error.reason.strerror} (is there a network?)") from error
+            raise DownloadError(f"{remote}: {error.reason.strerror} (is there a network?)") from error
         return error.reason
-    except PermissionError:  # of the file
-        raise
     except (http.client.HTTPException, OSError) as error:  # OSError: no route to the host, a broken TLS record, ...
         return error
     return "the connection ended early"
@@ -125,16 +165,17 @@ def _attempt(remote: Remote, path: Path, have: int, report: Callable[[float], ob
 def _receive(remote: Remote, path: Path, have: int, report: Callable[[float], object]) -> None:
     """One request; appends to `path` until the connection ends."""
     headers = {"User-Agent": "sr-run", **({"Range": f"bytes={have}-"} if have else {})}
-    with urllib.request.urlopen(urllib.request.Request(remote.url, headers=headers), timeout=_TIMEOUT) as response:
+    with _open(remote, headers) as response:
         start, total = _extent(response)
         if start not in (0, have) or total not in (None, remote.size):
-            raise DownloadError(
-                f"{remote.url}: the server has {total} bytes there, but the file should have {remote.size}; "
+            raise WrongFileError(
+                f"{remote}: the server has {total} bytes there, but the file should have {remote.size}; "
                 "it is not this file."
             )
         report(start - have)
+        behind = os.O_APPEND if start else os.O_TRUNC
         try:
-            with path.open("ab" if start else "wb") as file:
+            with os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | behind), "ab") as file:
                 _copy(response, file, remote.size - start, report)
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -145,17 +186,72 @@ def _receive(remote: Remote, path: Path, have: int, report: Callable[[float], ob
             ) from error
 
 
+class _NotFollowed(urllib.request.HTTPRedirectHandler):
+    """Leaves redirections to `_open`: urllib reads the whole body of each, however long, gives the credentials to
+    whatever host it is sent to, and goes to ftp."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
+        return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _open(remote: Remote, headers: dict[str, str]) -> Any:
+    """The answer to a request for `remote`, wherever on the web it has moved."""
+    address, user = _without_user(remote.url)
+    home, opener = urlsplit(address)[:2], urllib.request.build_opener(_NotFollowed)
+    for _ in range(_MOST_REDIRECTIONS + 1):
+        own = {"Authorization": f"Basic {base64.b64encode(user).decode()}"} if user else {}
+        sent = headers | (own if urlsplit(address)[:2] == home else {})
+        try:
+            return opener.open(urllib.request.Request(address, headers=sent), timeout=_TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if error.code not in _REDIRECTIONS or "Location" not in error.headers:
+                raise
+            error.close()
+            address = _redirected(remote, address, error.headers["Location"])
+        except UnicodeError as error:  # a name of a host that no resolver takes
+            raise WrongFileError(f"{remote}: {shown(address)!r} is no address of the web ({error}).") from error
+    raise WrongFileError(f"{remote}: the server redirects more than {_MOST_REDIRECTIONS} times.")
+
+
+def _without_user(url: str) -> tuple[str, bytes]:
+    """The address, and `user:password` where it has that."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=host)), unquote_to_bytes(user)
+
+
+def _redirected(remote: Remote, address: str, location: str) -> str:
+    # Headers come as Latin-1; what no address may hold is quoted as browsers do.
+    written = quote(location, encoding="iso-8859-1", safe=string.punctuation)
+    try:
+        found = urlsplit(urljoin(address, written))
+        if found.scheme in ("http", "https") and found.hostname and "@" not in found.netloc and found.port != 0:
+            return urlunsplit(found._replace(fragment=""))
+    except ValueError as error:
+        raise WrongFileError(f"{remote}: the server redirects to {shown(written)!r} ({error}).") from error
+    raise WrongFileError(f"{remote}: the server redirects to {shown(written)!r}; expected a place on the web.")
+
+
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """First byte and size of the whole file, as far as the server states it; a server may ignore the wanted range."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    stated = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", stated)
     if response.status == 206 and match:
         return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length else None
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, expected: int, report: Callable[[float], object]) -> None:
-    while expected > 0 and (chunk := response.read(min(_CHUNK, expected))):
+    since, came = time.monotonic(), 0
+    while expected > 0 and (chunk := response.read1(min(_CHUNK, expected))):
         file.write(chunk)
         expected -= len(chunk)
+        came += len(chunk)
         report(len(chunk))
+        if time.monotonic() - since > _TIMEOUT:
+            if came < _LEAST:
+                raise TimeoutError(f"only {came} bytes came in {_TIMEOUT:.0f} s")
+            since, came = time.monotonic(), 0
