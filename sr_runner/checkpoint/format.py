@@ -38,10 +38,10 @@ FILES = (MODEL, TRAINING, STATE, CONFIG)
 
 # Names from a store become paths, so they are matched whole and never "cleaned".
 PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
-STEP = r"step-\d{8,12}"
-"""Matches what `step_name` writes."""
+STEP = r"step-(?:[0-9]{8}|[1-9][0-9]{8,11})"
+"""Matches what `step_name` writes, and nothing else: another spelling of a step would be listed, and never found."""
 _NAME = re.compile(rf"(?P<identity>{PART})/(?P<attempt>{PART})/(?P<step>{STEP})")
-_WRITTEN_STEP = re.compile(r"step-(\d{1,12})")
+_WRITTEN_STEP = re.compile(r"step-([0-9]{1,12})")
 MANIFEST_LIMIT = 1 << 16
 
 

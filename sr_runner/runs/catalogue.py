@@ -17,7 +17,7 @@ from sr_runner.mlflow_server import Server, tracking_uri
 from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
 
-ATTEMPT = re.compile(r"a(\d{4,})-[0-9a-f]{4,}")
+ATTEMPT = re.compile(r"a([0-9]{4,9})-[0-9a-f]{4,}")
 
 
 @dataclass(frozen=True)

@@ -377,7 +377,9 @@ def _put(store: Any, key: str, data: bytes) -> None:
 
 
 def _get(store: Any, key: str) -> bytes:
-    found: bytes = (store.root / key).read_bytes() if isinstance(store, LocalStore) else store._objects.peek(key)
+    found: bytes = (
+        (store.root / key).read_bytes() if isinstance(store, LocalStore) else store._objects.peek(key, 1 << 40)
+    )
     return found
 
 

@@ -110,13 +110,16 @@ class Artifacts:
         attempt, folder, name = _split(key)
         self._download(self._holder(attempt, f"{folder}/{name}"), f"{folder}/{name}", path, size)
 
-    def peek(self, key: str) -> bytes | None:
+    def peek(self, key: str, limit: int) -> bytes | None:
         attempt, folder, name = _split(key)
         for run in self._runs(attempt):
-            if self._has(run, f"{folder}/{name}"):
+            sizes = {file.path: file.file_size for file in self._list(run, folder)}
+            if (size := sizes.get(f"{folder}/{name}")) is not None:
+                if size > limit:  # MLflow downloads files whole
+                    return b""
                 with self._scratch() as scratch, suppress(FileNotFoundError):
                     self._download(run, f"{folder}/{name}", scratch / name)
-                    return (scratch / name).read_bytes()
+                    return (scratch / name).read_bytes()[:limit]
         return None
 
     def copy(self, source: str, target: str) -> None:

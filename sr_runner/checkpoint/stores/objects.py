@@ -15,7 +15,6 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from sr_runner.checkpoint.format import (
     Name,
     check_files,
 )
+from sr_runner.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ _REPLACING = ".replacing-"
 _DAMAGED = "damaged-"
 _WHY = "why.json"
 _LEASE = "lease.json"
+_LEASE_LIMIT = 1 << 14
+"""Bytes of a lease that are looked at: a longer one is none."""
 _BESIDE = re.compile(rf"{re.escape(_REPLACING)}(?P<step>{STEP})-[0-9a-f]+")
 _QUARANTINED = re.compile(rf"{re.escape(_DAMAGED)}(?P<step>{STEP})-.+")
 
@@ -63,10 +65,11 @@ class Objects(Protocol):
         """Upload a file of any size in bounded memory, over what is there."""
 
     def read(self, key: str, path: Path, size: int) -> None:
-        """Download an object of `size` bytes into the new file `path`, in bounded memory."""
+        """Download an object of `size` bytes into the new file `path`, in bounded memory. Raises `DamagedError` where
+        it has another size."""
 
-    def peek(self, key: str) -> bytes | None:
-        """A small object whole, None where there is none."""
+    def peek(self, key: str, limit: int) -> bytes | None:
+        """The first `limit` bytes of an object, None where there is none."""
 
     def copy(self, source: str, target: str) -> None: ...
 
@@ -155,16 +158,26 @@ class ObjectStore:
             self._objects.delete(place.keys)
 
     def quarantine(self, name: str, reason: str) -> str:
-        with tempfile.TemporaryDirectory(prefix="sr-run-") as scratch:
-            place, _ = self._current(name, Path(scratch))
+        place, _, _ = self._current(name)
         target = f"{_aside(name, _DAMAGED)}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        for file in place.files:
-            self._objects.copy(f"{place.folder}/{file}", f"{target}/{file}")
+        moved = [file for file in place.files if self._is_copied(f"{place.folder}/{file}", f"{target}/{file}")]
         why = json.dumps({"name": name, "reason": reason}, indent=1) + "\n"
         # Last, and so the sign that the copy is complete (see `clean`).
         self._objects.write(f"{target}/{_WHY}", Blob.of(_WHY, why.encode()))
-        self._objects.delete(place.keys)
+        self._objects.delete(_Place(place.folder, {file: place.files[file] for file in moved}).keys)
         return f"{self.url}/{target}"
+
+    def _is_copied(self, source: str, target: str) -> bool:
+        """False for a file that is none of a checkpoint, and that the storage does not take under a longer key: it must
+        not keep a run from going on with the checkpoint before."""
+        try:
+            self._objects.copy(source, target)
+        except OSError as error:
+            if source.rpartition("/")[2] in (*FILES, MANIFEST):
+                raise
+            log.warning("%s stays where it is: %s", source, error)
+            return False
+        return True
 
     def clean(self, attempt: str) -> None:
         Name.of(attempt, 0)  # raises where that is no attempt
@@ -178,7 +191,7 @@ class ObjectStore:
         self._objects.abandon_uploads(attempt)
 
     def read_lease(self, attempt: str) -> bytes | None:
-        return self._objects.peek(_lease_key(attempt))
+        return self._objects.peek(_lease_key(attempt), _LEASE_LIMIT)
 
     def write_lease(self, attempt: str, record: bytes) -> None:
         self._objects.write(_lease_key(attempt), Blob.of(_LEASE, record))
@@ -203,8 +216,7 @@ class ObjectStore:
 
     def _settle(self, name: str, here: _Place, beside: Sequence[_Place]) -> None:
         """Bring a committed replacement to its place. Killed anywhere, it can be done again."""
-        with tempfile.TemporaryDirectory(prefix="sr-run-") as scratch:
-            new, _ = self._current(name, Path(scratch))
+        new, _, _ = self._current(name)
         if new.folder == here.folder:  # half a manifest arrived: the old one stays
             for place in beside:
                 self._objects.delete(place.keys)
@@ -216,30 +228,35 @@ class ObjectStore:
         for place in beside:
             self._objects.delete(place.keys)
 
-    def _current(self, name: str, scratch: Path) -> tuple[_Place, Manifest | None]:
-        """The place that counts, and its manifest (None if damaged), which is left in `scratch`.
+    def _current(self, name: str) -> tuple[_Place, bytes, Manifest | None]:
+        """The place that counts, and its manifest: its bytes, and what they say (None if damaged).
 
         A replacement counts once its manifest is whole: a server that was killed may keep half of one.
         """
         here, beside = self._places(name)
         places = [place for place in (*beside, here) if place.is_committed]
+        content: bytes | None = b""
         for place in places:
-            size = place.files[MANIFEST]
-            if size <= MANIFEST_LIMIT:
-                self._download(place, MANIFEST, scratch)
+            content = b""
+            if place.files[MANIFEST] <= MANIFEST_LIMIT:
+                content = self._objects.peek(f"{place.folder}/{MANIFEST}", MANIFEST_LIMIT)
+                if content is None:
+                    raise FileNotFoundError(f"{place.folder}/{MANIFEST} is not in {self.url} any more")
                 with suppress(DamagedError):
-                    return place, Manifest.read(scratch)
+                    return place, content, Manifest.from_bytes(content)
         if not places:
             raise FileNotFoundError(f"there is no checkpoint {name} in {self.url}")
-        return places[-1], None
+        return places[-1], content or b"", None
 
     def _fetch(self, name: str, scratch: Path, only: Sequence[str] | None) -> Path:
         folder = scratch / name
         if Name.parse(name) is not None and only is None:
             shutil.rmtree(folder, ignore_errors=True)
-        place, manifest = self._current(name, folder)
+        place, content, manifest = self._current(name)
         if manifest is None and place.files[MANIFEST] > MANIFEST_LIMIT:
             raise DamagedError(f"{MANIFEST} has {place.files[MANIFEST]} bytes")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / MANIFEST, content)
         stated = {file: size for file, (size, _) in manifest.files.items()} if manifest else {}
         if only is not None:
             # Not fetched unless it has the size it should have: nothing is filled because a store says so.
@@ -253,7 +270,6 @@ class ObjectStore:
         return folder
 
     def _download(self, place: _Place, file: str, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{file}.part"
         draft.unlink(missing_ok=True)
         self._objects.read(f"{place.folder}/{file}", draft, place.files[file])

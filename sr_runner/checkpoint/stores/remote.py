@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sr_runner.checkpoint.format import Blob
+from sr_runner.checkpoint.format import Blob, DamagedError
 from sr_runner.checkpoint.stores.objects import ObjectStore, pieces
 from sr_runner.checkpoint.stores.requests import Requests
 from sr_runner.errors import RequestError, nearest
@@ -97,19 +98,15 @@ class FsspecObjects:
         source, what = self._path(key), f"downloading {self.url}/{key}"
         with path.open("xb") as file:
             for start in range(0, size, _PIECE):
-                end = min(start + _PIECE, size)
+                file.write(self._send(what, partial(self._piece, source, start, min(start + _PIECE, size), size)))
 
-                def piece(start: int = start, end: int = end) -> bytes:
-                    data: bytes = self._fs.cat_file(source, start=start, end=end)
-                    if len(data) != end - start:
-                        raise OSError(f"{len(data)} bytes came instead of {end - start}")
-                    return data
-
-                file.write(self._send(what, piece))
-
-    def peek(self, key: str) -> bytes | None:
+    def peek(self, key: str, limit: int) -> bytes | None:
+        path, what = self._path(key), f"reading {self.url}/{key}"
         try:
-            found: bytes = self._ask(f"reading {self.url}/{key}", "cat_file", self._path(key))
+            size = int(self._ask(what, "info", path)["size"] or 0)
+            if not size:  # of which no storage gives a range
+                return b""
+            found: bytes = self._ask(what, "cat_file", path, start=0, end=min(size, limit))
         except FileNotFoundError:
             return None
         return found
@@ -155,6 +152,22 @@ class FsspecObjects:
     def _ask(self, what: str, verb: str, /, *arguments: Any, once: bool = False, **options: Any) -> Any:
         """What the file system's method `verb` answers; the file system is made within, since that may fail as well."""
         return self._send(what, lambda: getattr(self._fs, verb)(*arguments, **options), once=once)
+
+    def _piece(self, path: str, start: int, end: int, size: int) -> bytes:
+        """The bytes from `start` to `end` of an object that should have `size`."""
+        try:
+            data: bytes = self._fs.cat_file(path, start=start, end=end)
+            if len(data) == end - start:
+                return data
+            fault = OSError(f"{len(data)} bytes came instead of {end - start}")
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a range that there is not
+                raise
+            fault = error
+        # Not by asking again for a minute, where the object is another one than the listing said.
+        if (found := self._fs.info(path)["size"]) != size:
+            raise DamagedError(f"{path.rpartition('/')[2]} has {found} bytes instead of {size}") from fault
+        raise fault
 
     def _uploads(self, bucket: str, prefix: str) -> list[dict[str, Any]]:
         """The multipart uploads in progress whose key begins with `prefix`."""
