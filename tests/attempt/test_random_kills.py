@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,11 @@ def test_a_run_goes_on_when_the_stores_server_is_killed_and_started_again_amid_a
 def test_ten_processes_that_are_killed_at_random_instants_end_like_those_that_were_not(tmp_path: Path) -> None:
     tally = kill_and_resume.run(10, seed=1, networks=tuple(kill_and_resume.NETWORKS), folder=tmp_path)
     assert not tally.faults and tally.kills >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="trainer.compile=true needs a C++ compiler")
+def test_compiled_runs_that_are_killed_at_random_instants_end_like_those_that_were_not(tmp_path: Path) -> None:
+    tally = kill_and_resume.run(4, seed=3, networks=tuple(kill_and_resume.COMPILED), folder=tmp_path)
+    assert not tally.faults and tally.kills >= 2

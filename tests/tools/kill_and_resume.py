@@ -37,6 +37,8 @@ NETWORKS = {
     "wdsr_b": ("model=wdsr_b", "model.num_res_blocks=2", "model.num_filters=8", "trainer.precision=bf16"),
     "srresnet": ("model=srresnet", "model.num_res_blocks=1", "model.num_filters=8", "trainer.precision=fp32"),
 }
+COMPILED = {"compiled": (*NETWORKS["edsr"], "trainer.compile=true")}
+"""Needs a C++ compiler."""
 
 
 @dataclass
@@ -140,7 +142,7 @@ def run(trials: int, seed: int, networks: tuple[str, ...], folder: Path, say: bo
     chance, tally = random.Random(seed), Tally()
     for number in range(trials):
         name = networks[number % len(networks)]
-        overrides = (*NETWORKS[name], *SMALL)
+        overrides = (*(NETWORKS | COMPILED)[name], *SMALL)
         reference = folder / f"reference-{name}"
         if not reference.exists():
             finish(command(overrides, reference, resume=False), reference.with_suffix(".log"))
@@ -175,7 +177,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="of " + ", ".join(NETWORKS))
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="of " + ", ".join(NETWORKS | COMPILED))
     parser.add_argument("--folder", type=Path, default=None, help="where to work (default: a temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sr-run-kill-") as temporary:
