@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 _REST = 0.15
 """The share of the grace that is kept for what comes after the last checkpoint."""
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_OF_TERMINALS = (signal.SIGHUP, signal.SIGQUIT)
+"""What a terminal sends when it is closed, or for Ctrl-\\. `nohup` and `trap '' HUP` have them ignored, on purpose."""
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -53,9 +55,11 @@ class StopSignal:
         self._timer: threading.Timer | None = None
 
     def install(self) -> StopSignal:
-        """Listen, where Python allows it (only the main thread may)."""
+        """Listen, where Python allows it (only the main thread may). A terminal's signal that is ignored stays so."""
         if threading.current_thread() is threading.main_thread():
             for signum in STOPPING:
+                if signum in _OF_TERMINALS and signal.getsignal(signum) is signal.SIG_IGN:
+                    continue
                 self._before[signum] = signal.signal(signum, self._receive)
         return self
 
@@ -134,6 +138,22 @@ class StopSignal:
         self.note(self.signum or signum)
         if not self._deferred:
             raise Stopped(self.signum or signum)
+
+
+def ignore() -> None:
+    """From now on, no signal stops this process."""
+    _answer_all(signal.SIG_IGN)
+
+
+def exit_with(status: int) -> None:
+    """From now on, when all is done, a signal ends this process at once with the exit status that it has anyway."""
+    _answer_all(lambda signum, frame: os._exit(status))
+
+
+def _answer_all(answer: Handler | signal.Handlers) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for signum in STOPPING:
+            signal.signal(signum, answer)
 
 
 def _is_ours(handler: object) -> bool:

@@ -17,7 +17,7 @@ from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
 from sr_runner.attempt.record import record
-from sr_runner.attempt.report import Outcome, as_json, print_json, print_report
+from sr_runner.attempt.report import Outcome, as_json, json_of, print_outcome, report_of
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
 from sr_runner.config.identity import identity as identity_of
@@ -53,7 +53,8 @@ def execute(
     """Train (or go on with, or report) the run that `config` describes; print the outcome as a table, or `in_json`.
 
     Raises `RequestError` before anything was written where the request is wrong, `RunError` and whatever else where
-    the run fails, `Stopped` after a signal.
+    the run fails, `Stopped` after a signal. One that comes when the last checkpoint is there is noted in `stop`, and
+    the run has finished.
     """
     began = time.perf_counter()
     logs.remember()
@@ -91,9 +92,10 @@ def execute(
                 dict(result.metrics), parts.tracker.run_id,
             )  # fmt: skip
             if in_json:
-                print_json(outcome)
+                print_outcome(outcome, lambda: json_of(outcome))
             else:
-                print_report(outcome, result, parts, choices, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                print_outcome(outcome, lambda: report_of(outcome, result, parts, choices, seconds))
     return outcome
 
 
@@ -142,7 +144,9 @@ def _check_writable(outputs: Path) -> None:
 def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, folder: Path) -> Result:
     tracker, status = parts.tracker, "failed"
     try:
-        result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
+        with orchestrator.stop.deferred():
+            result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
+            orchestrator.stop.defer()  # a run that has finished is not stopped any more
         status = "finished"
         write_file(folder / files.RESULT, as_json(result))
         write_file(folder / files.IMAGES, Evaluation(list(result.scores)).as_csv())

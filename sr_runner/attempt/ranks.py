@@ -53,5 +53,7 @@ def train_as_peer(parts: Parts, stop: StopSignal) -> Outcome:
     state = TrainingState(**start["state"]) if start["state"] is not None else None
     folder, attempt = Path(start["folder"]), start["attempt"]
     run = RunRecord(run_dir=folder, attempt=attempt, run_name=attempt, params={})
-    result = orchestrator.train(run, state, fork=start["fork"])
+    with stop.deferred():
+        result = orchestrator.train(run, state, fork=start["fork"])
+        stop.defer()  # see `execute`
     return Outcome(attempt.partition("/")[0], attempt, folder, None, result.step, dict(result.metrics), None)

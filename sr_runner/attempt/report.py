@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sr_runner.attempt.build import Parts
 from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation
+from sr_runner.runs.folder import RESULT
+from sr_runner.streams import ReaderGone, drop
 from sr_runner.training.result import Result
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +46,27 @@ def as_json(result: Result) -> str:
     return json.dumps(content, indent=1)
 
 
-def print_json(outcome: Outcome) -> None:
-    """The outcome as one JSON document, on standard output."""
-    sys.stdout.write(json.dumps(dataclasses.asdict(outcome), indent=1, default=str) + "\n")
-    sys.stdout.flush()
+def print_outcome(outcome: Outcome, text: Callable[[], str]) -> None:
+    """Print `text()`, of a run that has finished: whatever goes wrong with that, it stays one that has finished."""
+    try:
+        sys.stdout.write(text())
+        sys.stdout.flush()
+    except ReaderGone:
+        drop(sys.stdout)
+    except Exception as error:
+        drop(sys.stdout)
+        log.warning(
+            "the run has finished, but its report could not be printed (%s): see %s", error, outcome.folder / RESULT
+        )
 
 
-def print_report(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> None:
-    """The last lines of a run, on standard output."""
+def json_of(outcome: Outcome) -> str:
+    """The outcome as one JSON document."""
+    return json.dumps(dataclasses.asdict(outcome), indent=1, default=str) + "\n"
+
+
+def report_of(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> str:
+    """The last lines of a run."""
     lines = [f"\nStep {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
     if result.scores:
         lines += _table(result.scores, result.bicubic, choices.get("model", "model"), parts.config.scale)
@@ -62,8 +80,7 @@ def print_report(outcome: Outcome, result: Result, parts: Parts, choices: dict[s
         lines.append(f"MLflow UI   {command}" if command else f"MLflow UI   {address}")
         if command:
             lines.append(f"            then open {address}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    return "\n".join(lines) + "\n"
 
 
 def _table(scores: Sequence[Score], bicubic: Sequence[Score], model: str, scale: int) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from sr_runner.commands.arguments import options_help
 from sr_runner.errors import RequestError, RunError
 from sr_runner.masking import masked_output
 from sr_runner.signals import Stopped, StopSignal
+from sr_runner.streams import ReaderGone, drop, standard_streams
 
 _PACKAGES = ("sr-run", "torch", "hydra-core", "mlflow")
 _ENDING = """
@@ -24,6 +24,7 @@ Exit status: 0 done, 2 the request was wrong, 1 {failed}, 128+N stopped by signa
 """
 
 
+@standard_streams()
 @masked_output()
 def run_command(
     name: str, page: Callable[[], str], argv: Sequence[str] | None, work: Callable[[list[str], bool], int]
@@ -70,8 +71,8 @@ def ended(
         status = work()
         sys.stdout.flush()
         return status, ""
-    except BrokenPipeError:  # `sr-eval ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    except ReaderGone:
+        drop(sys.stdout)
         return 0, ""
     except RequestError as error:
         return 2, f"{name}: {error}\n"

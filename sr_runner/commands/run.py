@@ -21,7 +21,8 @@ from sr_runner.config.settings import config_dir
 from sr_runner.distributed.processes import is_distributed, is_main_process
 from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked_output
-from sr_runner.signals import StopSignal
+from sr_runner.signals import StopSignal, exit_with
+from sr_runner.streams import standard_streams
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
+@standard_streams()
 @masked_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N."""
@@ -42,13 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    if print_page(args, lambda: page(config_dir())):
-        return 0
     with _as_before():
-        return _status(args)
+        return _status(args, is_whole_process=argv is None)
 
 
-def _status(args: list[str]) -> int:
+def _status(args: list[str], *, is_whole_process: bool) -> int:
     stop = StopSignal().install()
     try:
         status, message = ended("sr-run", lambda: _run(args, stop))
@@ -65,6 +65,8 @@ def _status(args: list[str]) -> int:
 
         return exit_together(status, message)
     sys.stderr.write(message)
+    if is_whole_process:
+        exit_with(status)  # Python takes some tenths of a second to end
     return status
 
 
@@ -82,6 +84,8 @@ def _as_before() -> Iterator[None]:
 
 
 def _run(args: list[str], stop: StopSignal) -> int:
+    if print_page(args, lambda: page(config_dir())):
+        return 0
     # Networks and losses of one's own lie where one works.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -117,7 +121,7 @@ def _run(args: list[str], stop: StopSignal) -> int:
                     )
                 from sr_runner.commands.sweep import sweep
 
-                return sweep(app, name, overrides)
+                return sweep(app, name, overrides, stop)
             refuse_sweep(overrides)
             app.run(name, lambda config: _job(config, stop, in_json=options.json), overrides)
     finally:

@@ -31,7 +31,8 @@ from sr_runner.tracking import Status, SweepParent, Tracker
 
 log = logging.getLogger(__name__)
 
-_PARENT_WAIT = 120.0  # seconds
+_PARENT_WAIT, _STOPPED_WAIT = 120.0, 15.0
+"""Seconds to close the parent run: MLflow has to be imported for it. Who stops a sweep expects it to be gone soon."""
 _RECORDS = "job-*.json"
 
 
@@ -49,11 +50,11 @@ class Job:
     error: str = ""
 
 
-def sweep(app: Application, config_name: str, overrides: list[str]) -> int:
+def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSignal) -> int:
     """Run the jobs that `overrides` and `hydra.sweeper.params` describe, by Hydra's sweeper and launcher.
 
     The exit status is 1 where a job failed. Raises `RequestError`, before any job starts, for a value that does not
-    compose.
+    compose, and `Stopped` after a signal, once the job has its checkpoint: no further job is started.
     """
     whole = app.compose_config(config_name, overrides, RunMode.MULTIRUN)
     params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.get("params") or {}).items()]
@@ -89,7 +90,8 @@ def sweep(app: Application, config_name: str, overrides: list[str]) -> int:
         sys.stdout.write(_table(jobs, folder) + "\n")
         return int(failed)
     finally:
-        tracker.close_parent(folder, status, wait=_PARENT_WAIT)
+        with stop.deferred():  # what came is being heeded, or there is nothing left to stop
+            tracker.close_parent(folder, status, wait=_PARENT_WAIT if status != "KILLED" else _STOPPED_WAIT)
 
 
 def job(config: DictConfig) -> float | None:
@@ -107,6 +109,9 @@ def job(config: DictConfig) -> float | None:
         record = Job(number, shown, status, log=str(path), **result)
         write_file(folder / f"job-{number}.json", json.dumps(asdict(record), indent=1) + "\n")
 
+    def failed(reason: str) -> None:
+        ended("failed", error=masked_text(re.sub(r"\s+", " ", reason)))
+
     with logs.to_file(path):
         try:
             _check_launcher(hydra.launcher)
@@ -116,15 +121,19 @@ def job(config: DictConfig) -> float | None:
             ended("stopped")
             stop.hand_over()
             raise
+        except (RequestError, RunError) as error:
+            log.error("job %s failed: %s", " ".join(shown), error)
+            failed(f"{error}")
+            raise
         except Exception as error:
             log.error("job %s failed", " ".join(shown), exc_info=True)
-            reason = f"{error}" if isinstance(error, RequestError | RunError) else f"{error!r}"
-            ended("failed", error=masked_text(re.sub(r"\s+", " ", reason)))
+            failed(f"{error!r}")
             raise
         finally:
             stop.uninstall()
     psnr = outcome.metrics.get("valid/psnr")
     ended("finished", identity=outcome.identity, psnr=psnr)
+    stop.raise_if_requested()  # it came too late for this job: the next one is not to start
     return psnr
 
 

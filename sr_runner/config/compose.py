@@ -29,7 +29,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import config_dir
-from sr_runner.errors import RequestError, nearest
+from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.masking import masked
 
 CONFIG = "config"
@@ -72,7 +72,7 @@ class Application(Hydra):
         """Within, nothing but the request is at work: whatever is raised becomes a `RequestError`."""
         try:
             yield
-        except RequestError:
+        except (RequestError, RunError):
             raise
         except Exception as error:
             raise RequestError(self._explain(error, config_name, overrides)) from error

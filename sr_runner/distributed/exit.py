@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
+
+from sr_runner.signals import ignore
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -46,8 +46,7 @@ def exit_together(status: int, message: str) -> int:
     is_main = os.environ.get("RANK") == "0"
     if is_main:
         sys.stderr.write(message)
-    if status and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to all that are left once one has ended
+    ignore()  # torchrun's, to all that are left once one has ended
     if is_main or not status:
         with contextlib.suppress(RuntimeError):
             if status:

@@ -90,6 +90,7 @@ class MlflowTracker:
                 capture_output=True,
                 timeout=wait,
                 text=True,
+                start_new_session=True,  # a signal to the terminal's processes is for this one
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             logger.warning("tracking: the sweep's parent run stays open: %s", type(error).__name__)

@@ -48,11 +48,21 @@ def test_a_fault_of_the_code_keeps_its_traceback() -> None:
         ended(fail(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_ends_a_tool_with_128_and_its_number(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
     assert ended(lambda: os.kill(os.getpid(), signum)) == 128 + signum
     assert signal.getsignal(signum) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_that_nohup_has_ignored_stays_ignored(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        assert ended(lambda: os.kill(os.getpid(), signum)) == 0
+        assert signal.getsignal(signum) == signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
 
 
 def test_secrets_stay_out_of_messages(capsys: pytest.CaptureFixture[str]) -> None:
