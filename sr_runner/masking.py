@@ -177,7 +177,7 @@ class _MaskedRecord(logging.LogRecord):
         if self.exc_info and not self.exc_text:  # formatters take it as it is
             self.exc_text = masked_text("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
         if self.name.partition(".")[0] == "sr_runner" and isinstance(self.args, tuple):
-            self.args = tuple(printable(each) if isinstance(each, str) else each for each in self.args)
+            self.args = tuple(printable(str(each)) if isinstance(each, str | Path) else each for each in self.args)
         return _CONTROL.sub(lambda found: printable(found[0]), masked_text(super().getMessage()))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sr_runner.attempt.build import Parts
+from sr_runner.errors import printable
 from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.runs.folder import RESULT
@@ -67,7 +68,7 @@ def json_of(outcome: Outcome) -> str:
 
 def report_of(outcome: Outcome, result: Result, parts: Parts, choices: dict[str, str], seconds: float) -> str:
     """The last lines of a run."""
-    lines = [f"\nStep {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
+    lines = [f"Step {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
     if result.scores:
         lines += _table(result.scores, result.bicubic, choices.get("model", "model"), parts.config.scale)
     if result.best and result.best["step"] != result.step:
@@ -80,7 +81,8 @@ def report_of(outcome: Outcome, result: Result, parts: Parts, choices: dict[str,
         lines.append(f"MLflow UI   {command}" if command else f"MLflow UI   {address}")
         if command:
             lines.append(f"            then open {address}")
-    return "\n".join(lines) + "\n"
+    # Whoever made an image chose its name: that makes no line of its own.
+    return "\n" + "\n".join(map(printable, lines)) + "\n"
 
 
 def _table(scores: Sequence[Score], bicubic: Sequence[Score], model: str, scale: int) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_runner.commands.evaluate.published import Published, images_of
-from sr_runner.errors import RequestError
+from sr_runner.errors import RequestError, printable
 from sr_runner.evaluation import protocol
 from sr_runner.evaluation.protocol import Evaluation, finite_or_text
 
@@ -92,8 +92,11 @@ def as_markdown(results: Sequence[Result]) -> str:
     """The summary, and a table of the images for each model and benchmark."""
     parts = [f"## {title}\n\n{_piped(rows)}" for title, rows in _tables(results)]
     for result in results:
-        rows = [["image", *_header(result)], *([str(row["image"]), *_figures(row, result)] for row in result.rows())]
-        parts.append(f"### {result.benchmark}, {result.model}\n\n{_piped(rows)}")
+        rows = [
+            ["image", *_header(result)],
+            *([printable(str(row["image"])), *_figures(row, result)] for row in result.rows()),
+        ]
+        parts.append(f"### {printable(result.benchmark)}, {printable(result.model)}\n\n{_piped(rows)}")
     return "\n".join(parts)
 
 
@@ -109,18 +112,19 @@ def writer_for(path: Path) -> Callable[[Sequence[Result]], str]:
 
 def _tables(results: Sequence[Result]) -> list[tuple[str, list[list[str]]]]:
     """A title and rows of cells, the header among them, for each benchmark."""
+    # Whoever made a folder or a file chose its name: that makes no line of its own.
     tables = []
     for name in dict.fromkeys(result.benchmark for result in results):
         here = [result for result in results if result.benchmark == name]
         first, count = here[0], len(here[0].evaluation.scores)
         title = (
-            f"{name}, scale {first.scale}: {count} image{'s' * (count != 1)}{_other_count(here)}, {first.degradation}, "
-            f"{first.scale} border pixels cropped"
+            f"{printable(name)}, scale {first.scale}: {count} image{'s' * (count != 1)}{_other_count(here)}, "
+            f"{first.degradation}, {first.scale} border pixels cropped"
         )
         has_published = any(result.published is not None for result in here)
         rows = [["model", *_header(first), *["published"] * has_published, "parameters", "s/Mpx"]]
         for result in here:
-            row = [result.model, *_figures(result.mean, result)]
+            row = [printable(result.model), *_figures(result.mean, result)]
             row += [str(result.published or "")] * has_published
             row += ["" if result.parameters is None else f"{result.parameters:,}"]
             rows.append([*row, f"{result.evaluation.seconds_per_megapixel:.3f}"])

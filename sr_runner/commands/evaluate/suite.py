@@ -14,6 +14,7 @@ from sr_runner.commands.evaluate.models import BICUBIC, Model
 from sr_runner.commands.evaluate.published import published
 from sr_runner.commands.evaluate.report import Result
 from sr_runner.data.benchmarks import Benchmark
+from sr_runner.errors import printable
 from sr_runner.evaluation.metrics import Score, UInt8Image
 from sr_runner.evaluation.perceptual import Distance
 from sr_runner.evaluation.pictures import Extremes, file_name, sheets
@@ -44,7 +45,7 @@ class Suite:
     def _one(self, model: Model, benchmark: Benchmark, *, asked_for: bool) -> tuple[Result, list[Path]]:
         extra: dict[str, list[float]] = {name: [] for name in self.distances}
         extremes = Extremes() if self.pictures is not None and asked_for else None
-        scale, title = benchmark.scale, f"{benchmark.name}, {model.label}"
+        scale, title = benchmark.scale, printable(f"{benchmark.name}, {model.label}")
         with tqdm(total=len(benchmark), desc=title, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
 
             def look(pair: Pair, sr: UInt8Image, score: Score) -> None:
