@@ -1,0 +1,49 @@
+"""How a sweep ends: by a signal, and what it says of jobs that could not be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from run_server import RunServer
+from support import TINY, SrRun, wait_until
+
+SWEEP = (
+    "-m",
+    *TINY,
+    "seed=0,1,2",
+    "trainer.steps=150",
+    "trainer.eval_every=150",
+    "checkpoint.every=10",
+    "tracker=none",
+)
+
+
+def test_a_signal_in_the_second_of_three_jobs_keeps_its_checkpoint_and_the_same_command_goes_on(
+    sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
+    said = tmp_path / "said"
+    run = run_server.start([*SWEEP, f"data.cache_dir={image_cache}"], tmp_path, tmp_path / "report", said)
+    saved = "outputs/checkpoints/*"
+    manifests = f"{saved}/*/step-*/manifest.json"
+    wait_until(lambda: len({path.parents[2] for path in tmp_path.glob(manifests)}) == 2, "a checkpoint of the second")
+    os.killpg(run.pid, signal.SIGHUP)  # as a terminal that is closed
+    assert run.wait() == 128 + signal.SIGHUP, said.read_text()
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    records = [json.loads((sweep / f"job-{number}.json").read_text()) for number in (0, 1)]
+    assert [record["status"] for record in records] == ["finished", "stopped"] and not (sweep / "job-2.json").exists()
+    assert len(list(tmp_path.glob(saved))) == 2 and "Traceback" not in said.read_text()
+
+    done = sr_run(*SWEEP, "trainer.resume=true")
+    assert "3 of 3 jobs finished" in done.stdout and "complete already" in done.stderr
+    assert "resumed at step" in done.stderr and list(tmp_path.glob("outputs/sweeps/*")) == [sweep]
+    assert len(list(tmp_path.glob(saved))) == 3 and len(list(tmp_path.glob(f"{saved}/*"))) == 3
+
+
+def test_a_job_that_cannot_be_done_is_said_in_one_sentence(sr_run: SrRun, tmp_path: Path) -> None:
+    done = sr_run("-m", *TINY, "seed=0", "trainer.resume=nowhere-x2-000000000000", "tracker=none", code=1)
+    (log,) = tmp_path.glob("outputs/sweeps/*/0/job.log")
+    for text in (done.stderr, log.read_text()):
+        assert text.count("trainer.resume=nowhere-x2-000000000000: ") == 1 and "Traceback" not in text, text
