@@ -45,6 +45,20 @@ def open_own(path: Path, flags: int) -> int:
     return file
 
 
+def written_anew(path: Path, file: int) -> int:
+    """Somebody has deleted `path` while it was open as `file`, for reading and appending: what it held is still there,
+    and becomes the content of a new `path`. That, opened in the same way; `file` is closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with draft_of(path) as draft, draft.open("wb") as copy:
+        at = 0
+        while block := os.pread(file, 1 << 20, at):
+            copy.write(block)
+            at += len(block)
+    anew = open_own(path, os.O_RDWR | os.O_APPEND)
+    os.close(file)
+    return anew
+
+
 def read_file(path: Path, limit: int = SMALL) -> bytes:
     """The content of a file of at most `limit` bytes. Raises `LinkError`, or `OSError` where it is longer."""
     with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:

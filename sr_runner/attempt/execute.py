@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from sr_runner.attempt import logs, scheduler
 from sr_runner.attempt.build import Parts, build_parts
 from sr_runner.attempt.lock import Holding
+from sr_runner.attempt.logs import LogFile
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
-from sr_runner.attempt.record import record
+from sr_runner.attempt.record import record, write_record
 from sr_runner.attempt.report import Outcome, as_json, json_of, print_outcome, report_of
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
@@ -77,8 +78,17 @@ def execute(
         with holding:
             chosen = choose(parts, catalogue, identity, facts, holding.hold)
             folder = catalogue.folder(chosen.attempt)
-            holding.enter_context(logs.to_file(folder / files.LOG))
+            run_log = holding.enter_context(logs.to_file(folder / files.LOG))
             run = record(parts, chosen, folder, facts, list(overrides), sweep)
+
+            def made_again() -> None:
+                write_record(parts, chosen, folder, facts, list(overrides))
+                log.warning(
+                    "%s was deleted while this run works on it: its log and record are written anew, the pictures that "
+                    "were in it are lost. Training goes on", folder,
+                )  # fmt: skip
+
+            run_log.on_deleted = made_again
             job = scheduler.current()
             origin = Origin(
                 facts=facts, attempt=str(chosen.attempt), parent=chosen.parent, job=job.key if job is not None else None
@@ -86,7 +96,7 @@ def execute(
             orchestrator = parts.orchestrator(stop, _manager(parts, chosen, scratch, stop, holding), origin)
             broadcast_start(parts, chosen, folder)
             _announce(parts, chosen, orchestrator)
-            result = _train(orchestrator, parts, run, chosen, folder)
+            result = _train(orchestrator, parts, run, chosen, run_log)
             outcome = Outcome(
                 identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
@@ -141,13 +151,14 @@ def _check_writable(outputs: Path) -> None:
         raise RequestError(f"outputs={outputs}: nothing can be written there ({error.strerror})") from error
 
 
-def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, folder: Path) -> Result:
-    tracker, status = parts.tracker, "failed"
+def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, run_log: LogFile) -> Result:
+    tracker, folder, status = parts.tracker, run.run_dir, "failed"
     try:
         with orchestrator.stop.deferred():
             result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
             orchestrator.stop.defer()  # a run that has finished is not stopped any more
         status = "finished"
+        run_log.keep()
         write_file(folder / files.RESULT, as_json(result))
         write_file(folder / files.IMAGES, Evaluation(list(result.scores)).as_csv())
         tracker.artifact(folder / files.IMAGES)

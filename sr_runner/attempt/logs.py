@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from sr_runner.files import open_own
+from sr_runner.files import open_own, written_anew
 from sr_runner.masking import mask_logs
 from sr_runner.training.progress import BarSafeHandler
 
@@ -60,19 +60,46 @@ def to_nowhere() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
 
 
+class LogFile(logging.Handler):
+    """Appends to a file. Where somebody deletes that meanwhile, it is written anew, with all that it held."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+        self._file = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self.on_deleted: Callable[[], None] = lambda: None
+        """Called once the file is there again."""
+        self.setFormatter(_FULL)
+
+    def keep(self) -> None:
+        """See to it that the file is there."""
+        with suppress(OSError), self.lock or nullcontext():
+            if not self._path.exists():
+                self._file = written_anew(self._path, self._file)
+                self.on_deleted()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.keep()
+        try:
+            os.write(self._file, f"{self.format(record)}\n".encode(errors="replace"))
+        except OSError:  # a full disk: what is logged stands on standard error as well
+            self.handleError(record)
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._file)
+
+
 @contextmanager
-def to_file(path: Path) -> Iterator[None]:
+def to_file(path: Path) -> Iterator[LogFile]:
     """Append all log lines to `path` as well, those since `remember` first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8") as stream:
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(_FULL)
-        root = logging.getLogger()
-        for record in _remembered():
-            handler.handle(record)
-        root.addHandler(handler)
-        try:
-            yield
-        finally:
-            root.removeHandler(handler)
-            handler.close()
+    handler, root = LogFile(path), logging.getLogger()
+    for record in _remembered():
+        handler.handle(record)
+    root.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -25,9 +25,7 @@ def record(
     parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str], sweep: SweepParent | None
 ) -> RunRecord:
     """Write `run.json`, `config.yaml` and `overrides.txt` into the run's folder; return what the tracker records."""
-    shown = masked(overrides)
-    files.begin(folder, facts, configs.as_yaml(parts.config), shown, chosen.parent)
-    scheduler.remember(folder)
+    write_record(parts, chosen, folder, facts, overrides)
     plain = OmegaConf.to_container(parts.config, resolve=True)
     # How this process was started is no property of the run: a resume would contradict what the first start recorded.
     passing = ("trainer.resume", "trainer.allow_changes")
@@ -50,6 +48,12 @@ def record(
         dataset=dict(parts.data.summary()) | {"digest": parts.data.fingerprint},
         parent=sweep,
     )
+
+
+def write_record(parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str]) -> None:
+    """The files of the run's folder that say what was started."""
+    files.begin(folder, facts, configs.as_yaml(parts.config), masked(overrides), chosen.parent)
+    scheduler.remember(folder)
 
 
 def _git_tags() -> dict[str, str]:

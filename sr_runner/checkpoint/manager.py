@@ -242,6 +242,8 @@ class CheckpointManager:
         """Apply the policies after a commit. Failing to delete is no reason to fail."""
         if self._known is None:
             self._known = {step: self._info(step) for step in self.steps()}
+        else:
+            self._forget_deleted(newest.step)
         self._known[newest.step] = newest
         for step in doomed(list(self._known.values()), self._keep):
             name = self._name(step)
@@ -251,6 +253,22 @@ class CheckpointManager:
                 del self._known[step]
             except OSError as error:
                 log.warning("old checkpoint %s could not be deleted: %s", name, error)
+
+    def _forget_deleted(self, newest: int) -> None:
+        """Count no more on what somebody else has deleted since the commit before. Who thins out leaves the newest one:
+        where that is gone, it is said."""
+        assert self._known is not None
+        try:
+            there = {*self.steps(), newest}
+        except OSError:
+            return
+        last = max(self._known, default=newest)
+        if last not in there:
+            log.warning(
+                "somebody else has deleted the newest checkpoint of %s, that of step %d; that of step %d is there now",
+                self.attempt, last, newest,
+            )  # fmt: skip
+        self._known = {step: info for step, info in self._known.items() if step in there}
 
     def _info(self, step: int) -> Info:
         try:

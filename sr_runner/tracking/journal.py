@@ -33,7 +33,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sr_runner.files import open_own, read_file, write_file
+from sr_runner.files import open_own, read_file, write_file, written_anew
 
 JOURNAL = "journal.jsonl"
 SENT = "journal.sent"
@@ -54,7 +54,8 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 class JournalWriter:
     """Appends events to one journal, each with a single unbuffered write: what was written survives a SIGKILL.
 
-    A last line that an earlier life of the run left half written is cut off. Not safe for use by several threads.
+    A last line that an earlier life of the run left half written is cut off. Where somebody deletes the file meanwhile,
+    it is written anew, with all that it held. Not safe for use by several threads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,13 +77,19 @@ class JournalWriter:
         """Adds one event, stamped with the present time unless it has one (milliseconds). Raises OSError while the disk
         is full; the line is then kept in memory and written before the next."""
         self._unwritten.append(_content(event))
+        self._keep()
         while self._unwritten:
             self._write(_sealed(self._unwritten[0], self.size))
             self._unwritten.popleft()
 
     def sync(self) -> None:
         """Returns when all lines are on the disk, not only in the system's memory."""
+        self._keep()
         os.fsync(self._file)
+
+    def _keep(self) -> None:
+        if not self.path.exists():
+            self._file = written_anew(self.path, self._file)
 
     def close(self) -> None:
         os.close(self._file)

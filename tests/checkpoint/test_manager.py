@@ -212,13 +212,18 @@ def test_names_from_elsewhere_are_never_paths(name: str, tmp_path: Path) -> None
             verb(name)
 
 
-def test_old_checkpoints_that_somebody_else_deleted_are_no_reason_for_a_warning(
+def test_old_checkpoints_that_somebody_else_deleted_are_no_reason_for_a_warning_and_the_newest_is_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = LocalStore(tmp_path)
     manager = CheckpointManager(store, ATTEMPT, keep=[LastN(2)], scratch=tmp_path / "s")
     for step in range(1, 7):
         manager.save(state(step), wait=True)
-        for gone in manager.steps():
+        for gone in manager.steps()[:-1]:
             store.delete(f"{ATTEMPT}/step-{gone:08d}")
     assert not caplog.records and set(manager._known or {}) == {5, 6}
+    store.delete(f"{ATTEMPT}/step-00000006")
+    manager.save(state(7), wait=True)
+    assert caplog.messages == [
+        f"somebody else has deleted the newest checkpoint of {ATTEMPT}, that of step 6; that of step 7 is there now"
+    ]

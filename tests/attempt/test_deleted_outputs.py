@@ -1,0 +1,41 @@
+"""Somebody tidies up while a run goes on: `rm -rf outputs/runs/*`, `rm -rf outputs/checkpoints/*`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mlflow import MlflowClient
+from run_server import RunServer
+from support import TINY, wait_until
+
+RUN = (*TINY, "trainer.steps=600", "trainer.eval_every=300", "checkpoint.every=50", "trainer.log_every=50")
+
+
+def test_a_run_whose_folder_and_checkpoints_are_deleted_says_so_and_goes_on(
+    tmp_path: Path, image_cache: Path, run_server: RunServer
+) -> None:
+    said, outputs = tmp_path / "said", tmp_path / "outputs"
+    run = run_server.start([*RUN, f"data.cache_dir={image_cache}"], tmp_path, tmp_path / "report", said)
+    wait_until(lambda: list(outputs.glob("checkpoints/*/*/step-*/manifest.json")), "a checkpoint")
+    for folder in ("runs", "checkpoints"):
+        for each in (outputs / folder).iterdir():
+            shutil.rmtree(each, ignore_errors=True)  # a checkpoint may be on its way
+    assert run.wait() == 0, said.read_text()
+    messages = said.read_text()
+    assert messages.count("was deleted while this run works on it") == 1 and "Traceback" not in messages, messages
+    assert "somebody else has deleted the newest checkpoint of edsr-x2-" in messages
+    assert "600 of 600" in (tmp_path / "report").read_text()
+
+    (folder,) = outputs.glob("runs/*/*")
+    assert {"run.json", "config.yaml", "overrides.txt", "result.json", "images.csv"} <= {
+        p.name for p in folder.iterdir()
+    }
+    log = (folder / "run.log").read_text().splitlines()
+    assert "M parameters, on" in "".join(log[:3]) and "step 600: PSNR" in log[-1]
+    assert (outputs / "checkpoints" / folder.relative_to(outputs / "runs") / "step-00000600").is_dir()
+    client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+    (found,) = client.search_runs(["1"])
+    assert found.info.status == "FINISHED"
+    points = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [point.step for point in points] == list(range(50, 601, 50))
