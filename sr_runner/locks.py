@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from sr_runner.files import open_own
@@ -44,10 +45,15 @@ def file_lock(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[b
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            logger.warning("No locks on this file system: processes that start together may do the same work.")
+            _warn_once()
             exclusive = False
         if exclusive:
             with suppress(OSError):  # a full disk is no reason not to hold it
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}".encode())
         yield exclusive
+
+
+@cache
+def _warn_once() -> None:
+    logger.warning("No locks on this file system: processes that start together may do the same work.")
