@@ -1,9 +1,11 @@
-"""Files of sr-run's own: each is there whole or not at all, and no link in their folders leads out of them."""
+"""Files of sr-run's own: each is there whole or not at all, and no link in their folders leads out of them. And locks
+between processes, that the system lets go of when their holder dies, however it dies."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import platform
 import re
@@ -13,14 +15,19 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from sr_runner.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 DRAFT = ".draft-"
 """Begins the name of a file that is not whole yet."""
 SMALL = 1 << 26
 """Bytes: no record of a run is longer."""
+_HOLDER = 200
+"""Bytes that are read of what a lock's file says."""
 
 
 class LinkError(RequestError, OSError):
@@ -140,6 +147,45 @@ def scratch_folder(place: Path) -> Iterator[Path]:
             os.close(held)
         with suppress(OSError):
             parent.rmdir()
+
+
+class Busy(Exception):
+    """Another process holds the lock: which one, says the message."""
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[bool]:
+    """Holds the exclusive lock on the file `path`, which is made if need be, says who holds it, and stays.
+
+    Logs `waiting` where another process holds it, or raises `Busy` if `wait` is false. Gives False where the file
+    system has no locks: then nobody is kept out. Raises `OSError` where `path` cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
+        exclusive = True
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise Busy(file.read(_HOLDER).decode(errors="replace") or "another process") from None
+                logger.info(waiting or f"Waiting for the process that holds {path}.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            _warn_once()
+            exclusive = False
+        if exclusive:
+            with suppress(OSError):  # a full disk is no reason not to hold it
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        yield exclusive
+
+
+@cache
+def _warn_once() -> None:
+    logger.warning("No locks on this file system: processes that start together may do the same work.")
 
 
 def _locked(folder: Path) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sr_runner.errors import RequestError, nearest
-from sr_runner.locks import file_lock
+from sr_runner.files import file_lock
 from sr_runner.masking import MASK, cause, masked_text
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ objectives, distributed, runs
 data, checkpoint, tracking, evaluation, weights
 inference, models, config
 imresize, mlflow_server
-masking, locks, signals, streams
+masking, signals, streams
 files
 errors"""
 

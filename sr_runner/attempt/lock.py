@@ -8,8 +8,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import Lease
 from sr_runner.checkpoint.lease import in_use
 from sr_runner.errors import RequestError
-from sr_runner.files import own_folder
-from sr_runner.locks import Busy, file_lock
+from sr_runner.files import Busy, file_lock, own_folder
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.folder import LOCK
 from sr_runner.signals import StopSignal

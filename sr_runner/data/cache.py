@@ -24,8 +24,7 @@ import numpy as np
 
 from sr_runner.data.images import Pixels
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import open_own, own_folder
-from sr_runner.locks import file_lock
+from sr_runner.files import file_lock, open_own, own_folder
 
 Facts = Mapping[str, str | int]
 """What determines an image's pixels, in JSON's types: a path with its size and time, a scale, a version."""

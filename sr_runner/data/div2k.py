@@ -19,8 +19,7 @@ from sr_runner.data.download import DownloadError, Remote, WrongFileError, downl
 from sr_runner.data.names import Ranges, numbers
 from sr_runner.data.sources import ImageFile, PairSource, Photographs
 from sr_runner.errors import RequestError, RunError, nearest
-from sr_runner.files import LinkError
-from sr_runner.locks import file_lock
+from sr_runner.files import LinkError, file_lock
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-from sr_runner.locks import file_lock
+from sr_runner.files import file_lock
 from sr_runner.mlflow_server import Server
 from sr_runner.tracking.journal import read_json, write_json
 

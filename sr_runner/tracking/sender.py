@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
-from sr_runner.locks import Busy, file_lock
+from sr_runner.files import Busy, file_lock
 from sr_runner.masking import MaskedStream, mask_logs, masked_text
 from sr_runner.mlflow_server import Refused, Server, Unreachable, set_limits
 from sr_runner.tracking.journal import JOURNAL, LOCK, SYSTEM, read_lines

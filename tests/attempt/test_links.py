@@ -27,8 +27,7 @@ from sr_runner.commands import ckpt, evaluate, upscale
 from sr_runner.config.settings import CheckpointSettings
 from sr_runner.data.cache import ImageCache
 from sr_runner.errors import RequestError
-from sr_runner.files import LinkError
-from sr_runner.locks import file_lock
+from sr_runner.files import LinkError, file_lock
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.signals import StopSignal
