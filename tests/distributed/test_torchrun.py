@@ -132,9 +132,16 @@ def fork(folder: Path, *arguments: str, number: int = 2, **environment: str) -> 
     return ranks.start(work, folder, number)
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_two_processes_are_stopped_by_a_signal_to_one_and_resumed_to_the_same_bytes(
-    precision: str, tmp_path: Path, image_cache: Path
+@pytest.mark.parametrize(
+    ("precision", "signum", "victims"),
+    [
+        ("fp32", signal.SIGTERM, [1]),
+        pytest.param("bf16", signal.SIGTERM, [1], marks=pytest.mark.slow),
+        pytest.param("fp32", signal.SIGHUP, [0, 1], marks=pytest.mark.slow, id="terminal"),
+    ],
+)
+def test_two_processes_are_stopped_by_a_signal_and_resumed_to_the_same_bytes(
+    precision: str, signum: signal.Signals, victims: list[int], tmp_path: Path, image_cache: Path
 ) -> None:
     steps = ("trainer.steps=40", "trainer.eval_every=20", "checkpoint.every=5", "trainer.ema_decay=0.9")
     arguments = (*TINY, *steps, f"trainer.precision={precision}", "tracker=none", f"data.cache_dir={image_cache}")
@@ -142,9 +149,10 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_resumed_to_the_same_by
     while not checkpoints(tmp_path / "outputs"):
         assert broken.alive(), ranks.said(tmp_path)
         time.sleep(0.01)
-    os.kill(broken.pids[1], signal.SIGTERM)
-    assert broken.wait() == [143, 143]
-    assert ranks.said(tmp_path).count("stopping on signal 15 at step") == 1
+    for rank in victims:
+        os.kill(broken.pids[rank], signum)
+    assert broken.wait() == [128 + signum] * 2
+    assert ranks.said(tmp_path).count(f"stopping on signal {signum} at step") == 1
     assert fork(tmp_path, *arguments, "trainer.resume=true").wait() == [0, 0]
     assert ranks.said(tmp_path).count("resumed at step") == ranks.said(tmp_path).count("Step 40 of 40") == 1
     assert fork(tmp_path, *arguments, "outputs=unbroken").wait() == [0, 0]
