@@ -20,6 +20,7 @@ os.environ |= {
     "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true",
 }  # fmt: skip
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from itertools import count
@@ -30,6 +31,9 @@ import pytest
 from PIL import Image
 from run_server import RunServer
 from support import SrRun
+
+for _signal in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_signal, signal.SIG_DFL)  # `nohup pytest` has them ignored, and so would every run
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 from processes import LONG, saved, wait_for
 from support import TINY, command, environment
 
@@ -17,6 +18,7 @@ fcntl.flock = flock
 """
 
 
+@pytest.mark.slow
 def test_without_locks_a_run_is_trained_and_resumed_and_the_lease_keeps_a_second_process_out(tmp_path: Path) -> None:
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "sitecustomize.py").write_text(NO_FLOCK)

@@ -41,6 +41,12 @@ class Terminal:
         os.close(self._end)
 
     def wait(self) -> int:
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            wait_until(lambda: os.waitid(os.P_PID, self.pid, ended), "its end")
+        except AssertionError:
+            os.kill(self.pid, signal.SIGKILL)
+            raise
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def _read(self) -> None:

@@ -513,6 +513,7 @@ class TestOutage:
         for step in (1, 2):
             assert content(store.get(name(step), tmp_path / "scratch")) == "first"
 
+    @pytest.mark.slow
     def test_a_server_that_stays_away_costs_that_checkpoint_and_the_manager_goes_on(
         self, served: Medium, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -533,6 +534,7 @@ class TestOutage:
         manager.save(state(3), wait=True)
         assert manager.steps() == [1, 3]
 
+    @pytest.mark.slow
     def test_a_restore_outlives_a_server_that_is_killed_and_started_again(
         self, served: Medium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
-from support import TINY, SrRun, command, environment
+from run_server import Run, RunServer
+from support import TINY, SrRun, environment, wait_until
 
 
 def client(folder: Path) -> MlflowClient:
@@ -127,27 +129,23 @@ LONG = (*TINY, "trainer.steps=600", "trainer.eval_every=600", "checkpoint.every=
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, image_cache: Path) -> Path:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, image_cache: Path, run_server: RunServer) -> Path:
     """Outputs of the run of `LONG` that nobody touched."""
     folder = tmp_path_factory.mktemp("unbroken")
-    arguments = command(*LONG, f"data.cache_dir={image_cache}")
-    subprocess.run(arguments, cwd=folder, env=environment(), check=True, timeout=240, capture_output=True)
+    assert started(run_server, folder, *LONG, f"data.cache_dir={image_cache}").wait() == 0
     return folder / "outputs"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_same(
-    signum: signal.Signals, sr_run: SrRun, unbroken: Path, tmp_path: Path, image_cache: Path
+    signum: signal.Signals, sr_run: SrRun, run_server: RunServer, unbroken: Path, tmp_path: Path, image_cache: Path
 ) -> None:
     arguments = LONG
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(
-        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(), stderr=log
-    )
-    wait_for_step(tmp_path / "outputs", process)
+    run = started(run_server, tmp_path, *arguments, f"data.cache_dir={image_cache}")
+    wait_for_checkpoint(tmp_path / "outputs")
     time.sleep(0.1)
-    process.send_signal(signum)
-    assert process.wait(60) == 128 + signum
+    os.kill(run.pid, signum)
+    assert run.wait(60) == 128 + signum
     (attempt,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")
     stopped_at = int(max(attempt.glob("step-*")).name.removeprefix("step-"))
     assert stopped_at < 600
@@ -155,16 +153,17 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
     assert final_bytes(tmp_path / "outputs") == final_bytes(unbroken)
 
 
-def wait_for_step(outputs: Path, process: subprocess.Popen, timeout: float = 120) -> None:
-    """Until the first checkpoint is there: training is under way."""
-    began = time.monotonic()
-    while not list(outputs.glob("checkpoints/*/*/step-*/manifest.json")):
-        assert process.poll() is None and time.monotonic() - began < timeout
-        time.sleep(0.02)
+def started(run_server: RunServer, folder: Path, *arguments: str) -> Run:
+    return run_server.start(arguments, folder, folder / "said", folder / "errors")
+
+
+def wait_for_checkpoint(outputs: Path) -> None:
+    """Until the first is there: training is under way."""
+    wait_until(lambda: list(outputs.glob("checkpoints/*/*/step-*/manifest.json")), "a checkpoint")
 
 
 def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_made_up_for(
-    sr_run: SrRun, tmp_path: Path, image_cache: Path
+    sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:
     """The network is slow on whole images as long as a file says so, so that the evaluation can be hit."""
     (tmp_path / "slow").touch()
@@ -181,31 +180,23 @@ def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_ma
     )
     tiny = [argument for argument in TINY if not argument.startswith(("model.", "data.valid_images"))]
     arguments = (*tiny, "model._target_=slow_net.Slow", "trainer.pictures=0")
-    process = subprocess.Popen(
-        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(),
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    journal = None
-    while journal is None or '"step":2' not in journal.read_text().replace(" ", ""):
-        assert process.poll() is None, process.communicate()[1]
-        journal = next((tmp_path / "outputs" / "runs").glob("*/*/journal.jsonl"), None)
-        time.sleep(0.02)
+    run = started(run_server, tmp_path, *arguments, f"data.cache_dir={image_cache}")
+    journals = tmp_path.glob
+    wait_until(lambda: any('"step": 2' in path.read_text() for path in journals("outputs/runs/*/*/journal.jsonl")))
     time.sleep(0.4)  # step 3 is done and its evaluation (two images, a second each) is under way
-    process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    assert process.wait(30) == 143
-    assert time.monotonic() - began < 20
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(30) == 143
     (tmp_path / "slow").unlink()
     (state,) = (tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000003/state.json")
     assert json.loads(state.read_text())["evaluated_at"] == 0
     sr_run(*arguments, "trainer.resume=true")
     sr_run(*arguments, "outputs=unbroken", "tracker=none")
     assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
-    run = runs(tmp_path)[0]
-    assert [p.step for p in client(tmp_path).get_metric_history(run.info.run_id, "valid/psnr")] == [3, 6]
+    (recorded,) = runs(tmp_path)
+    assert [p.step for p in client(tmp_path).get_metric_history(recorded.info.run_id, "valid/psnr")] == [3, 6]
 
 
-def test_a_second_ctrl_c_exits_at_once(tmp_path: Path, image_cache: Path) -> None:
+def test_a_second_ctrl_c_exits_at_once(run_server: RunServer, tmp_path: Path, image_cache: Path) -> None:
     """The evaluation sits in one call for a minute, so that the first signal cannot be heeded yet."""
     (tmp_path / "stuck_net.py").write_text(
         "import pathlib, time, torch\n"
@@ -221,35 +212,27 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path: Path, image_cache: Path) -> Non
         "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
     )
     tiny = [argument for argument in TINY if not argument.startswith("model.")]
-    process = subprocess.Popen(
-        command(*tiny, "model._target_=stuck_net.Stuck", "tracker=none", f"data.cache_dir={image_cache}"),
-        cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not (tmp_path / "evaluating").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    model = ("model._target_=stuck_net.Stuck", "tracker=none")
+    run = started(run_server, tmp_path, *tiny, *model, f"data.cache_dir={image_cache}")
+    wait_until((tmp_path / "evaluating").exists, "the evaluation")
+    os.kill(run.pid, signal.SIGINT)
     time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
+    assert psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait(5) == 130
 
 
 def test_a_second_process_on_the_same_run_is_refused_by_host_and_process(
-    sr_run: SrRun, tmp_path: Path, image_cache: Path
+    sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:
     arguments = (*TINY, "trainer.steps=100000", "trainer.eval_every=100000", "checkpoint.every=50", "tracker=none")
-    process = subprocess.Popen(
-        command(*arguments, f"data.cache_dir={image_cache}"), cwd=tmp_path, env=environment(),
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    run = started(run_server, tmp_path, *arguments, f"data.cache_dir={image_cache}")
+    wait_for_checkpoint(tmp_path / "outputs")
     try:
-        wait_for_step(tmp_path / "outputs", process)
         refused = sr_run(*arguments, "trainer.resume=true", code=2)
-        assert f"process {process.pid} on {os.uname().nodename}" in refused.stderr
+        assert f"process {run.pid} on {os.uname().nodename}" in refused.stderr
     finally:
-        process.kill()
-        process.wait()
+        run.kill()
 
 
 def test_a_sweep_gives_runs_of_their_own_under_one_parent_and_goes_on_past_a_failed_job(

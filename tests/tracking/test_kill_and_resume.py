@@ -44,6 +44,7 @@ def _kill(process: subprocess.Popen[bytes], run_dir: Path) -> None:
     wait_for(lambda: not _senders(run_dir), what="the sender's end")
 
 
+@pytest.mark.slow
 def test_a_run_killed_thrice_and_resumed_is_one_run_with_one_point_a_step(tmp_path: Path, empty_database: Path) -> None:
     outputs, uri = _outputs(tmp_path, empty_database)
     run_dir = tmp_path / "run"

@@ -55,7 +55,7 @@ def test_two_folders_of_outputs_on_one_database_keep_their_runs_apart(tmp_path: 
     assert ("train/loss", 6) in found[left] and ("train/loss", 2) in found[left]
 
 
-@pytest.mark.parametrize("harm", ["a folder in its place", "read-only"])
+@pytest.mark.parametrize("harm", ["a folder in its place", pytest.param("read-only", marks=pytest.mark.slow)])
 def test_a_journal_that_cannot_be_written_is_one_sentence_and_costs_nothing(
     harm: str, tmp_path: Path, photographs: Path, sr_run: SrRun
 ) -> None:
