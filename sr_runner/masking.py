@@ -71,7 +71,7 @@ _SHAPES = (
     re.compile(
         r"""(?i)(?:authorization\W{1,4}(?:basic|bearer|digest|token)\s+|cookie:\s+(?=\S+=))(?P<value>[^\s'"]+)"""
     ),
-    re.compile(r"""\b(?:Bearer|Basic)\s+(?P<value>(?=\S*\d)[^\s'"]{12,})"""),
+    re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"]{12,})"""),
 )
 
 _known: frozenset[str] = frozenset()

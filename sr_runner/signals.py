@@ -97,6 +97,13 @@ class StopSignal:
         """From now on, signals are noted, not raised."""
         self._deferred += 1
 
+    def finish(self) -> None:
+        """The work is done: from now on signals are noted, and end nothing any more."""
+        self.defer()
+        self.grace_seconds = None
+        if self._timer is not None:
+            self._timer.cancel()
+
     def note(self, signum: int) -> None:
         """Take `signum` as received: the grace begins, unless it has begun."""
         if self.signum is None:

@@ -156,11 +156,14 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Cho
     try:
         with orchestrator.stop.deferred():
             result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
-            orchestrator.stop.defer()  # a run that has finished is not stopped any more
+            orchestrator.stop.finish()
         status = "finished"
         run_log.keep()
-        write_file(folder / files.RESULT, as_json(result))
-        write_file(folder / files.IMAGES, Evaluation(list(result.scores)).as_csv())
+        try:
+            write_file(folder / files.RESULT, as_json(result))
+            write_file(folder / files.IMAGES, Evaluation(list(result.scores)).as_csv())
+        except OSError as error:
+            log.warning("the run has finished, but its result could not be written (%s): see its checkpoint", error)
         tracker.artifact(folder / files.IMAGES)
         return result
     except Stopped:

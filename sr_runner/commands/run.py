@@ -131,13 +131,11 @@ def _run(args: list[str], stop: StopSignal) -> int:
 
 def _job(config: DictConfig, stop: StopSignal, *, in_json: bool) -> float | None:
     """What Hydra runs in the place that it has prepared."""
-    from hydra.core.hydra_config import HydraConfig
-
     from sr_runner.attempt.execute import execute, preview
-    from sr_runner.config.compose import job_config
+    from sr_runner.config.compose import job_config, task_overrides
 
     config, choices = job_config(config)
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = task_overrides()
     if config.data.get("preview"):
         if is_main_process():
             sys.stdout.write(f"{preview(config, overrides)}\n")

@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from sr_runner.attempt import logs
 from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
-from sr_runner.config.compose import Application, job_config, jobs_to_check
+from sr_runner.config.compose import Application, job_config, jobs_to_check, task_overrides
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import own_folder, read_file, write_file
+from sr_runner.files import LinkError, own_folder, read_file, write_file
 from sr_runner.masking import learn, masked, masked_text
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import Status, SweepParent, Tracker
@@ -71,6 +71,10 @@ def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSi
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"hydra.sweep.dir={folder}: nothing can be written there ({error.strerror})") from error
+    hydras = f"*/{whole.hydra.output_subdir or '.hydra'}"
+    for path in (folder / "multirun.yaml", *folder.glob(hydras), *folder.glob(f"{hydras}/*.yaml")):
+        if path.is_symlink():
+            raise LinkError(path)  # Hydra writes there, and follows links
     for record in folder.glob(_RECORDS):  # of an earlier life of this sweep
         record.unlink()
     quoted = str(folder).replace("'", "\\'")
@@ -98,7 +102,7 @@ def job(config: DictConfig) -> float | None:
     """One job of a sweep; its validation PSNR is what a sweeper optimises."""
     hydra = HydraConfig.get()
     folder, number = Path(hydra.sweep.dir).absolute(), int(hydra.job.num)
-    overrides = list(hydra.overrides.task)
+    overrides = task_overrides()
     shown = masked(overrides)
     learn(OmegaConf.to_container(config))
     stop = StopSignal().install()

@@ -37,6 +37,14 @@ _MOST_CHECKED = 64
 _LONGEST_NAME = 200  # a file system has no room for longer ones
 
 
+def task_overrides() -> list[str]:
+    """What was overridden in the job that Hydra runs now, as it was written: `a=${..b}` is no reference from the list
+    in which Hydra keeps it."""
+    written = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    assert isinstance(written, list)
+    return written
+
+
 class Application(Hydra):
     """Hydra's application for sr-run: whatever it composes is checked, whatever is wrong is a `RequestError`.
 
@@ -60,6 +68,10 @@ class Application(Hydra):
             parsed = parse(overrides)
             self._check_choices(parsed)
             whole = super().compose_config(config_name, overrides, run_mode, *arguments, **keywords)
+            if config_name is not None and "masking" not in (whole.hydra.callbacks or {}):
+                raise RequestError(
+                    "hydra.callbacks.masking: expected to be there; it keeps secrets out of Hydra's records"
+                )
             if config_name is not None and run_mode is RunMode.RUN:
                 HydraConfig.instance().set_config(whole)
                 _check_booleans(parsed, whole)

@@ -39,20 +39,27 @@ def check(config: DictConfig) -> None:
     wrong."""
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     # What an interpolation gives has not been held against the schema, nor has a key that `+` adds.
-    config = OmegaConf.merge(OmegaConf.structured(Schema), plain)  # type: ignore[assignment]
-    OmegaConf.to_container(config, throw_on_missing=True)
+    typed = OmegaConf.merge(OmegaConf.structured(Schema), plain)
+    OmegaConf.to_container(typed, throw_on_missing=True)
+    untyped = OmegaConf.create(OmegaConf.to_container(config.copy(), resolve=False))
+    given = flatten(OmegaConf.to_container(untyped, resolve=True))
     for key, value in flatten(plain).items():
         _check_numbers(key, value)
+        # OmegaConf takes any whole number for a boolean, and the words of YAML 1.1: `off`, `no`, `n`.
+        if isinstance(value, bool) and str(given.get(key, value)).lower() not in ("true", "false"):
+            raise RequestError(f"{key}={given[key]}: expected true or false")
+    config = typed  # type: ignore[assignment]
     RunSettings(scale=config.scale, seed=config.seed, outputs=config.outputs)
     own = OmegaConf.select(config, "data.scale")
     if own is not None and own != config.scale:
         raise RequestError(f"data.scale={own}: expected {config.scale}, as scale={config.scale}; set scale instead")
     settings(config, "trainer", TrainerSettings)
     settings(config, "checkpoint", CheckpointSettings)
-    rate = OmegaConf.select(config, "optimizer.lr")
-    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
-    if rate is not None and not (is_number and 0 < float(rate) < float("inf")):
-        raise RequestError(f"optimizer.lr={rate}: expected a number above 0, such as 1e-4")
+    for key in ("optimizer.lr", "scheduler.max_lr"):
+        rate = OmegaConf.select(config, key)
+        is_number = isinstance(rate, Real) and not isinstance(rate, bool)
+        if rate is not None and not (is_number and 0 < float(rate) < float("inf")):
+            raise RequestError(f"{key}={rate}: expected a number above 0, such as 1e-4")
 
 
 def _check_numbers(key: str, value: Any) -> None:

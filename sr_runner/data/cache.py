@@ -72,7 +72,12 @@ class ImageCache:
             with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
                 header = json.loads(file.read(_HEADER))
                 size = os.fstat(file.fileno()).st_size
-        except (FileNotFoundError, PermissionError, ValueError):  # without permission, `building` raises
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            PermissionError,
+            ValueError,
+        ):  # `building` says what it cannot do
             return None
         if header.get("format") != _FORMAT or header["facts"] != dict(facts):
             return None

@@ -26,7 +26,10 @@ def resolve_device(wanted: str, key: str = "trainer.device") -> torch.device:
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise RequestError(f"{key}={wanted}: expected auto, cpu, cuda or cuda:N") from error
     number = local_rank()
     if device.type == "cuda" and number is not None:
         return _own_gpu(device, number)

@@ -293,6 +293,9 @@ def test_a_link_in_the_folder_of_a_sweep_is_refused_and_its_record_replaced(
     sr_run: SrRun, tmp_path: Path, canary: Path
 ) -> None:
     words = ("-m", *TINY, "seed=1", "trainer.steps=1", "tracker=none", "checkpoint=none", "hydra.sweep.dir=sweep")
+    plant(tmp_path / "sweep" / "multirun.yaml", canary)
+    assert "multirun.yaml: expected a file, not a link" in sr_run(*words, code=2).stderr
+    (tmp_path / "sweep" / "multirun.yaml").unlink()
     plant(tmp_path / "sweep" / "job-0.json", canary)
     plant(tmp_path / "sweep" / "0", canary.parent)
     done = sr_run(*words, code=2)

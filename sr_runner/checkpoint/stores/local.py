@@ -96,7 +96,10 @@ class LocalStore:
             place.rename(target / place.name)
         else:
             place.rename(target)
-        write_file(target / "why.json", json.dumps({"name": name, "reason": reason}, indent=1) + "\n")
+        why = target / "why.json"
+        if why.is_dir() and not why.is_symlink():  # whoever forged the checkpoint made it: nothing takes its place
+            why.rename(target / f"found-{uuid.uuid4().hex[:6]}-why.json")
+        write_file(why, json.dumps({"name": name, "reason": reason}, indent=1) + "\n")
         return str(target)
 
     def clean(self, attempt: str) -> None:
