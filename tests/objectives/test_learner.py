@@ -90,6 +90,14 @@ def test_the_scale_of_an_fp16_loss_and_its_growth_are_in_the_state() -> None:
     assert second.scaler.get_scale() == first.scaler.get_scale() == 2**15
 
 
+def test_gradients_reach_every_network_behind_a_loss_and_with_own_only_this_one() -> None:
+    first, second = (Learner(nn.Conv2d(3, 3, 3), OPTIMIZERS["sgd"], None) for _ in range(2))
+    second.backward(second(first(torch.ones(1, 3, 8, 8))).mean(), own=True)
+    assert first.network.weight.grad is None and second.network.weight.grad is not None
+    second.backward(second(first(torch.ones(1, 3, 8, 8))).mean())
+    assert first.network.weight.grad is not None
+
+
 def test_the_state_is_keyed_by_parameter_name() -> None:
     learner = Learner(NETWORKS["edsr"](), OPTIMIZERS["adam"], None)
     train(learner, 1)
