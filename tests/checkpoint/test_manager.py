@@ -151,6 +151,17 @@ def test_a_damaged_checkpoint_is_named_kept_aside_and_passed_over(
     assert aside.is_dir() and manager.steps() == [1]
 
 
+def test_a_forged_reason_is_kept_and_stops_nothing(manager: CheckpointManager, tmp_path: Path) -> None:
+    for step in (1, 2):
+        manager.save(state(step), wait=True)
+    (folder(tmp_path, 2) / "why.json").mkdir()
+    found = manager.restore()
+    assert found is not None and found.step == 1
+    (aside,) = (tmp_path / ATTEMPT).glob("damaged-*")
+    assert "why.json" in json.loads((aside / "why.json").read_text())["reason"]
+    assert len(list(aside.glob("found-*-why.json"))) == 1
+
+
 def test_where_no_checkpoint_is_good_nothing_starts_from_scratch(manager: CheckpointManager, tmp_path: Path) -> None:
     manager.save(state(1), wait=True)
     flip(folder(tmp_path, 1) / "model.safetensors")

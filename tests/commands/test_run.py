@@ -71,6 +71,10 @@ def test_a_complete_run_is_reported_again_and_nothing_is_trained(sr_run: SrRun, 
     table = [line for line in first.stdout.splitlines() if "dB" in line]
     assert table and table == [line for line in again.stdout.splitlines() if "dB" in line]
     assert len(runs(tmp_path)) == 1 and runs(tmp_path)[0].info.status == "FINISHED"
+    (result,) = (tmp_path / "outputs" / "runs").glob("*/*/result.json")
+    result.unlink()
+    result.mkdir()
+    assert "its result could not be written" in sr_run(*TINY, "trainer.resume=true").stderr
 
 
 def test_a_finished_run_is_extended_to_the_same_bytes_as_one_that_was_long_from_the_start(
