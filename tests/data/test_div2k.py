@@ -8,40 +8,18 @@ import io
 import re
 import resource
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from div2k_server import Server, div2k, members, official, prepared, serving
+from div2k_server import Server, div2k, members, official, prepared
 from PIL import Image
 
-from sr_runner.data import download as downloads
 from sr_runner.data.degradations import Degradation, Resize
 from sr_runner.data.div2k_archives import ARCHIVES
 from sr_runner.errors import RequestError, RunError
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that downloads would have slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(downloads, "sleep", slept.append)
-    return slept
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "div2k"
-
 
 COMBINATIONS = [
     *(("bicubic", scale) for scale in (2, 3, 4, 8)),

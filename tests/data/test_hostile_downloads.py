@@ -12,7 +12,7 @@ import resource
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,25 +25,6 @@ from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError
 
 HR = "DIV2K_train_HR"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that downloads would have slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(downloads, "sleep", slept.append)
-    return slept
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "div2k"
 
 
 def with_member(
