@@ -68,7 +68,8 @@ class Application(Hydra):
             parsed = parse(overrides)
             self._check_choices(parsed)
             whole = super().compose_config(config_name, overrides, run_mode, *arguments, **keywords)
-            if config_name is not None and "masking" not in (whole.hydra.callbacks or {}):
+            target = f"{Masking.__module__}.{Masking.__qualname__}"
+            if config_name is not None and OmegaConf.select(whole, "hydra.callbacks.masking._target_") != target:
                 raise RequestError(
                     "hydra.callbacks.masking: expected to be there; it keeps secrets out of Hydra's records"
                 )

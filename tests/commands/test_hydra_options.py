@@ -110,6 +110,7 @@ REFUSED = {
     "--nonsense": ["--nonsense", "no such option"],
     "hydra.nonsense=1": ["hydra.nonsense", "there is no key"],
     "hydra.job.chdir=abc": ["hydra.job.chdir=abc", "true or false"],
+    "hydra.callbacks.masking._target_=no.Such": ["hydra.callbacks.masking", "expected to be there"],
     "~hydra.callbacks.masking hydra.output_subdir=.hydra": ["hydra.callbacks.masking", "expected to be there"],
     "hydra.run.dir=/proc/nope": ["hydra.run.dir=/proc/nope", "nothing can be written"],
     "-m hydra.sweep.dir=/proc/nope seed=1": ["hydra.sweep.dir=/proc/nope", "nothing can be written"],
