@@ -71,7 +71,7 @@ class Application(Hydra):
             target = f"{Masking.__module__}.{Masking.__qualname__}"
             if config_name is not None and OmegaConf.select(whole, "hydra.callbacks.masking._target_") != target:
                 raise RequestError(
-                    "hydra.callbacks.masking: expected to be there; it keeps secrets out of Hydra's records"
+                    "hydra.callbacks.masking: expected to be there, as in conf/config.yaml; it keeps secrets from Hydra"
                 )
             if config_name is not None and run_mode is RunMode.RUN:
                 HydraConfig.instance().set_config(whole)
