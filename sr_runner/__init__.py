@@ -29,12 +29,14 @@ def train(overrides: Sequence[str] = ()) -> Outcome:
     Raises `sr_runner.errors.RequestError` where the command line would exit with status 2, and
     `sr_runner.signals.Stopped` (a `SystemExit`) after a signal.
     """
+    from sr_runner.attempt.base import with_recorded
     from sr_runner.attempt.execute import execute
-    from sr_runner.config.compose import composed
+    from sr_runner.config.compose import Request, composed
     from sr_runner.signals import StopSignal
 
-    config, choices = composed(overrides)
-    return execute(config, choices, list(overrides), StopSignal())
+    request = with_recorded(Request(overrides))
+    config, choices = composed(**vars(request))
+    return execute(config, choices, request, StopSignal(), command=f"sr_runner.train({list(overrides)!r})")
 
 
 def load_model(source: str | Path, **what_the_file_cannot_tell: Any) -> nn.Module:

@@ -274,15 +274,21 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     networks = objective.networks(model, patch_size=data.patch_size)
     try:
         learners = {name: learner(name, network) for name, network in networks.items()}
+        for each in learners.values():
+            each.rates(trainer.steps)  # a schedule that ends before the run raises
     except RequestError:
         raise
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise RequestError(f"optimizer or scheduler: {error}") from error
     tracker: Tracker = build(config.tracker, "tracker", Tracker) if world.is_main else NoTracker()
-    store: Store | None = None
-    if world.is_main and checkpoint.store:
-        store = build(config.checkpoint.store, "checkpoint.store", Store, root=checkpoint.root)
+    store = build_store(config) if world.is_main else None
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep)
+
+
+def build_store(config: DictConfig) -> Store | None:
+    """The store of checkpoints; None where none are stored."""
+    where = config.checkpoint
+    return build(where.store, "checkpoint.store", Store, root=where.root) if where.store else None
 
 
 def policies(settings: Retention) -> list[Policy]:

@@ -7,27 +7,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from sr_runner.attempt import logs, scheduler
+from sr_runner.attempt.announce import announce, going_on
 from sr_runner.attempt.build import Parts, build_parts
 from sr_runner.attempt.lock import Holding
 from sr_runner.attempt.logs import LogFile
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
-from sr_runner.attempt.record import record, write_record
+from sr_runner.attempt.record import record, start_of, write_record
 from sr_runner.attempt.report import Outcome, as_json, json_of, print_outcome, report_of
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
+from sr_runner.config.compose import Request
 from sr_runner.config.identity import identity as identity_of
 from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.files import draft_of, scratch_folder, write_file
-from sr_runner.masking import learn
+from sr_runner.masking import learn, masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
@@ -45,13 +48,16 @@ _FINISHED_WAIT, _STOPPED_WAIT = 30.0, 10.0
 def execute(
     config: DictConfig,
     choices: dict[str, str],
-    overrides: Sequence[str],
+    request: Request,
     stop: StopSignal,
     sweep: SweepParent | None = None,
     *,
+    command: str | None = None,
     in_json: bool = False,
 ) -> Outcome:
     """Train (or go on with, or report) the run that `config` describes; print the outcome as a table, or `in_json`.
+
+    `request` is what `config` was composed from, `command` what was typed for it.
 
     Raises `RequestError` before anything was written where the request is wrong, `RunError` and whatever else where
     the run fails, `Stopped` after a signal. One that comes when the last checkpoint is there is noted in `stop`, and
@@ -61,7 +67,7 @@ def execute(
     logs.remember()
     learn(OmegaConf.to_container(config))
     world = join(stop)
-    parts = build_parts(config, overrides, world)
+    parts = build_parts(config, request.overrides, world)
     stop.grace_seconds = parts.trainer.grace_seconds
     if not world.is_main:
         return train_as_peer(parts, stop)
@@ -73,16 +79,17 @@ def execute(
         _check_store(parts)
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
         facts = parts.identity_facts(pretrained)
-        identity = identity_of(choices.get("model", "model"), config.scale, facts)
+        identify = partial(identity_of, choices.get("model", "model"), config.scale)
         holding = Holding(parts, catalogue, stop)
         with holding:
-            chosen = choose(parts, catalogue, identity, facts, holding.hold)
+            chosen = choose(parts, catalogue, facts, identify, holding.hold)
             folder = catalogue.folder(chosen.attempt)
             run_log = holding.enter_context(logs.to_file(folder / files.LOG))
-            run = record(parts, chosen, folder, facts, list(overrides), sweep)
+            start = start_of(request, command, chosen)
+            run = record(parts, chosen, folder, start, sweep)
 
             def made_again() -> None:
-                write_record(parts, chosen, folder, facts, list(overrides))
+                write_record(parts, chosen, folder, start)
                 log.warning(
                     "%s was deleted while this run works on it: its log and record are written anew, the pictures that "
                     "were in it are lost. Training goes on", folder,
@@ -91,14 +98,21 @@ def execute(
             run_log.on_deleted = made_again
             job = scheduler.current()
             origin = Origin(
-                facts=facts, attempt=str(chosen.attempt), parent=chosen.parent, job=job.key if job is not None else None
-            )
-            orchestrator = parts.orchestrator(stop, _manager(parts, chosen, scratch, stop, holding), origin)
+                facts=chosen.facts, attempt=str(chosen.attempt), request=start["request"],
+                job=job.key if job is not None else None,
+            )  # fmt: skip
+            manager = _manager(parts, chosen, scratch, stop, holding)
+            orchestrator = parts.orchestrator(stop, manager, origin)
             broadcast_start(parts, chosen, folder)
-            _announce(parts, chosen, orchestrator)
-            result = _train(orchestrator, parts, run, chosen, run_log)
+            announce(parts, chosen, folder)
+            try:
+                result = _train(orchestrator, parts, run, chosen, run_log)
+            except Stopped:
+                if manager is not None and sweep is None:
+                    _say_how_to_go_on(manager, parts, chosen, request)
+                raise
             outcome = Outcome(
-                identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
+                chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
             )  # fmt: skip
             if in_json:
@@ -179,25 +193,16 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Cho
     finally:
         ended: Status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]  # type: ignore[assignment]
         if orchestrator.recording:
-            for name in (files.CONFIG, files.OVERRIDES, files.LOG):
+            for name in (files.CONFIG, files.STARTS, files.LOG):
                 tracker.artifact(folder / name)
             wait = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else _FINISHED_WAIT
             tracker.finish(ended, {"sr_run.status": status}, wait=wait)
 
 
-def _announce(parts: Parts, chosen: Chosen, orchestrator: Orchestrator) -> None:
-    summary = parts.data.summary()
-    size = sum(parameter.numel() for parameter in parts.model.parameters())
-    log.info("run %s: %.2f M parameters, on %s", chosen.attempt, size / 1e6, parts.device)
-    log.info("data %s", ", ".join(f"{key} {value}" for key, value in summary.items()))
-    if chosen.state is not None:
-        steps, state = parts.trainer.steps, chosen.state
-        if chosen.parent:
-            log.info("forked from %s", chosen.parent)
-        elif state.step >= steps:
-            log.info("complete already: step %d of %d", state.step, steps)
-        else:
-            log.info("resumed at step %d of %d", state.step, steps)
+def _say_how_to_go_on(manager: CheckpointManager, parts: Parts, chosen: Chosen, request: Request) -> None:
+    saved = manager.saved if manager.saved is not None or chosen.state is None else chosen.state.step
+    if saved is not None:
+        log.warning("saved step %d; go on with: %s", saved, masked_text(going_on(parts, chosen, request)))
 
 
 def _checkpoint(parts: Parts, chosen: Chosen, result: Result) -> str | None:

@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from sr_runner.attempt import scheduler
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
+from sr_runner.config.compose import Request
 from sr_runner.config.identity import flatten
-from sr_runner.masking import masked
+from sr_runner.files import write_file
+from sr_runner.masking import masked, masked_text
 from sr_runner.runs import folder as files
 from sr_runner.tracking import RunRecord, SweepParent
 from sr_runner.training.device import device_name
 
+_PACKAGE = Path(__file__).parent.parent
+_LONGEST_DIFF = 200_000  # bytes
 
-def record(
-    parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str], sweep: SweepParent | None
-) -> RunRecord:
-    """Write `run.json`, `config.yaml` and `overrides.txt` into the run's folder; return what the tracker records."""
-    write_record(parts, chosen, folder, facts, overrides)
+
+def start_of(request: Request, command: str | None, chosen: Chosen) -> dict[str, Any]:
+    """What this start is, for `starts.jsonl`, the tags and the checkpoints; secrets are masked.
+
+    `commit` is that of sr-run's own code, `folder_commit` that of the folder one stands in; `+changes` says that files
+    were changed since.
+    """
+    own, here = _own_commit(), _commit(Path.cwd())
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": masked_text(command or request.command()),
+        "folder": str(Path.cwd()),
+        "host": platform.node(),
+        "step": chosen.state.step if chosen.state is not None else 0,
+        "parent": chosen.parent,
+        "request": masked(asdict(request) | {"overrides": list(request.overrides)}),
+        "sr_run": _version("sr-run"),
+        "commit": own,
+        "folder_commit": here,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mlflow": _version("mlflow"),
+    }
+    return {key: value for key, value in start.items() if value not in (None, "")}
+
+
+def record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any], sweep: SweepParent | None) -> RunRecord:
+    """Write the files of the run's folder that say what is started; return what the tracker records."""
+    write_record(parts, chosen, folder, start)
     plain = OmegaConf.to_container(parts.config, resolve=True)
     # How this process was started is no property of the run: a resume would contradict what the first start recorded.
     passing = ("trainer.resume", "trainer.allow_changes")
@@ -36,7 +69,12 @@ def record(
         "sr_run.host": platform.node(),
         "sr_run.device": device_name(parts.device),
         "sr_run.status": "running",
-    } | _git_tags()
+    }
+    tags |= {f"sr_run.{key}": str(start[key]) for key in _TAGGED if key in start}
+    number = len(files.starts(folder))
+    tags[f"sr_run.start.{number}"] = f"{start['time']} {start['command']} (step {start['step']})"
+    if "folder_commit" in start:
+        tags["mlflow.source.git.commit"] = start["folder_commit"].partition("+")[0]
     if chosen.parent:
         tags["sr_run.forked_from"] = chosen.parent
     return RunRecord(
@@ -50,18 +88,55 @@ def record(
     )
 
 
-def write_record(parts: Parts, chosen: Chosen, folder: Path, facts: dict[str, Any], overrides: list[str]) -> None:
+_TAGGED = ("command", "folder", "commit", "folder_commit", "sr_run", "python", "torch", "mlflow")
+
+
+def write_record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any]) -> None:
     """The files of the run's folder that say what was started."""
-    files.begin(folder, facts, configs.as_yaml(parts.config), masked(overrides), chosen.parent)
+    files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start)
+    number = len(files.starts(folder))
+    for name, where in (("sr-run", _PACKAGE), ("folder", Path.cwd())):
+        if start.get("commit" if name == "sr-run" else "folder_commit", "").endswith(_CHANGED):
+            write_file(folder / f"start-{number}-{name}.diff", _diff(where))
     scheduler.remember(folder)
 
 
-def _git_tags() -> dict[str, str]:
-    """The commit of the code in the current folder, where it is a repository."""
-    git = partial(subprocess.run, capture_output=True, text=True, timeout=10, check=True)
+_CHANGED = "+changes"
+
+
+@functools.cache
+def _own_commit() -> str:
+    """The commit of sr-run's own code, where it is a repository; of a package that lies in somebody else's, none."""
+    tracked = _git(_PACKAGE, "ls-files", "--error-unmatch", "__init__.py")
+    return _commit(_PACKAGE) if tracked else ""
+
+
+def _commit(folder: Path) -> str:
+    """The commit of the repository around `folder`, "" where there is none."""
+    commit = _git(folder, "rev-parse", "HEAD").strip()
+    return commit + (_CHANGED if commit and _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _diff(folder: Path) -> str:
+    """The uncommitted changes of the repository around `folder`, masked, cut where they are long."""
+    diff = _git(folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    cut = "" if len(diff) <= _LONGEST_DIFF else f"\n... {len(diff) - _LONGEST_DIFF} more characters\n"
+    return masked_text(diff[:_LONGEST_DIFF]) + cut
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git prints; "" where it fails."""
+    # No program that the repository's settings name is started.
+    command: Sequence[str] = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
     try:
-        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        dirty = bool(git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": commit, "sr_run.git_commit": commit + ("+changes" if dirty else "")}
+        return ""
+    return done.stdout.decode(errors="replace")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

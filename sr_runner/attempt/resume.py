@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from sr_runner.checkpoint import LocalStore, Name, Store, TrainingState
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import steps_of
 from sr_runner.errors import RequestError
+from sr_runner.objectives.base import MODEL
 from sr_runner.runs import folder as files
-from sr_runner.runs.catalogue import Attempt, Catalogue, difference
-from sr_runner.runs.resolve import find
+from sr_runner.runs.catalogue import FORKED_FROM, Attempt, Catalogue, difference
+from sr_runner.runs.resolve import Found, find
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +27,26 @@ class Chosen:
     """The attempt that this process works on, and the state it starts from, if any."""
 
     attempt: Attempt
+    facts: Mapping[str, Any]
+    """What the attempt's identity is computed from."""
     state: TrainingState | None = None
     parent: str | None = None
-    """The checkpoint that a fork takes its state from."""
+    """The checkpoint of another attempt that the state is taken from."""
 
 
 Hold = Callable[[Attempt, bool], None]
 """Makes an attempt (a fresh one, says the flag) this process's own. Raises `RequestError` where it is taken."""
 
+Identify = Callable[[Mapping[str, Any]], str]
+"""The identity of a run that these facts determine."""
 
-def choose(parts: Parts, catalogue: Catalogue, identity: str, facts: dict[str, Any], hold: Hold) -> Chosen:
+
+def choose(parts: Parts, catalogue: Catalogue, facts: Mapping[str, Any], identify: Identify, hold: Hold) -> Chosen:
     """What `trainer.resume` means here. Raises `RequestError` where it cannot be had.
 
     The attempt is held before anything of it is restored: a checkpoint that its holder is deleting looks damaged.
     """
-    return _Choice(parts, catalogue, identity, facts, hold).made()
+    return _Choice(parts, catalogue, facts, identify, hold).made()
 
 
 def spool_of(parts: Parts) -> LocalStore | None:
@@ -57,87 +63,152 @@ def spool_of(parts: Parts) -> LocalStore | None:
 class _Choice:
     parts: Parts
     catalogue: Catalogue
-    identity: str
-    facts: dict[str, Any]
+    facts: Mapping[str, Any]
+    identify: Identify
     hold: Hold
 
     def made(self) -> Chosen:
         wanted, store = self.parts.trainer.resume, self.parts.store
-        own = self._of_this_job()
+        identity = self.identify(self.facts)
+        own = self._of_this_job(identity)
         if own is not None:
             log.info("this job was started before: it goes on with %s", own)
             self.hold(own, False)
             state = self._restored(store, own) if store is not None else None
             if state is not None or not isinstance(wanted, str):
-                return Chosen(own, state)
+                return Chosen(own, self.facts, state)
         if wanted is False or wanted is None:
-            return Chosen(self._opened())
+            self._mention_unfinished(identity)
+            return Chosen(self._opened(identity), self.facts)
         if store is None:
             raise RequestError(f"trainer.resume={wanted}: checkpoint=none stores no checkpoints to resume from")
-        return self._newest(store) if wanted is True else self._exactly(str(wanted), store, own)
+        return self._newest(identity, store) if wanted is True else self._exactly(str(wanted), store, own)
 
-    def _of_this_job(self) -> Attempt | None:
+    def _of_this_job(self, identity: str) -> Attempt | None:
         """The newest attempt that an earlier life of this process's job worked on, by the attempt's folder, or where
         that is on another machine by its newest checkpoint. Whether that is damaged, whoever restores it finds out."""
         job = jobs.current()
         if job is None or not job.restarted:
             return None
-        for attempt in reversed(self.catalogue.attempts(self.identity)):
+        for attempt in reversed(self.catalogue.attempts(identity)):
             folder = self.catalogue.folder(attempt)
             if job.key in files.jobs(folder) or (not folder.exists() and self.catalogue.origin(attempt).job == job.key):
                 return attempt
         return None
 
-    def _opened(self) -> Attempt:
-        attempt = self.catalogue.open_new(self.identity)
+    def _mention_unfinished(self, identity: str) -> None:
+        """Somebody who starts anew may not know that there is something to go on with."""
+        attempt, store = self.catalogue.named(identity), self.parts.store
+        steps = steps_of(store, str(attempt)) if attempt is not None and store is not None else []
+        if steps and steps[-1] < self.parts.trainer.steps:
+            log.info(
+                "%s has the same config and is at step %d of %d: trainer.resume=true goes on with it; this is a fresh "
+                "attempt", attempt, steps[-1], self.parts.trainer.steps,
+            )  # fmt: skip
+
+    def _opened(self, identity: str) -> Attempt:
+        attempt = self.catalogue.open_new(identity)
         jobs.remember(self.catalogue.folder(attempt))
         self.hold(attempt, True)
         return attempt
 
-    def _newest(self, store: Store) -> Chosen:
-        attempt, steps = self.catalogue.named(self.identity), self.parts.trainer.steps
+    def _newest(self, identity: str, store: Store) -> Chosen:
+        attempt = self.catalogue.named(identity)
         if attempt is not None:
             self.hold(attempt, False)
             state = self._restored(store, attempt)
             if state is None:
-                older = [a for a in self.catalogue.attempts(self.identity)[:-1] if steps_of(store, str(a))]
+                older = [a for a in self.catalogue.attempts(identity)[:-1] if steps_of(store, str(a))]
                 hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
                 log.warning("%s has no checkpoint yet: it starts at step 0%s", attempt, hint)
-            return Chosen(attempt, state)
-        log.warning("nothing to resume for %s: starting a first attempt", self.identity)
-        for other, differing in self.catalogue.near_misses(self.facts, self.identity):
+            return Chosen(attempt, self.facts, state)
+        log.warning("nothing to resume for %s: starting a first attempt", identity)
+        for other, differing in self.catalogue.near_misses(self.facts, identity):
             keys = ", ".join(f"{key}={here} (there {there})" for key, (here, there) in differing.items())
-            stretched = all(key.startswith("scheduler.") and here == steps for key, (here, _) in differing.items())
-            why = " (the schedule is stretched over trainer.steps, so the length matters)" if stretched else ""
-            log.warning(
-                "  near miss: %s differs in %s%s. "
-                "trainer.resume=%s trainer.allow_changes=true goes on from it, as a fork",
-                other, keys, why, other,
-            )  # fmt: skip
-        return Chosen(self._opened())
+            if self._is_stretched(differing):
+                log.warning(
+                    "  near miss: %s differs in %s (the schedule is stretched over trainer.steps, so the length "
+                    "matters). trainer.resume=%s trainer.steps=%d makes that run longer",
+                    other, keys, other, self.parts.trainer.steps,
+                )  # fmt: skip
+            else:
+                log.warning(
+                    "  near miss: %s differs in %s. trainer.resume=%s trainer.allow_changes=true and what differs goes "
+                    "on from it, as a fork", other, keys, other,
+                )  # fmt: skip
+        return Chosen(self._opened(identity), self.facts)
 
     def _exactly(self, wanted: str, store: Store, begun: Attempt | None) -> Chosen:
         """`begun`: an attempt of this process's own, held, that has no checkpoint yet."""
-        asked = f"trainer.resume={wanted}"
         found = find(wanted, self.catalogue, "trainer.resume=")
         theirs = found.catalogue.facts(found.attempt)
         if theirs is None:
-            raise RequestError(f"{asked}: no config is recorded for {found.attempt} in {found.store.url}")
-        differing = difference(self.facts, theirs)
-        if differing and not self.parts.trainer.allow_changes:
-            raise RequestError(
-                f"{asked}: that run has another config in keys that matter:",
-                *(f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items()),
-                "The same values resume it; trainer.allow_changes=true forks it under a new identity",
-            )
+            raise RequestError(f"{found.asked}: no config is recorded for {found.attempt} in {found.store.url}")
+        differing = difference(self.facts, {key: value for key, value in theirs.items() if key != FORKED_FROM})
         attempt, step = replace(found.attempt, step=None), found.attempt.step
-        if not differing and found.catalogue is self.catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
+        if differing:
+            return self._forked(found, store, differing)
+        if found.catalogue is self.catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
             if attempt != begun:
                 self.hold(attempt, False)
-            return Chosen(attempt, self._restored(store, attempt, step))
-        # Other settings, an older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
+            return Chosen(attempt, theirs, self._restored(store, attempt, step))
+        # An older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
         state = found.restored()
-        return Chosen(begun or self._opened(), state, parent=str(Name.of(str(attempt), state.step)))
+        parent = str(Name.of(str(attempt), state.step))
+        return Chosen(begun or self._opened(attempt.identity), theirs, state, parent)
+
+    def _forked(self, found: Found, store: Store, differing: dict[str, tuple[Any, Any]]) -> Chosen:
+        """A run under other settings that starts with the state of `found`. The same request goes on with it."""
+        trainer, asked = self.parts.trainer, found.asked
+        listed = [f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items()]
+        longer = self._is_stretched(differing) and all(there < here for here, there in differing.values())
+        if not trainer.allow_changes and not longer:
+            raise RequestError(
+                f"{asked}: that run has another config in keys that matter:",
+                *listed,
+                "The same values resume it; trainer.allow_changes=true forks it under a new identity",
+            )
+        state = found.restored()
+        if state.step >= trainer.steps:
+            raise RequestError(
+                f"trainer.steps={trainer.steps}: {asked} is at step {state.step}, so a fork of it has nothing to train"
+                f"; expected more than {state.step}"
+            )
+        self._check_shapes(found, state)
+        parent = str(Name.of(f"{found.attempt.identity}/{found.attempt.name}", state.step))
+        facts = {**self.facts, FORKED_FROM: parent}
+        identity = self.identify(facts)
+        log.info("fork of %s. What differs:", parent)
+        for line in listed:
+            log.info("%s", line)
+        attempt = self.catalogue.named(identity)
+        if attempt is None:
+            return Chosen(self._opened(identity), facts, state, parent)
+        self.hold(attempt, False)
+        log.info("this fork was begun before: it goes on with %s", attempt)
+        own = self._restored(store, attempt)
+        return Chosen(attempt, facts, own) if own is not None else Chosen(attempt, facts, state, parent)
+
+    def _is_stretched(self, differing: dict[str, tuple[Any, Any]]) -> bool:
+        """Whether what differs is the length alone, through a schedule that is stretched over it."""
+        return all(
+            key.startswith("scheduler.") and here == self.parts.trainer.steps and isinstance(there, int)
+            for key, (here, there) in differing.items()
+        )
+
+    def _check_shapes(self, found: Found, state: TrainingState) -> None:
+        """Raises `RequestError` where the state is that of another network."""
+        theirs = {MODEL: state.model, **state.training.get("networks", {})}
+        for name in self.parts.learners.keys() & theirs.keys():
+            here = {key: tuple(value.shape) for key, value in self.parts.learners[name].network.state_dict().items()}
+            there = {key: tuple(value.shape) for key, value in theirs[name].items()}
+            for key in (each for each in {**here, **there} if here.get(each) != there.get(each)):
+                sizes = [" x ".join(map(str, each[key])) if key in each else "none" for each in (here, there)]
+                raise RequestError(
+                    f"{found.asked}: its {name} has other tensors than this config's ({key}: {sizes[1]} there, "
+                    f"{sizes[0]} here); expected the same network. checkpoint.init_from={found.attempt} "
+                    "checkpoint.init_rule=matching starts a new run with the weights that fit"
+                )
 
     def _restored(self, store: Store, attempt: Attempt, step: int | None = None) -> TrainingState | None:
         return Reader(store, str(attempt), self.catalogue.scratch, spool_of(self.parts)).restore(step)

@@ -81,6 +81,8 @@ class CheckpointManager:
         self._last_failure = ""
         self._fatal: BaseException | None = None
         self._given_up = False
+        self.saved: int | None = None
+        """The newest step that this process has committed, in the store or in the spool."""
 
     def steps(self) -> list[int]:
         """The steps that have a committed checkpoint, ascending."""
@@ -202,6 +204,7 @@ class CheckpointManager:
 
         try:
             write.put(self.store, name, before_commit)
+            self.saved = state.step
             self._failures, self._last_failure = 0, ""
             self._retain(Info(state.step, time.time(), dict(state.metrics)))
             if self._spool is not None:
@@ -230,7 +233,10 @@ class CheckpointManager:
 
     def _into_spool(self, write: Write) -> str:
         """Where the checkpoint is kept on this machine; "" where it is not."""
-        return self._spool.keep(write.state.step, write.put) if self._spool is not None else ""
+        kept = self._spool.keep(write.state.step, write.put) if self._spool is not None else ""
+        if kept:
+            self.saved = write.state.step
+        return kept
 
     def _empty(self, spool: Spool) -> None:
         try:

@@ -41,8 +41,8 @@ class Origin:
     """What the run's identity was computed from, flat: `{"optimizer.lr": 0.0001, ...}`."""
     attempt: str = ""
     """`<identity>/<attempt>`."""
-    parent: str | None = None
-    """The checkpoint that a fork started from."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """What its config was composed from (`config.compose.Request`), secrets masked."""
     job: str | None = None
     """The scheduler's job that worked on the attempt last."""
     tracker: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Origin:
         """From the content of `state.json`. Raises `ValueError` where that is of another kind."""
         known = {each.name: tree[each.name] for each in fields(cls) if tree.get(each.name) is not None}
         for name, value in known.items():
-            if not isinstance(value, str if name in ("attempt", "parent", "job") else Mapping):
+            if not isinstance(value, str if name in ("attempt", "job") else Mapping):
                 raise ValueError(f"{name} is {value!r}")
         return cls(**known)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from sr_runner.commands.arguments import options_help
@@ -23,9 +24,9 @@ _GROUPS = {
 }
 
 
-def page(conf: Path) -> str:
-    """The help page for the config tree in `conf`."""
-    groups = "\n".join(_group(conf, name, what) for name, what in _GROUPS.items() if (conf / name).is_dir())
+def page(conf: Path, own: Path | None = None) -> str:
+    """The help page for the config tree in `conf`, and what `own` (`--config-dir`) adds to it."""
+    groups = "\n".join(_group(conf, own, name, what) for name, what in _GROUPS.items() if (conf / name).is_dir())
     settings = (("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings))
     keys = "\n".join(options_help(kind, prefix=prefix, indent=38) for prefix, kind in settings)
     return f"""\
@@ -65,13 +66,25 @@ Exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by 
 """
 
 
-def _group(conf: Path, name: str, what: str) -> str:
-    options = sorted((conf / name).glob("[!_]*.yaml"))
+def own_folder(args: Sequence[str]) -> Path | None:
+    """What `--config-dir` names among the words of a command line."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option in ("--config-dir", "-cd"):
+            return Path(value or following)
+    return None
+
+
+def _group(conf: Path, own: Path | None, name: str, what: str) -> str:
+    added = [*(own / name).glob("[!_]*.yaml")] if own is not None else []
+    options = sorted([*(conf / name).glob("[!_]*.yaml"), *added], key=lambda path: path.stem)
     width = max((len(option.stem) for option in options), default=0)
     lines = [f"  {name}  ({what}{f'; default {default}' if (default := _default(conf, name)) else ''})"]
     for option in options:
-        first, *_ = re.findall(r"(?m)^# *(?!@package)(\S.*)", option.read_text(encoding="utf-8"))
-        comment = first.rpartition(" -- ")[2]  # an experiment's begins with its command
+        comments = re.findall(r"(?m)^# *(?!@package)(\S.*)", option.read_text(encoding="utf-8", errors="replace"))
+        comment = (comments or [""])[0].rpartition(" -- ")[2]  # an experiment's begins with its command
+        if option in added:
+            comment = f"{comment} [--config-dir]".lstrip()
         comment = textwrap.shorten(comment, 118 - width - 6, placeholder=" ...")
         lines.append(f"    {option.stem:<{width}}  {comment}".rstrip())
     return "\n".join(lines)

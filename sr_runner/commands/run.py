@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sr_runner.commands.console import ended, print_page
-from sr_runner.commands.help import page
+from sr_runner.commands.help import own_folder, page
 from sr_runner.config.settings import config_dir
 from sr_runner.distributed.processes import is_distributed, is_main_process
 from sr_runner.errors import RequestError, nearest
@@ -84,7 +85,7 @@ def _as_before() -> Iterator[None]:
 
 
 def _run(args: list[str], stop: StopSignal) -> int:
-    if print_page(args, lambda: page(config_dir())):
+    if print_page(args, lambda: page(config_dir(), own_folder(args))):
         return 0
     # Networks and losses of one's own lie where one works.
     if str(Path.cwd()) not in sys.path:
@@ -94,11 +95,19 @@ def _run(args: list[str], stop: StopSignal) -> int:
     from hydra.types import RunMode
 
     from sr_runner.attempt import logs
-    from sr_runner.config.compose import CONFIG, Application, normalised, refuse_sweep
+    from sr_runner.config.compose import CONFIG, Application, Request, normalised, refuse_sweep
 
-    app = Application(options.config_path, options.config_dir)
-    name = options.config_name or CONFIG
-    overrides = options.overrides = normalised(options.overrides)
+    logs.to_console() if is_main_process() else logs.to_nowhere()
+    request = Request(
+        normalised(options.overrides), options.config_name or CONFIG, options.config_path, options.config_dir
+    )
+    if not (options.hydra_help or options.shell_completion):
+        from sr_runner.attempt.base import with_recorded
+
+        request = with_recorded(request)
+    app = Application(request.config_path, request.config_dir)
+    name = request.config_name
+    overrides = options.overrides = list(request.overrides)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().hydra = app
     try:
@@ -109,7 +118,6 @@ def _run(args: list[str], stop: StopSignal) -> int:
         elif options.cfg or options.info:
             _show(app, name, options)
         else:
-            logs.to_console() if is_main_process() else logs.to_nowhere()
             if options.multirun or app.get_mode(name, overrides) == RunMode.MULTIRUN:
                 if options.json:
                     raise RequestError(
@@ -123,24 +131,26 @@ def _run(args: list[str], stop: StopSignal) -> int:
 
                 return sweep(app, name, overrides, stop)
             refuse_sweep(overrides)
-            app.run(name, lambda config: _job(config, stop, in_json=options.json), overrides)
+            command = shlex.join(["sr-run", *args])
+            app.run(name, lambda config: _job(config, stop, command, in_json=options.json), overrides)
     finally:
         GlobalHydra.instance().hydra = before
     return 0
 
 
-def _job(config: DictConfig, stop: StopSignal, *, in_json: bool) -> float | None:
+def _job(config: DictConfig, stop: StopSignal, command: str, *, in_json: bool) -> float | None:
     """What Hydra runs in the place that it has prepared."""
     from sr_runner.attempt.execute import execute, preview
-    from sr_runner.config.compose import job_config, task_overrides
+    from sr_runner.config.compose import job_config, job_request
 
     config, choices = job_config(config)
-    overrides = task_overrides()
+    request = job_request()
     if config.data.get("preview"):
         if is_main_process():
-            sys.stdout.write(f"{preview(config, overrides)}\n")
+            sys.stdout.write(f"{preview(config, request.overrides)}\n")
         return None
-    return execute(config, choices, overrides, stop, in_json=in_json).metrics.get("valid/psnr")
+    outcome = execute(config, choices, request, stop, command=command, in_json=in_json)
+    return outcome.metrics.get("valid/psnr")
 
 
 def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
@@ -174,7 +184,7 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
         raise RequestError(
             f"--experimental-rerun {options.experimental_rerun}: not supported: it reads a pickle, "
             "which can run any code. sr-run trainer.resume=RUN goes on with a run, "
-            "the lines of its overrides.txt start it again"
+            "the commands in its starts.jsonl start it again"
         )
     for name in ("config_path", "config_dir"):
         folder = getattr(options, name)

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sr_runner.attempt import logs
 from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
-from sr_runner.config.compose import Application, job_config, jobs_to_check, task_overrides
+from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, own_folder, read_file, write_file
 from sr_runner.masking import learn, masked, masked_text
@@ -102,8 +102,8 @@ def job(config: DictConfig) -> float | None:
     """One job of a sweep; its validation PSNR is what a sweeper optimises."""
     hydra = HydraConfig.get()
     folder, number = Path(hydra.sweep.dir).absolute(), int(hydra.job.num)
-    overrides = task_overrides()
-    shown = masked(overrides)
+    request = job_request()
+    shown = masked(list(request.overrides))
     learn(OmegaConf.to_container(config))
     stop = StopSignal().install()
     logs.to_console()
@@ -120,7 +120,7 @@ def job(config: DictConfig) -> float | None:
         try:
             _check_launcher(hydra.launcher)
             config, choices = job_config(config)
-            outcome = execute(config, choices, overrides, stop, SweepParent(folder, folder.name))
+            outcome = execute(config, choices, request, stop, SweepParent(folder, folder.name))
         except Stopped:
             ended("stopped")
             stop.hand_over()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,42 @@ from sr_runner.masking import masked
 CONFIG = "config"
 _MOST_CHECKED = 64
 _LONGEST_NAME = 200  # a file system has no room for longer ones
+_SEARCH_PATH = "hydra.searchpath"
 
 
-def task_overrides() -> list[str]:
-    """What was overridden in the job that Hydra runs now, as it was written: `a=${..b}` is no reference from the list
-    in which Hydra keeps it."""
-    written = OmegaConf.to_container(HydraConfig.get().overrides.task)
-    assert isinstance(written, list)
-    return written
+@dataclass(frozen=True)
+class Request:
+    """What a config is composed from."""
+
+    overrides: Sequence[str] = ()
+    config_name: str = CONFIG
+    config_path: str | None = None
+    """Replaces sr-run's own config tree."""
+    config_dir: str | None = None
+    """Adds to the config tree."""
+
+    def command(self) -> str:
+        """The command line that asks for this, as a shell takes it."""
+        options = {"config-name": self.config_name, "config-path": self.config_path, "config-dir": self.config_dir}
+        given = [f"--{name}={value}" for name, value in options.items() if value not in (None, CONFIG)]
+        return shlex.join(["sr-run", *given, *self.overrides])
+
+
+def job_request() -> Request:
+    """What asks for the job that Hydra runs now. Overrides are as they were written: `a=${..b}` is no reference from
+    the list in which Hydra keeps them."""
+    hydra = HydraConfig.get()
+    written = OmegaConf.to_container(hydra.overrides)
+    assert isinstance(written, dict)
+    searched = [each for each in written["hydra"] if each.startswith(_SEARCH_PATH)]
+    places = {each.provider: str(each.path) for each in hydra.runtime.config_sources}
+    own = places.get("main")
+    return Request(
+        [*searched, *written["task"]],
+        hydra.job.config_name or CONFIG,
+        None if own == str(config_dir()) else own,
+        places.get("command-line"),
+    )
 
 
 class Application(Hydra):
@@ -117,7 +147,7 @@ class Application(Hydra):
             group = override.key_or_group
             if not group:
                 raise RequestError(f"{override.input_line}: expected key=value")
-            if group == "hydra.searchpath":
+            if group == _SEARCH_PATH:
                 _check_search_path(override)
             if override.is_delete() or override.is_sweep_override() or not self._options(group):
                 continue
@@ -249,6 +279,29 @@ def normalised(overrides: Sequence[str]) -> list[str]:
     return [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
 
 
+def as_override(key: str, value: Any, sign: str = "") -> str:
+    """`key=value` in Hydra's grammar, for a value of a config: null, a bool, number, text, list or mapping.
+
+    Raises `RequestError` for a key that has no place in it.
+    """
+    override = f"{sign}{key}={_quoted(value)}"
+    parse([override])
+    return override
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quoted(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    if isinstance(value, bool | None):
+        return {True: "true", False: "false", None: "null"}[value]
+    if not isinstance(value, str):
+        return repr(value)
+    # Backslashes are themselves but before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+
+
 def refuse_sweep(overrides: Sequence[str]) -> None:
     """Raises `RequestError` where `overrides` describe more than one run."""
     for override in parse(overrides):
@@ -256,11 +309,13 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
             raise RequestError(f"{override.input_line}: several values are a sweep: sr-run -m {' '.join(overrides)}")
 
 
-def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """The checked config that `overrides` compose, and the options chosen per group. Raises `RequestError`."""
+def composed(
+    overrides: Sequence[str], config_name: str = CONFIG, config_path: str | None = None, config_dir: str | None = None
+) -> tuple[DictConfig, dict[str, str]]:
+    """The checked config that a `Request` composes, and the options chosen per group. Raises `RequestError`."""
     overrides = normalised(overrides)
     refuse_sweep(overrides)
-    return job_config(Application().compose_config(CONFIG, overrides, RunMode.RUN))
+    return job_config(Application(config_path, config_dir).compose_config(config_name, overrides, RunMode.RUN))
 
 
 def job_config(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:

@@ -75,8 +75,9 @@ class TrainerSettings:
     on_nan: str = "stop"
     """A loss or gradient that is not finite: stop the run, or skip the update (waits for the device at every step)."""
     parameters: Any = None
-    """Parameters that are frozen or have settings of their own, by the regular expression that their names begin with:
-    {"head|tail": {lr: 1e-5}, body: {freeze: true}}. The first that fits counts; the rest follows `optimizer`."""
+    """Parameters that are frozen or have settings of their own, by the names of modules or parameters, wildcards
+    included: {head|tail: {lr: 1e-5}, *.bias: {weight_decay: 0}, body: {freeze: true}}. The first that fits counts; the
+    rest follows `optimizer`."""
     ema_decay: float | None = None
     """Average the weights with this decay (0.999) and evaluate and export the average; null: off."""
     grace_seconds: float | None = 30.0

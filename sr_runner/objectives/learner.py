@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias
@@ -10,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from sr_runner.errors import RequestError
 from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
@@ -19,6 +22,9 @@ OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+log = logging.getLogger(__name__)
+
+_RATES = 1000  # places at which a schedule is looked at
 # How an optimizer computes, as against what: this machine's choice, not the checkpoint's.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
@@ -67,7 +73,7 @@ class Learner:
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite
         self._together = together(network) if together is not None else None
-        self._device, self._precision = next(network.parameters()).device.type, precision
+        self._device, self.precision = next(network.parameters()).device.type, precision
         self.scaler = torch.amp.GradScaler(self._device) if precision == "fp16" else None
         self._forward = torch.compile(network) if compile else network
 
@@ -82,7 +88,7 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the network computes in, for what else a loss needs."""
-        return autocast(self._device, self._precision)
+        return autocast(self._device, self.precision)
 
     def backward(self, loss: torch.Tensor, *, own: bool = False, retain_graph: bool = False) -> None:
         """Add the gradients of `loss`: those of every network behind it, or with `own` only this one's."""
@@ -143,14 +149,48 @@ class Learner:
             self.scaler.load_state_dict(dict(state["scaler"]))
 
     def load_moments(self, state: Mapping[str, Any], step: int) -> None:
-        """For a fork: the optimizer's moments, under this learner's own settings and its schedule at `step`."""
+        """For a fork: the optimizer's moments, under this learner's own settings and its schedule at `step`.
+
+        An optimizer with settings that the saved one did not have is of another kind, and starts with none.
+        """
         own = [dict(group) for group in self.optimizer.state_dict()["param_groups"]]
         index = {name: position for position, name in enumerate(self._names())}
-        known = {name: entry for name, entry in state["optimizer"].items() if name in index}
+        same_kind = all(
+            self.optimizer.defaults.keys() <= group.keys() | {*_IMPLEMENTATION} for group in state["groups"]
+        )
+        if not same_kind:
+            log.warning(
+                "the moments of another kind of optimizer are left: %s starts anew", type(self.optimizer).__name__
+            )
+        known = {name: entry for name, entry in state["optimizer"].items() if name in index and same_kind}
         self.optimizer.load_state_dict({"state": self._moments(known, index), "param_groups": own})
         for _ in range(step if self.scheduler is not None else 0):
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # no update was skipped: do not warn
             self.scheduler.step()  # type: ignore[union-attr]
+
+    def rates(
+        self, steps: int, first: int = 1, saved: Mapping[str, Any] | None = None
+    ) -> tuple[float, float, float] | None:
+        """The learning rate (of the first group) at step `first`, the highest, and that at step `steps`, where the
+        schedule can tell without being gone through; else None. `saved` (`state_dict`): of that schedule, not of its
+        own."""
+        if self.scheduler is None:
+            return self.lr, self.lr, self.lr
+        scheduler = copy.copy(self.scheduler)
+        scheduler.optimizer = copy.copy(self.optimizer)
+        groups = saved["groups"] if saved else self.optimizer.param_groups
+        scheduler.optimizer.param_groups = [dict(group) for group in groups]
+        if saved:
+            scheduler.load_state_dict(dict(saved["scheduler"]))
+        closed = getattr(scheduler, "_get_closed_form_lr", None)
+        if closed is None and not isinstance(scheduler, LambdaLR | OneCycleLR):
+            return None
+        found = []
+        for position in range(_RATES + 1):
+            scheduler.last_epoch = first - 1 + (max(steps - first, 0) * position) // _RATES
+            with warnings.catch_warnings(action="ignore"):
+                found.append(float((closed or scheduler.get_lr)()[0]))
+        return found[0], max(found), found[-1]
 
     def _moments(self, saved: Mapping[str, Mapping[str, Any]], index: Mapping[str, int]) -> dict[int, dict[str, Any]]:
         """An optimizer's state per parameter, laid out in memory like its parameter: fused kernels walk over both as

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from sr_runner.errors import RequestError, nearest
 
 Rules = Mapping[str, Mapping[str, Any]]
-"""Pattern -> settings: `{"head|tail": {"lr": 1e-5}, "body": {"freeze": True}}`."""
+"""Pattern -> settings: `{"head|tail": {"lr": 1e-5}, "*.bias": {"weight_decay": 0}, "body": {"freeze": True}}`."""
 
 FREEZE = "freeze"
 
@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
     """The groups to give to an optimizer: first what no rule is about, then a group per rule that sets something.
 
-    A pattern is a regular expression that a parameter's name has to begin with; the first that fits counts. Its
-    settings are those of the optimizer (`lr`, `weight_decay`, ...), or `freeze`, which takes the gradient away.
+    A pattern is the name of a parameter (`tail.0.bias`) or of a module around it (`tail`), with the wildcards of a
+    shell (`*.bias`); `|` stands between several. The first that fits counts. Its settings are those of the optimizer
+    (`lr`, `weight_decay`, ...), or `freeze`, which takes the gradient away.
 
     Raises:
         RequestError: a rule is not of that form, fits no parameter, or everything is frozen.
@@ -34,29 +35,30 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
         raise RequestError(
             f"trainer.parameters={rules}: expected patterns with settings, such as {{body: {{freeze: true}}}}"
         )
-    patterns = {pattern: _compiled(pattern, settings) for pattern, settings in rules.items()}
+    for pattern, settings in rules.items():
+        _check(pattern, settings)
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     rest: dict[str, Any] = {"params": []}
     groups = {pattern: {"params": [], **settings} for pattern, settings in rules.items() if not _freezes(settings)}
     used = set()
     for name, parameter in trained.items():
-        pattern = next((pattern for pattern, compiled in patterns.items() if compiled.match(name)), None)
-        if pattern is None:
+        fitting = next((pattern for pattern in rules if _fits(pattern, name)), None)
+        if fitting is None:
             rest["params"].append(parameter)
             continue
-        used.add(pattern)
-        if _freezes(rules[pattern]):
+        used.add(fitting)
+        if _freezes(rules[fitting]):
             parameter.requires_grad_(False)
             log.info("%s: frozen", name)
         else:
-            groups[pattern]["params"].append(parameter)
-            log.info("%s: %s", name, ", ".join(f"{key}={value}" for key, value in rules[pattern].items()))
+            groups[fitting]["params"].append(parameter)
+            log.info("%s: %s", name, ", ".join(f"{key}={value}" for key, value in rules[fitting].items()))
     for pattern in rules:
         if pattern not in used:
             parts = {part for name in trained for part in (name, name.split(".")[0])}
             raise RequestError(
-                f"trainer.parameters={{{pattern}: ...}}: no parameter name that is left begins with this pattern."
-                f"{nearest(pattern, parts)}"
+                f"trainer.parameters={{{pattern}: ...}}: this fits no parameter that is left; expected the name of a "
+                f"module or parameter, or a pattern such as *.bias.{nearest(pattern, parts)}"
                 f" Names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in trained))}"
             )
     result = [group for group in (rest, *groups.values()) if group["params"]]
@@ -92,7 +94,11 @@ def _freezes(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get(FREEZE, False))
 
 
-def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
+def _fits(pattern: str, name: str) -> bool:
+    return any(fnmatchcase(name, each) or fnmatchcase(name, f"{each}.*") for each in pattern.split("|"))
+
+
+def _check(pattern: str, settings: Any) -> None:
     if not isinstance(settings, Mapping) or not settings:
         raise RequestError(
             f"trainer.parameters={{{pattern}: {settings}}}: expected settings, such as {{lr: 1e-5}} or {{freeze: true}}"
@@ -105,9 +111,3 @@ def _compiled(pattern: str, settings: Any) -> re.Pattern[str]:
     rate = settings.get("lr", 1.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
         raise RequestError(f"trainer.parameters={{{pattern}: {{lr: {rate}}}}}: expected a number above 0, such as 1e-5")
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RequestError(
-            f"trainer.parameters={{{pattern}: ...}}: not a valid regular expression ({error})"
-        ) from error

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sr_runner.checkpoint import DamagedError, Origin, Store
-from sr_runner.checkpoint.format import PART, STATE, Name, step_name
+from sr_runner.checkpoint.format import CONFIG, PART, STATE, Name, step_name
 from sr_runner.checkpoint.stores import names_in
 from sr_runner.files import own_folder
 from sr_runner.mlflow_server import Server, tracking_uri
 from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
 
+FORKED_FROM = "forked_from"
+"""The checkpoint that a fork started from, part of what determines its identity."""
 ATTEMPT = re.compile(r"a([0-9]{4,9})-[0-9a-f]{4,}")
 
 
@@ -101,6 +104,24 @@ class Catalogue:
         known = files.facts(self.folder(attempt))
         return known if known is not None else dict(self.origin(attempt).facts) or None
 
+    def request(self, attempt: Attempt) -> dict[str, Any] | None:
+        """What the attempt's config was composed from at its last start, where it can be found out."""
+        starts = files.starts(self.folder(attempt))
+        known = starts[-1].get("request") if starts else None
+        return known if isinstance(known, dict) else dict(self.origin(attempt).request) or None
+
+    def config(self, attempt: Attempt) -> str:
+        """The attempt's config at its last start, as YAML; empty where it cannot be found out."""
+        if known := files.config(self.folder(attempt)):
+            return known
+        names = self._checkpoints(f"{attempt}/")
+        if not names:
+            return ""
+        assert self.store is not None
+        with suppress(DamagedError, FileNotFoundError):
+            return (self.store.get(str(names[-1]), self.scratch, only=[CONFIG]) / CONFIG).read_text()
+        return ""
+
     def origin(self, attempt: Attempt) -> Origin:
         """What the newest checkpoint of the attempt says of it, not checked; empty where there is none to be had."""
         names = self._checkpoints(f"{attempt}/")
@@ -112,7 +133,7 @@ class Catalogue:
         for other in self.identities() - {identity}:
             newest = self.named(other)
             theirs = self.facts(newest) if newest else None
-            differing = difference(facts, theirs) if theirs is not None else {}
+            differing = difference(facts, theirs) if theirs is not None and FORKED_FROM not in theirs else {}
             if 0 < len(differing) <= 4:
                 found.append((other, differing))
         return sorted(found, key=lambda item: (len(item[1]), item[0]))[:3]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from sr_runner.tracking import journal
 from sr_runner.tracking.journal import read_json
 
 RECORD = "run.json"
-"""What the run was started with: what determines its identity, its overrides, the checkpoint that it is forked from."""
+"""What determines the run's identity."""
 CONFIG = "config.yaml"
-OVERRIDES = "overrides.txt"
+STARTS = "starts.jsonl"
+"""A line for every start of the run, resumes included: command, folder, versions."""
 RESULT = "result.json"
 IMAGES = "images.csv"
 LOG = "run.log"
@@ -25,13 +27,28 @@ JOBS = "jobs.txt"
 """The scheduler's jobs that worked on the attempt, a line each."""
 
 
-def begin(folder: Path, facts: Mapping[str, Any], config: str, overrides: Sequence[str], parent: str | None) -> None:
-    """Write what the run was started with; secrets are masked already."""
-    record = {"facts": facts, "overrides": list(overrides), "parent": parent}
+def begin(folder: Path, facts: Mapping[str, Any], config: str, start: Mapping[str, Any]) -> None:
+    """Write what the run is started with, or goes on with; secrets are masked already."""
     _own(folder).mkdir(parents=True, exist_ok=True)
-    write_file(folder / RECORD, json.dumps(record, indent=1))
+    write_file(folder / RECORD, json.dumps({"facts": facts}, indent=1))
     write_file(folder / CONFIG, config)
-    write_file(folder / OVERRIDES, "".join(f"{override}\n" for override in overrides))
+    _append(folder / STARTS, json.dumps(start))
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """What the run was started with, each time, oldest first; what cannot be read is left out."""
+    found = []
+    for line in _lines(folder / STARTS):
+        with suppress(ValueError, RecursionError):
+            start = json.loads(line)
+            if isinstance(start, dict):
+                found.append(start)
+    return found
+
+
+def config(folder: Path) -> str:
+    """The run's config as YAML; empty where there is none."""
+    return "\n".join(_lines(folder / CONFIG))
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
@@ -47,19 +64,27 @@ def tracker(folder: Path) -> dict[str, Any]:
 
 def jobs(folder: Path) -> list[str]:
     """The scheduler's jobs that worked on the attempt."""
-    try:
-        return read_file(_own(folder) / JOBS).decode(errors="replace").splitlines()
-    except OSError:
-        return []
+    return _lines(folder / JOBS)
 
 
 def add_job(folder: Path, key: str) -> None:
     """Write down, and flush to the disk, that the job `key` works on the attempt."""
-    opened = open_own(_own(folder) / JOBS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    _append(folder / JOBS, key)
+
+
+def _append(path: Path, line: str) -> None:
+    opened = open_own(_own(path.parent) / path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with os.fdopen(opened, "a", encoding="utf-8") as file:
-        file.write(f"{key}\n")
+        file.write(f"{line}\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_file(_own(path.parent) / path.name).decode(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _own(folder: Path) -> Path:

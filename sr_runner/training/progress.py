@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-_LINE_EVERY = 10.0  # seconds
+_FIRST_LINE, _LINE_EVERY = 1.0, 10.0  # seconds; a short run wants to be seen too
 _BAR_EVERY = 0.2
 
 
@@ -25,7 +25,7 @@ class Progress:
         self._fields: dict[str, str] = {}
         use_bar = sys.stderr.isatty() if bar is None else bar
         self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, leave=True) if use_bar else None
-        self._every = _BAR_EVERY if use_bar else _LINE_EVERY
+        self._every = _BAR_EVERY if use_bar else _FIRST_LINE
         self._since, self._shown_step, self._due = time.perf_counter(), step, time.perf_counter() + self._every
 
     def advance(self, step: int) -> None:
@@ -55,11 +55,14 @@ class Progress:
         else:
             text = ", ".join(f"{key} {value}" for key, value in self._fields.items())
             log.info("step %d of %d%s", self._step, self._total, f": {text}" if text else "")
+            self._every = min(2 * self._every, _LINE_EVERY)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.update(self._step - self._bar.n)
             self._bar.close()
+        elif self._step > self._shown_step:
+            self.show()
 
 
 class BarSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]

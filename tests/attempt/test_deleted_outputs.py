@@ -28,11 +28,11 @@ def test_a_run_whose_folder_and_checkpoints_are_deleted_says_so_and_goes_on(
     assert "600 of 600" in (tmp_path / "report").read_text()
 
     (folder,) = outputs.glob("runs/*/*")
-    assert {"run.json", "config.yaml", "overrides.txt", "result.json", "images.csv"} <= {
+    assert {"run.json", "config.yaml", "starts.jsonl", "result.json", "images.csv"} <= {
         p.name for p in folder.iterdir()
     }
     log = (folder / "run.log").read_text().splitlines()
-    assert "M parameters, on" in "".join(log[:3]) and "step 600: PSNR" in log[-1]
+    assert "INFO    sr_runner.attempt.announce: run " in "".join(log[:3]) and "step 600: PSNR" in log[-1]
     assert (outputs / "checkpoints" / folder.relative_to(outputs / "runs") / "step-00000600").is_dir()
     client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     (found,) = client.search_runs(["1"])

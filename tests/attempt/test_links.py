@@ -36,8 +36,8 @@ from sr_runner.tracking.sender_process import SenderProcess
 from sr_runner.weights import export
 
 ATTEMPT = f"{IDENTITY}/a0001-cafe"
-REPLACED = ("run.json", "config.yaml", "overrides.txt", "result.json", "images.csv", "tracker.json", "journal.sent")
-REFUSED = ("run.lock", "journal.jsonl", "system.jsonl")
+REPLACED = ("run.json", "config.yaml", "result.json", "images.csv", "tracker.json", "journal.sent")
+REFUSED = ("run.lock", "starts.jsonl", "journal.jsonl", "system.jsonl")
 ALARM = b"alias ls='echo this is a file of the user'\n"
 
 
@@ -140,7 +140,7 @@ def test_records_are_replaced_whole_and_not_read_through_a_link(tmp_path: Path, 
         plant(folder / name, elsewhere)
     assert files.facts(folder) is None and files.tracker(folder) == {} and files.jobs(folder) == []
     write_json(folder / files.TRACKER, {"run_id": "1"})
-    files.begin(folder, {"seed": 2}, "", [], None)
+    files.begin(folder, {"seed": 2}, "", {})
     assert read_json(folder / files.TRACKER) == {"run_id": "1"} and files.facts(folder) == {"seed": 2}
     assert json.loads(elsewhere.read_text())["run_id"] == "0"
 
@@ -156,7 +156,7 @@ def test_the_folder_of_a_run_is_no_link(linked: str, tmp_path: Path, canary: Pat
     with pytest.raises(LinkError, match="expected a folder, not a link"):
         Holding(parts, catalogue, StopSignal()).hold(Attempt(*ATTEMPT.split("/")), False)  # type: ignore[arg-type]
     with pytest.raises(LinkError, match="expected a folder, not a link"):
-        files.begin(folder, {}, "", [], None)
+        files.begin(folder, {}, "", {})
     if linked == IDENTITY:
         with pytest.raises(LinkError, match="expected a folder, not a link"):
             catalogue.open_new(IDENTITY)
@@ -170,7 +170,7 @@ def test_the_roots_may_be_links(tmp_path: Path, canary: Path) -> None:
     save(store, ATTEMPT, 10)
     catalogue = Catalogue(tmp_path / "runs", store, tmp_path / "s", lambda run_id: None)
     attempt = catalogue.open_new(IDENTITY)
-    files.begin(catalogue.folder(attempt), {"seed": 2}, "", [], None)
+    files.begin(catalogue.folder(attempt), {"seed": 2}, "", {})
     assert catalogue.facts(attempt) == {"seed": 2} and len(catalogue.attempts(IDENTITY)) == 2
     assert manager_of(store, tmp_path).restore() is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.checkpoint import LocalStore
 from sr_runner.errors import RequestError, RunError
 from sr_runner.runs import folder as files
-from sr_runner.runs.catalogue import Attempt, Catalogue
+from sr_runner.runs.catalogue import FORKED_FROM, Attempt, Catalogue
 from sr_runner.signals import StopSignal
 
 OLDER, NEWER = f"{IDENTITY}/a0001-aaaa", f"{IDENTITY}/a0002-bbbb"
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> LocalStore:
     store = LocalStore(tmp_path / "outputs" / "checkpoints")
     for attempt, steps in ((OLDER, (10, 20)), (NEWER, (30, 40))):
         save(store, attempt, *steps)
-        files.begin(tmp_path / "outputs" / "runs" / attempt, FACTS, "", [], None)
+        files.begin(tmp_path / "outputs" / "runs" / attempt, FACTS, "", {})
     return store
 
 
@@ -58,8 +58,12 @@ def chosen(store: LocalStore, outputs: Path) -> Choose:
     ) -> Chosen:
         parts = parts_of(outputs, store, resume=resume, **trainer)
         catalogue = Catalogue(outputs / "runs", store, outputs / "scratch", lambda run_id: None)
+
+        def identify(of: Mapping[str, Any]) -> str:
+            return identity if FORKED_FROM not in of else f"fork-x2-{len(str(of)):012}"
+
         with Holding(parts, catalogue, StopSignal()) as holding:
-            result = choose(parts, catalogue, identity, facts, holding.hold)
+            result = choose(parts, catalogue, facts, identify, holding.hold)
             assert (catalogue.folder(result.attempt) / files.LOCK).exists(), "it is not held"
         return result
 
@@ -108,7 +112,7 @@ def test_a_near_miss_in_the_length_of_a_stretched_schedule_is_explained(
     chosen: Choose, outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     facts = FACTS | {"scheduler.total": 9}
-    files.begin(outputs / "runs" / NEWER, FACTS | {"scheduler.total": 6}, "", [], None)
+    files.begin(outputs / "runs" / NEWER, FACTS | {"scheduler.total": 6}, "", {})
     chosen(True, facts, "edsr-x2-ffffffffffff", steps=9)
     assert "scheduler.total=9 (there 6) (the schedule is stretched over trainer.steps" in caplog.text
 
@@ -169,7 +173,7 @@ def test_another_config_is_refused_with_the_difference_and_nothing_is_started(ch
 
 def test_another_config_forks_under_its_own_identity_where_changes_are_allowed(chosen: Choose) -> None:
     result = chosen(OLDER, OTHER_FACTS, "edsr-x2-ffffffffffff", allow_changes=True)
-    assert str(result.attempt).startswith("edsr-x2-ffffffffffff/a0001-")
+    assert str(result.attempt).startswith("fork-x2-") and result.facts[FORKED_FROM] == result.parent
     assert result.parent == f"{OLDER}/step-00000020" and result.state is not None and result.state.step == 20
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from support import environment, options_of
 
 from sr_runner.commands.help import page
+from sr_runner.commands.run import main
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings, config_dir
 
 
@@ -48,3 +51,14 @@ def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from sr_runner.commands.run import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert not {"torch", "hydra", "omegaconf", "numpy", "mlflow", "yaml"} & set(done.stderr.split())
+
+
+def test_a_folder_of_configs_adds_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for group, name, text in (("model", "mine", "# A network of mine\n"), ("experiment", "night", "trainer: {}\n")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    for option in ([f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)]):
+        assert main([*option, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"\n    mine +A network of mine \[--config-dir\]", said) and "\n    night " in said
+    assert main(["--help"]) == 0 and "night" not in capsys.readouterr().out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,7 +61,7 @@ def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, t
     for key in ("valid/psnr", "valid/ssim", "valid/psnr_y", "valid/ssim_y", "checkpoint/stall_seconds"):
         assert [point.step for point in client(tmp_path).get_metric_history(run.info.run_id, key)] == [3, 6], key
     names = {item.path for item in client(tmp_path).list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "overrides.txt", "run.log", "images.csv", "images"} <= names
+    assert {"config.yaml", "starts.jsonl", "run.log", "images.csv", "images"} <= names
     assert len(list((folder / "pictures").glob("*.png"))) == 2
 
 
@@ -114,7 +116,7 @@ def test_resuming_one_run_with_another_config_is_refused_unless_asked_for_as_a_f
     other = (*TINY, f"trainer.resume={identity}", "optimizer.weight_decay=0.1", "trainer.steps=9")
     refused = sr_run(*other, "tracker=none", code=2)
     assert "optimizer.weight_decay: 0.1 here, 0.0 there" in refused.stderr
-    sr_run(*other, "trainer.allow_changes=true")
+    sr_run(*other, "tracker=mlflow", "trainer.allow_changes=true")
     assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 2
     assert runs(tmp_path)[0].data.tags["sr_run.forked_from"].startswith(identity)
 
@@ -153,7 +155,8 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
     (attempt,) = (tmp_path / "outputs" / "checkpoints").glob("*/*")
     stopped_at = int(max(attempt.glob("step-*")).name.removeprefix("step-"))
     assert stopped_at < 600
-    sr_run(*arguments, "trainer.resume=true")
+    (command,) = re.findall(rf"saved step {stopped_at}; go on with: sr-run (.*)", (tmp_path / "errors").read_text())
+    sr_run(*shlex.split(command))
     assert final_bytes(tmp_path / "outputs") == final_bytes(unbroken)
 
 

@@ -53,6 +53,14 @@ def test_the_first_pattern_that_fits_sets_the_rate_and_the_rest_keeps_the_optimi
     assert learner.lr == 1e-3 and learner.optimizer.param_groups[1]["eps"] == 1e-6
 
 
+def test_a_pattern_has_the_wildcards_of_a_shell() -> None:
+    learner = Learner(network(), partial(torch.optim.AdamW, lr=1e-3), None, rules={"*.bias": {"weight_decay": 0.0}})
+    names = {id(parameter): name for name, parameter in learner.network.named_parameters()}
+    decays = {names[id(p)]: group["weight_decay"] for group in learner.optimizer.param_groups for p in group["params"]}
+    assert decays == {name: 0.0 if name.endswith(".bias") else 0.01 for name in names.values()}
+    assert {0.0, 0.01} == set(decays.values())
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -93,12 +101,13 @@ def test_every_parameter_with_a_rule_is_logged_once(caplog: pytest.LogCaptureFix
     ("rules", "message"),
     [
         ({"hed": {"freeze": True}}, r"trainer.parameters=\{hed.*Did you mean 'head'.*head, body, upsampler, tail"),
-        ({"": {"freeze": True}}, "everything is frozen"),
+        ({"*": {"freeze": True}}, "everything is frozen"),
+        ({"": {"freeze": True}}, "fits no parameter"),
+        ({"hea": {"freeze": True}}, "fits no parameter that is left; expected the name of a module or parameter"),
         ({"body": {"rl": 1e-5}}, "Adam has no such setting. It has lr, betas"),
         ({"body": {"lr": "fast"}}, "a number above 0"),
         ({"body": {}}, "expected settings, such as"),
         ({"body": {"freeze": True, "lr": 1e-5}}, "without other settings"),
-        ({"body(": {"freeze": True}}, "not a valid regular expression"),
         (3, "trainer.parameters=3"),
     ],
 )
