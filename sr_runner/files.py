@@ -93,6 +93,20 @@ def write_file(path: Path, content: str | bytes) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def check_writable(asked: str, folder: Path) -> None:
+    """Raises a `RequestError` that begins with `asked` (`output=NAME`) unless files can be written in `folder`.
+
+    One that is not there yet is not made: the nearest one above it says so.
+    """
+    try:
+        existing = next(
+            each for each in (folder.absolute(), *folder.absolute().parents) if each.exists() or each.is_symlink()
+        )
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise RequestError(f"{asked}: nothing can be written there ({error.strerror})") from error
+
+
 def own_folder(root: Path, folder: Path) -> Path:
     """`folder`, which need not exist, if neither it nor one between it and `root` is a link; `root` may be one.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sr_runner.errors import RequestError, nearest
-from sr_runner.files import file_lock
+from sr_runner.files import check_writable, file_lock
 from sr_runner.masking import MASK, cause, masked_text
 
 if TYPE_CHECKING:
@@ -102,7 +102,10 @@ def _absolute_sqlite(uri: str, source: str) -> str:
         raise RequestError(
             f"{source}={masked_text(uri)!r} names no file: expected sqlite:///mlflow.db or sqlite:////folder/mlflow.db."
         )
-    return f"{driver}:///{Path(path[1:]).absolute()}{question}{query}"
+    file = Path(path[1:]).absolute()
+    if not file.exists():
+        check_writable(f"{source}={masked_text(uri)}", file.parent)
+    return f"{driver}:///{file}{question}{query}"
 
 
 def _require_driver(uri: str, source: str) -> None:

@@ -7,14 +7,15 @@ import importlib
 import inspect
 import json
 import logging
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import hydra.utils
 import torch
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -26,17 +27,22 @@ from sr_runner.config.identity import flatten, identity_facts
 from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
-from sr_runner.errors import RequestError, check_choice, nearest
+from sr_runner.errors import RequestError, RunError, check_choice, nearest
 from sr_runner.evaluation.metrics import METRICS
 from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
-from sr_runner.signals import StopSignal
+from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
 from sr_runner.training.orchestrator import Orchestrator
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises; once is enough
 
+
+_HYDRAS = {
+    "_recursive_": bool, "_partial_": bool, "_convert_": Literal["none", "partial", "object", "all"], "_args_": list,
+}  # fmt: skip
+"""What Hydra takes beside the arguments of a class."""
 
 EVALUATED = tuple(f"valid/{name}" for name in METRICS)
 """What a checkpoint knows of the evaluations."""
@@ -51,13 +57,10 @@ def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any)
     _check_arguments(node, key)
     try:
         part = hydra.utils.instantiate(node, **extra, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, RequestError):
-            raise cause from error
-        if isinstance(cause, ValueError | TypeError | NotImplementedError):
-            raise RequestError(f"{key}: {node._target_} refuses this: {cause}") from error
+    except Stopped:
         raise
+    except (Exception, SystemExit) as error:
+        raise refusal(f"{key}: {node._target_}", error) from error
     if kind is not None:
         # Not hasattr: a property such as `fingerprint` can be asked for only later.
         wanted = [name for name in {**inspect.get_annotations(kind), **vars(kind)} if name[0] != "_"]
@@ -65,6 +68,17 @@ def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any)
             what = f"{kind.__module__}.{kind.__name__}"
             raise RequestError(f"{key}._target_={node._target_} has no {', '.join(lacking)}: expected a {what}")
     return part
+
+
+def refusal(what: str, error: BaseException) -> Exception:
+    """What to raise where making `what` ended in `error`: one sentence, with the place of a fault of a class's own."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    if isinstance(cause, RequestError | RunError):
+        return cause
+    reason = str(cause) if isinstance(cause, ValueError | TypeError | NotImplementedError | HydraException) else ""
+    *_, place = traceback.extract_tb(cause.__traceback__)
+    reason = reason.partition("\nfull_key")[0] or f"{cause!r} in {place.filename}, line {place.lineno}"
+    return RequestError(f"{what} refuses this: {' '.join(reason.split())}")
 
 
 def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
@@ -75,7 +89,12 @@ def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
     if not module_name:
         raise RequestError(f"{key}._target_={name}: expected package.module.Class")
     try:
-        return hydra.utils.get_object(name)  # type: ignore[no-any-return]
+        found: Callable[..., Any] = hydra.utils.get_object(name)
+        if not callable(found) or (inspect.isbuiltin(found) and not node.get("_partial_")):
+            raise RequestError(f"{key}._target_={name}: expected a class, or a function that makes a part")
+        return found
+    except RequestError:
+        raise
     except Exception as error:
         try:
             module = importlib.import_module(module_name)
@@ -94,6 +113,9 @@ def _check_arguments(node: DictConfig, key: str) -> None:
     """Names and types of the arguments of `node`, and of the parts within, against the signature of its class."""
     target = _locate(node, key)
     hints, takes_any = _signature(target)
+    for name, hint in _HYDRAS.items():
+        if name in node:
+            _check_value(f"{key}.{name}", node[name], hint, inspect.Parameter.empty)
     for name in (str(each) for each in node if str(each)[0] != "_"):
         if name not in hints and not takes_any:
             takes = f"It takes {', '.join(hints)}" if hints else "It takes no arguments"
@@ -276,10 +298,10 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
         learners = {name: learner(name, network) for name, network in networks.items()}
         for each in learners.values():
             each.rates(trainer.steps)  # a schedule that ends before the run raises
-    except RequestError:
+    except Stopped:
         raise
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise RequestError(f"optimizer or scheduler: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise refusal("optimizer or scheduler", error) from error
     tracker: Tracker = build(config.tracker, "tracker", Tracker) if world.is_main else NoTracker()
     store = build_store(config) if world.is_main else None
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep)

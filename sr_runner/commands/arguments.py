@@ -35,8 +35,9 @@ def option(default: Any, *, key: str = "", least: int | None = None) -> Any:
 def parse(words: Sequence[str], kind: type[Options]) -> tuple[list[str], Options]:
     """The sources among `words`, and the options as a `kind`. A field that is a dict takes `field.ANY=value`.
 
-    Raises `RequestError` for an option that does not exist, is given twice or has a value of the wrong type, and for
-    `--key`. `+key=value` and `++key=value`, with which Hydra adds keys, are read as `key=value`.
+    As with Hydra, the last value of a key counts, and `${oc.env:NAME}` is a variable of the environment. Raises
+    `RequestError` for an option that does not exist or has a value of the wrong type, and for `--key`. `+key=value` and
+    `++key=value`, with which Hydra adds keys, are read as `key=value`.
     """
     sources: list[str] = []
     given: dict[str, Any] = {}
@@ -56,12 +57,12 @@ def parse(words: Sequence[str], kind: type[Options]) -> tuple[list[str], Options
             value = _value(word, text, hints[name], options[key].metadata.get("least"))
         elif rest and get_origin(hints.get(group)) is dict:
             name, into = rest, given.setdefault(group, {})
-            value = _read(text)
+            value = _read(word, text)
         else:
-            guess = nearest(key, options) or f" Options: {', '.join(options)}."
+            guess = (
+                nearest(key, options) or nearest(key.rpartition(".")[2], options) or f" Options: {', '.join(options)}."
+            )
             raise RequestError(f"{word}: there is no option '{key}'.{guess}")
-        if name in into:
-            raise RequestError(f"{word}: {key} is given twice.")
         into[name] = value
     return sources, kind(**given)
 
@@ -93,10 +94,10 @@ def _value(word: str, text: str, hint: Any, least: int | None) -> Any:
     """`text` as a value of the type `hint`."""
     kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
     is_list = get_origin(hint) is list
-    value = _read(f"[{text}]" if is_list and text[:1] != "[" else text)
+    value = _read(word, f"[{text}]" if is_list and text[:1] != "[" else text)
     if is_list:
         value = [str(each) for each in value] if isinstance(value, list) else re.split(r"\s*,\s*", text)
-    elif str in kinds and not isinstance(value, str | None):
+    elif str in kinds and not isinstance(value, str | None) and "${" not in text:
         value = text
     too_small = least is not None and isinstance(value, int) and value < least
     if text == "" or too_small or not fits(value, hint):
@@ -106,16 +107,26 @@ def _value(word: str, text: str, hint: Any, least: int | None) -> Any:
     return value
 
 
-def _read(text: str) -> Any:
+def _read(word: str, text: str) -> Any:
     """The value of `text` in Hydra's grammar. What has no reading there (`ü`, `?a=b`) is taken as it is written, since
     most values are names of files."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(f"key={text}").value()
+        value = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
-        return text
+        value = text
+    if "${" not in text:
+        return value
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create([value]), resolve=True)[0]  # type: ignore[index]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0].rpartition("resolving interpolation: ")[2]
+        raise RequestError(f"{word}: {reason}; expected ${{oc.env:NAME}}, a variable of the environment") from error
 
 
 def _written(option: Field[Any]) -> str:

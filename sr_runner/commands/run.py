@@ -173,6 +173,13 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
     for action in parser._actions:
         if action.nargs != 0 and sum(given.count(name) for name in action.option_strings) > 1:
             raise RequestError(f"{'/'.join(action.option_strings)}: given more than once; expected once")
+    for action in parser._actions:
+        if action.option_strings and getattr(options, action.dest, None) == "":
+            raise RequestError(f"{'/'.join(action.option_strings)}: expected a value, not an empty one")
+    if options.json and (options.cfg or options.info or options.shell_completion or options.hydra_help):
+        raise RequestError(
+            "--json: expected a run, whose outcome it prints; --cfg, --info and the like print no outcome"
+        )
     if sum(bool(getattr(options, name)) for name in _ONE_OF) > 1:
         raise RequestError("only one of --run, --multirun, --cfg, --info and --shell-completion can be asked for")
     if options.hydra_help and options.overrides:

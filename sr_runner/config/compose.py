@@ -7,10 +7,11 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, is_dataclass
+from enum import EnumMeta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
@@ -21,14 +22,22 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigTypeError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from sr_runner.config import schema as configs
+from sr_runner.config import types
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError, RunError, nearest
@@ -103,6 +112,8 @@ class Application(Hydra):
                 raise RequestError(
                     "hydra.callbacks.masking: expected to be there, as in conf/config.yaml; it keeps secrets from Hydra"
                 )
+            if config_name is not None:
+                self._check_hydra(whole.hydra)
             if config_name is not None and run_mode is RunMode.RUN:
                 HydraConfig.instance().set_config(whole)
                 _check_booleans(parsed, whole)
@@ -124,17 +135,19 @@ class Application(Hydra):
         self, config_name: str | None, task_function: TaskFunction, overrides: list[str], *_: Any, **__: Any
     ) -> JobReturn:
         """Hydra's own steps, but for its line about a job that failed, which would be a second message."""
-        config = self.compose_config(config_name, overrides, RunMode.RUN, with_log_configuration=True)
+        config = self.compose_config(config_name, overrides, RunMode.RUN)
         config.hydra.mode = RunMode.RUN
         with self.explained(config_name, overrides):
+            configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=config_name)
         context = HydraContext(config_loader=self.config_loader, callbacks=callbacks)
         try:
             done = run_job(task_function, config, "hydra.run.dir", None, context)
         except OSError as error:  # the job's own are in what it returns
+            key = "output_subdir" if Path(config.hydra.run.dir).is_dir() else "run.dir"
             raise RequestError(
-                f"hydra.run.dir={config.hydra.run.dir}: nothing can be written there ({error.strerror})"
+                f"hydra.{key}={OmegaConf.select(config.hydra, key)}: nothing can be written there ({error.strerror})"
             ) from error
         callbacks.on_run_end(config=config, config_name=config_name, job_return=done)
         if done.status is JobStatus.FAILED:
@@ -161,6 +174,28 @@ class Application(Hydra):
                 if len(name) > _LONGEST_NAME or name.startswith("_"):
                     raise RequestError(self._no_such_option(group, name))
 
+    def _check_hydra(self, hydra: DictConfig) -> None:
+        """What Hydra itself finds out only when it is at work, and raises anything for."""
+        for part in ("launcher", "sweeper"):
+            if not (target := _target(hydra[part])).startswith("hydra"):
+                options = ", ".join(self._options(f"hydra/{part}"))
+                raise RequestError(f"hydra.{part}._target_={target}: expected hydra/{part}=OPTION, one of {options}")
+        for name, node in hydra.callbacks.items():
+            found, target = None, _target(node)
+            with suppress(Exception):  # whatever its module raises
+                found = get_object(target)
+            if not (isinstance(found, type) and issubclass(found, Callback)):
+                what = "a class that can be imported, a hydra.experimental.callback.Callback"
+                raise RequestError(f"hydra.callbacks.{name}._target_={target}: expected {what}")
+        verbose = OmegaConf.to_container(hydra.verbose) if OmegaConf.is_config(hydra.verbose) else hydra.verbose
+        if not types.fits(verbose, bool | str | list[str]):
+            raise RequestError(f"hydra.verbose={verbose}: expected true, false, or the names of loggers")
+        folder = hydra.output_subdir
+        if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+            raise RequestError(
+                f"hydra.output_subdir={folder}: expected the name of a folder in that of the job, or null"
+            )
+
     def _options(self, group: str) -> list[str]:
         # What several options of a group share stands in `_<name>.yaml`.
         return sorted(name for name in self.config_loader.get_group_options(group) if not name.startswith("_"))
@@ -184,19 +219,22 @@ class Application(Hydra):
         if match := re.search(r"Could not find '([\w/.-]+)'", text):
             group, _, option = match[1].rpartition("/")
             return self._no_such_option(group, option)
-        key = ""
+        key, kind = "", None
         cause: BaseException | None = error
         while cause is not None:
             message = str(cause)
             full_key = re.search(r"full_key: (\S+)", message)
-            key = full_key[1] if full_key else key
+            key, kind = full_key[1] if full_key else key, getattr(cause, "object_type", None) or kind
             if match := re.search(r"Key '([^']+)' (?:is )?not in ", message):
                 return self._unknown_key(match[1], config_name, overrides)
-            if match := re.search(
-                r"Value '(.*?)' .*(?:could not be converted to|not a valid) (\w+)", message, re.DOTALL
-            ):
-                kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-                return f"{key or 'a value'}={match[1]}: expected {kinds.get(match[2], match[2])}"
+            given = re.search(r"Value '(.*?)' .*(?:could not be converted to|not a valid)", message, re.DOTALL)
+            given = given or re.search(r"Error merging override [^=]+=(.*)", text, re.DOTALL)
+            if isinstance(cause, ValidationError | ConfigTypeError) and given and key:
+                return f"{key}={given[1]}: expected {_expected(kind, key.rpartition('.')[2])}"
+            if isinstance(cause, InterpolationKeyError) and (match := re.search(r"key '(.+)' not found", message)):
+                for deleted in [each for each in overrides if each[:1] == "~"]:
+                    if f"{match[1]}.".startswith(f"{deleted[1:].partition('=')[0]}."):
+                        return f"{deleted}: {key} is ${{{match[1]}}}; expected {match[1]} to stay, or another {key}"
             if isinstance(cause, MissingMandatoryValue):
                 options = self._options(key)
                 what = f"an option of {key}: {', '.join(options)}" if options else "a value"
@@ -233,6 +271,20 @@ class Application(Hydra):
             return groups
         keys = flatten(OmegaConf.to_container(whole, resolve=False))
         return [*keys, *groups]
+
+
+def _target(node: Any) -> str:
+    target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
+    return "null" if target is None else str(target)
+
+
+def _expected(kind: Any, name: str) -> str:
+    """In words, the type of the field `name` of the dataclass `kind`; of what is no field, that it has fields."""
+    hint = get_type_hints(kind).get(name, dict) if is_dataclass(kind) else dict
+    words = [list(member.__members__) for member in types.members_of(hint) if isinstance(member, EnumMeta)]
+    if words:
+        return " or ".join(*words)
+    return types.expected(dict if is_dataclass(hint) else hint)
 
 
 def _check_search_path(override: Override) -> None:
@@ -275,8 +327,10 @@ class Masking(Callback):
 
 
 def normalised(overrides: Sequence[str]) -> list[str]:
-    """The overrides as Hydra wants them: `experiment` is in the defaults list, but people write `+experiment=x` too."""
-    return [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
+    """The overrides as Hydra wants them: `experiment` is in the defaults list, but people write `+experiment=x` too;
+    null is the natural word for none of a group within another (`data/degradation`), which Hydra writes `~group`."""
+    overrides = [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
+    return [re.sub(r"^((?!hydra/)\w+/[\w/]+)=(?i:null)$", r"~\1", override) for override in overrides]
 
 
 def as_override(key: str, value: Any, sign: str = "") -> str:

@@ -61,6 +61,10 @@ class Learner:
         groups = parameter_groups(network, rules or {})
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = optimizer(groups if rules else self.parameters)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise RequestError(
+                f"optimizer._target_ makes a {type(self.optimizer).__name__}: expected a torch.optim.Optimizer"
+            )
         check_settings(self.optimizer, rules or {})
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:

@@ -3,9 +3,11 @@
     python tests/tools/command_lines.py --count 5000 --seed 0
 
 They are made of the config's own keys and groups: typos, values of other types, null for any key, huge numbers, NaN,
-Unicode, control characters, brackets that do not close, interpolations, duplicates, options of other groups. Most are
-only composed (`--cfg job`); the others build every part of a run and end before a run is started: they resume one that
-is not there. Each runs in this process, in a scratch folder below which all made-up paths lie.
+Unicode, control characters, brackets that do not close, interpolations, duplicates, options of other groups, places
+where nothing can be written, devices that are not there, classes that are no part, Hydra's own keys and those that it
+takes beside the arguments of a class. Most are only composed (`--cfg job`); the others build every part of a run and end
+before a run is started: they resume one that is not there. Each runs in this process, in a scratch folder below which
+all made-up paths lie.
 
 Exit status 0 if nothing was found.
 """
@@ -36,8 +38,28 @@ ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("model", "objective", "optimizer", "scheduler", "data", "checkpoint", "tracker", "trainer", "experiment")
 # Before anything is trained: of the parts that a run is made of the last one says no.
 NEVER_STARTS = "trainer.resume=no-such-run"
-FIXED = ("outputs", "trainer.resume", "data.cache_dir", "data.preview", "checkpoint.root")
+FIXED = ("trainer.resume", "data.preview", "hydra.verbose")
 """Keys whose value has to stay, or what is asked for is done; they are spoilt where the line is only composed."""
+PLACES = ("outputs", "data.cache_dir", "checkpoint.root", "hydra.run.dir", "hydra.sweep.dir", "hydra.output_subdir")
+PATHS = (
+    "null", "''", "5", "true", "[a]", "{a:1}", "abc", "nope/deep/er", "/proc/nope", "/dev/null", "/etc/passwd", "é",
+    "/etc/passwd/x", "a file", "a file/x", "a link", "a link/x", "a loop/x", "\x1b[31mred", "a\\nb", "\x00", "x://y",
+    "x" * 5000, "${seed}", "${nope}", "${outputs}",
+)  # fmt: skip
+DEVICES = ("cuda", "cuda:0", "cuda:99", "cuda:", "cuda:-1", "cpu:0", "mps", "meta", "tpu", "CUDA", "cuda:9999999999999")
+TARGETS = (
+    "builtins.print", "builtins.dict", "builtins.object", "builtins.Exception", "builtins.type", "builtins.quit", "torch",
+    "sys.exit", "sys.path", "math.pi", "os.getcwd", "os.system", "pathlib.Path", "collections.OrderedDict", "torch.nn",
+    "functools.partial", "json.loads", "logging.getLogger", "subprocess.getoutput", "torch.nn.Conv2d", "torch.nn.Identity",
+    "torch.optim.LBFGS", "torch.optim.Optimizer", "torch.optim.lr_scheduler.StepLR", "sr_runner.data.SampleData",
+    "sr_runner.models.EDSR", "sr_runner.signals.Stopped", "unittest.mock.Mock", "argparse.ArgumentParser",
+)  # fmt: skip
+HYDRAS = ("_target_", "_recursive_", "_partial_", "_convert_", "_args_")
+HYDRA = (
+    "mode", "verbose", "sweeper", "launcher", "callbacks", "callbacks.mine", "callbacks.mine._target_", "job", "job.name",
+    "job.chdir", "job.env_set", "run", "sweep", "sweep.subdir", "runtime", "overrides", "help", "searchpath", "defaults",
+    "sweeper.params", "sweeper._target_", "launcher._target_", "job_logging", "hydra_logging",
+)  # fmt: skip
 TYPED = (
     "null", "true", "false", "yes", "no", "on", "off", "0", "1", "-1", "3", "0.5", "-0.5", "1e-3", "1e400", "-1e400",
     "nan", "inf", "-inf", "''", '""', "[]", "{}", "[1,2]", "[a,b]", "{a:1}", "[[1],[2]]", "{a:{b:1}}", "abc",
@@ -71,7 +93,11 @@ class Lines:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.keys = sorted({*flatten(OmegaConf.to_container(composed([])[0])), "objective.loss", "model", "trainer"})
+        config = OmegaConf.to_container(composed([])[0])
+        self.parts = ["objective.loss", "checkpoint.store", "data.degradation", *GROUPS[:5], "tracker"]
+        hydra = [f"hydra.{key}" for key in HYDRA]
+        inner = [f"{part}.{key}" for part in self.parts for key in HYDRAS]
+        self.keys = sorted({*flatten(config), *PLACES, *hydra, *inner, "objective.loss", "model", "trainer"})
         self.options = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in GROUPS}
 
     def line(self) -> tuple[list[str], bool]:
@@ -98,7 +124,17 @@ class Lines:
         if self.random.random() < 0.2:
             key = self._typo(key)
         prefix = self.random.choice(("", "", "", "", "+", "++", "~"))
-        return f"{prefix}{key}={self._value()}"
+        if key.endswith("_") and self.random.random() < 0.7:
+            prefix = "++"  # most parts have no such key
+        return f"{prefix}{key}={self._value_of(key)}"
+
+    def _value_of(self, key: str) -> str:
+        for belongs, values in (
+            (key in PLACES, PATHS), (key == "trainer.device", DEVICES), (key.endswith("_target_"), TARGETS),
+        ):  # fmt: skip
+            if belongs and (values is PATHS or self.random.random() < 0.7):
+                return self.random.choice(values)
+        return self._value()
 
     def _group(self) -> str:
         group = self.random.choice(GROUPS)
@@ -121,6 +157,9 @@ class Lines:
 def inside(scratch: Path) -> Iterator[None]:
     before = Path.cwd(), sys.path[:]
     os.chdir(scratch)
+    Path("a file").touch()
+    for name, target in (("a link", "nothing"), ("a loop", "a loop")):
+        Path(name).is_symlink() or Path(name).symlink_to(target)
     try:
         yield
     finally:
@@ -131,7 +170,7 @@ def inside(scratch: Path) -> Iterator[None]:
 def fault(words: list[str], builds: bool, scratch: Path) -> str:
     """What is wrong with how sr-run answers `words`; empty where nothing is."""
     output, errors = io.StringIO(), io.StringIO()
-    place = [f"outputs={scratch}/outputs"] if builds else []
+    place = [f"outputs={scratch}/outputs"] if builds and not any("outputs=" in word for word in words) else []
     with inside(scratch), redirect_stdout(output), redirect_stderr(errors):
         try:
             status = main([*words, *place])

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sr_runner.checkpoint.format import MANIFEST, PART, STEP, Blob, DamagedError, Name
-from sr_runner.errors import RequestError
-from sr_runner.files import DRAFT, own_folder, read_file, write_file
+from sr_runner.files import DRAFT, check_writable, own_folder, read_file, write_file
 
 _WRITING = ".writing-"
 _REPLACED = ".replaced-"
@@ -38,14 +36,7 @@ class LocalStore:
         self.url = str(self.root)
 
     def check(self) -> None:
-        """A folder is made when it is needed; where that cannot be, the nearest one above it says so."""
-        try:
-            existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
-            tempfile.TemporaryFile(dir=existing).close()
-        except OSError as error:
-            raise RequestError(
-                f"checkpoint.root={self.root}: nothing can be written there ({error.strerror})"
-            ) from error
+        check_writable(f"checkpoint.root={self.root}", self.root)
 
     def put(self, name: str, files: Sequence[Blob]) -> None:
         place = self._path(name)

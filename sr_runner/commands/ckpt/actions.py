@@ -16,13 +16,15 @@ from sr_runner.checkpoint import Origin, format
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Manifest, Name
 from sr_runner.checkpoint.reader import read_manifest
 from sr_runner.checkpoint.retention import Info, doomed
-from sr_runner.checkpoint.stores import Store, names_in, store_at
+from sr_runner.checkpoint.stores import LocalStore, Store, names_in, store_at
 from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
 from sr_runner.errors import RequestError, RunError, check_choice, printable
-from sr_runner.files import scratch_folder, write_file
+from sr_runner.files import check_writable, scratch_folder, write_file
+from sr_runner.masking import masked_text
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import find, source
+from sr_runner.weights import read
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def _shelf(catalogue: Catalogue, wanted: str | None = None) -> Shelf:
         found = find(wanted, catalogue)
         return Shelf(found.store, found.names(), catalogue.scratch)
     assert catalogue.store is not None
+    if isinstance(catalogue.store, LocalStore) and not catalogue.store.root.is_dir():
+        raise RequestError(f"{catalogue.store.url}: there is no such folder; expected one of checkpoints")
     return Shelf(catalogue.store, names_in(catalogue.store), catalogue.scratch)
 
 
@@ -60,13 +64,14 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
     }  # fmt: skip
     with scratch_folder(Path(options.outputs)) as scratch:
         try:
-            catalogue = Catalogue(Path(options.outputs) / "runs", store_at(options.store), scratch)
+            store = store_at(options.store)
+            catalogue = Catalogue(Path(options.outputs) / "runs", store, scratch)
             rows, lines = commands[command](catalogue, options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
     # Whoever wrote a checkpoint chose what its files and tensors are called: that makes no line of its own.
-    text = json.dumps(rows, indent=1) if as_json else "\n".join(map(printable, lines))
-    sys.stdout.write(text + "\n" if text else "")
+    lines = lines or [f"no checkpoints in {masked_text(store.url)}"]
+    sys.stdout.write((json.dumps(rows, indent=1) if as_json else "\n".join(map(printable, lines))) + "\n")
     return int(any(row.get("ok") is False for row in rows))
 
 
@@ -92,16 +97,28 @@ def _ls(catalogue: Catalogue, options: Places, wanted: str | None = None) -> Rep
 
 
 def _verify(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
-    rows, lines = [], []
-    shelves = [_shelf(catalogue, each) for each in wanted] or [_shelf(catalogue)]
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
+
+    def add(name: str, reason: str, note: str = "") -> None:
+        rows.append({"name": name, "ok": not reason, "reason": reason})
+        lines.append(f"{'DAMAGED' if reason else 'ok     '}  {name}  {reason or note}")
+
+    files = [each for each in wanted if Path(each).expanduser().is_file()]
+    for file in files:
+        try:
+            read(source(file, catalogue).location)
+            add(file, "", "can be read; a weights file has no hashes to check")
+        except RequestError as error:
+            add(file, str(error))
+    names = [each for each in wanted if each not in files]
+    shelves = [_shelf(catalogue, each) for each in names] or ([] if wanted else [_shelf(catalogue)])
     for shelf, name in [(each, name) for each in shelves for name in each.names]:
         try:
             format.load(shelf.folder(name), expected_step=name.step)
-            reason = ""
+            add(str(name), "")
         except DamagedError as damage:
-            reason = str(damage)
-        rows.append({"name": str(name), "ok": not reason, "reason": reason})
-        lines.append(f"{'DAMAGED' if reason else 'ok     '}  {name}  {reason}")
+            add(str(name), str(damage))
     return rows, lines
 
 
@@ -128,9 +145,12 @@ def _diff(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
 
 
 def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Report:
-    model, file = Path(source(wanted, catalogue).location), Path(to)
+    file = Path(to)
     if os.path.lexists(file):
         raise RequestError(f"{file} exists already; choose another name")
+    check_writable(to, file.parent)
+    model = Path(source(wanted, catalogue).location)
+    file.parent.mkdir(parents=True, exist_ok=True)
     if options.layout == "safetensors":
         write_file(file, model.read_bytes())
     else:
@@ -162,6 +182,10 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
 
 def _copy(catalogue: Catalogue, options: Places, wanted: str, to: str) -> Report:
     target, rows, shelf = store_at(to), [], _shelf(catalogue, wanted)
+    if isinstance(target, LocalStore):
+        check_writable(to, target.root)
+    else:
+        target.check()
     for name in shelf.names:
         folder = shelf.folder(name)
         format.load(folder, expected_step=name.step)  # what is damaged is not spread

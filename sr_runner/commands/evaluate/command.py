@@ -20,7 +20,7 @@ from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
 from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
 from sr_runner.evaluation.perceptual import Distance, perceptual_distance
-from sr_runner.files import write_file
+from sr_runner.files import check_writable, write_file
 from sr_runner.training.device import resolve_device
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,20 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
         raise RequestError("data is not set: expected a folder of HR images or of benchmarks, or data=sample.")
     device, record = resolve_device(options.device, "device"), _record(options)
     writers = [(Path(name), writer_for(Path(name))) for name in options.output]
+    for path, _ in writers:
+        check_writable(f"output={path}", path.parent)
+    folder = Path(options.pictures) if options.pictures else None
+    if folder is not None:
+        check_writable(f"pictures={folder}", folder)
     models = open_models(list(dict.fromkeys(sources)), options, device)
+    if record is not None:
+        for model in models:
+            record.uri_for(model)
     scale = common_scale(models, options.scale)
     benchmarks = _benchmarks(options, scale)
     distances: dict[str, Distance] = {
         name: perceptual_distance(name, crop=scale, device=device) for name in options.metrics
     }
-    folder = Path(options.pictures) if options.pictures else None
     suite = Suite(device, options.tile, options.overlap, distances, folder)
     results: list[Result] = []
     drawn: dict[str, list[Path]] = defaultdict(list)

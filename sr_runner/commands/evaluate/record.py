@@ -33,13 +33,9 @@ class Record:
     def add(self, model: Model, results: Sequence[Result], pictures: Sequence[Path]) -> str:
         """Log the means as metrics (`eval/Set5/psnr_y`), the tables and pictures as artifacts; returns where.
 
-        Raises `RequestError` for a URI that MLflow has no store for, `RunError` where the server does not answer.
+        Raises as `uri_for`, and `RunError` where the server does not answer.
         """
-        known = model.source.tracker if model.source is not None else {}
-        remembered = known.get("tracking_uri")
-        if remembered and MASK in remembered:  # its password is not in the checkpoint
-            remembered = None
-        uri = tracking_uri(self.uri or remembered, self.outputs)
+        uri, known = self.uri_for(model), model.source.tracker if model.source is not None else {}
         server = Server(uri, self.outputs.absolute() / "artifacts")
         try:
             run_id = self._run(server, model, known.get("run_id"))
@@ -47,6 +43,13 @@ class Record:
         except (Unreachable, Refused) as error:
             raise RunError(f"tracker.uri={masked_text(uri)}: {error}. The results are not in MLflow.") from error
         return f"run {run_id} at {masked_text(uri)}"
+
+    def uri_for(self, model: Model) -> str:
+        """Where results of `model` go. Raises `RequestError` for a URI that MLflow has no store for."""
+        remembered = model.source.tracker.get("tracking_uri") if model.source is not None else None
+        if remembered and MASK in remembered:  # its password is not in the checkpoint
+            remembered = None
+        return tracking_uri(self.uri or remembered, self.outputs)
 
     def _run(self, server: Server, model: Model, known: str | None) -> str:
         if known is not None:

@@ -105,8 +105,8 @@ FORMATS: dict[str, Callable[[Sequence[Result]], str]] = {".csv": as_csv, ".json"
 
 def writer_for(path: Path) -> Callable[[Sequence[Result]], str]:
     """The format that the ending of `path` asks for. Raises `RequestError` for another ending."""
-    if path.suffix.lower() not in FORMATS:
-        raise RequestError(f"output={path}: expected a name that ends in one of {' '.join(FORMATS)}.")
+    if path.suffix.lower() not in FORMATS or path.is_dir():
+        raise RequestError(f"output={path}: expected the name of a file that ends in one of {' '.join(FORMATS)}.")
     return FORMATS[path.suffix.lower()]
 
 

@@ -18,7 +18,7 @@ from sr_runner.commands.upscale import Options
 from sr_runner.data.images import EXTENSIONS, read_image
 from sr_runner.data.scan import files_below
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import draft_of, own_folder
+from sr_runner.files import check_writable, draft_of, own_folder
 from sr_runner.inference.tiling import upscale_image
 from sr_runner.training.device import resolve_device
 
@@ -37,6 +37,7 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
         raise RequestError("expected a model and at least one image or folder. sr-upscale --help lists the options.")
     if not options.output:
         raise RequestError("output is not set: expected the folder that the SR images go to.")
+    check_writable(f"output={options.output}", Path(options.output))
     device = resolve_device(options.device, "device")
     images = _images(sources[1:])
     opened = open_network(sources[0], options, device)

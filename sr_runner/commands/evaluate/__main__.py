@@ -1,0 +1,5 @@
+import sys
+
+from sr_runner.commands.evaluate import main
+
+sys.exit(main())
