@@ -7,11 +7,10 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, is_dataclass
-from enum import EnumMeta
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
@@ -26,7 +25,6 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode, TaskFunction
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigTypeError,
@@ -36,8 +34,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from sr_runner.config import hydra_keys
 from sr_runner.config import schema as configs
-from sr_runner.config import types
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError, RunError, nearest
@@ -113,7 +111,7 @@ class Application(Hydra):
                     "hydra.callbacks.masking: expected to be there, as in conf/config.yaml; it keeps secrets from Hydra"
                 )
             if config_name is not None:
-                self._check_hydra(whole.hydra)
+                hydra_keys.check(whole.hydra, self._options)
             if config_name is not None and run_mode is RunMode.RUN:
                 HydraConfig.instance().set_config(whole)
                 _check_booleans(parsed, whole)
@@ -161,7 +159,7 @@ class Application(Hydra):
             if not group:
                 raise RequestError(f"{override.input_line}: expected key=value")
             if group == _SEARCH_PATH:
-                _check_search_path(override)
+                hydra_keys.check_search_path(override)
             if override.is_delete() or override.is_sweep_override() or not self._options(group):
                 continue
             value = override.value()
@@ -173,28 +171,6 @@ class Application(Hydra):
                     )
                 if len(name) > _LONGEST_NAME or name.startswith("_"):
                     raise RequestError(self._no_such_option(group, name))
-
-    def _check_hydra(self, hydra: DictConfig) -> None:
-        """What Hydra itself finds out only when it is at work, and raises anything for."""
-        for part in ("launcher", "sweeper"):
-            if not (target := _target(hydra[part])).startswith("hydra"):
-                options = ", ".join(self._options(f"hydra/{part}"))
-                raise RequestError(f"hydra.{part}._target_={target}: expected hydra/{part}=OPTION, one of {options}")
-        for name, node in hydra.callbacks.items():
-            found, target = None, _target(node)
-            with suppress(Exception):  # whatever its module raises
-                found = get_object(target)
-            if not (isinstance(found, type) and issubclass(found, Callback)):
-                what = "a class that can be imported, a hydra.experimental.callback.Callback"
-                raise RequestError(f"hydra.callbacks.{name}._target_={target}: expected {what}")
-        verbose = OmegaConf.to_container(hydra.verbose) if OmegaConf.is_config(hydra.verbose) else hydra.verbose
-        if not types.fits(verbose, bool | str | list[str]):
-            raise RequestError(f"hydra.verbose={verbose}: expected true, false, or the names of loggers")
-        folder = hydra.output_subdir
-        if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
-            raise RequestError(
-                f"hydra.output_subdir={folder}: expected the name of a folder in that of the job, or null"
-            )
 
     def _options(self, group: str) -> list[str]:
         # What several options of a group share stands in `_<name>.yaml`.
@@ -230,7 +206,7 @@ class Application(Hydra):
             given = re.search(r"Value '(.*?)' .*(?:could not be converted to|not a valid)", message, re.DOTALL)
             given = given or re.search(r"Error merging override [^=]+=(.*)", text, re.DOTALL)
             if isinstance(cause, ValidationError | ConfigTypeError) and given and key:
-                return f"{key}={given[1]}: expected {_expected(kind, key.rpartition('.')[2])}"
+                return f"{key}={given[1]}: expected {hydra_keys.expected(kind, key.rpartition('.')[2])}"
             if isinstance(cause, InterpolationKeyError) and (match := re.search(r"key '(.+)' not found", message)):
                 for deleted in [each for each in overrides if each[:1] == "~"]:
                     if f"{match[1]}.".startswith(f"{deleted[1:].partition('=')[0]}."):
@@ -271,31 +247,6 @@ class Application(Hydra):
             return groups
         keys = flatten(OmegaConf.to_container(whole, resolve=False))
         return [*keys, *groups]
-
-
-def _target(node: Any) -> str:
-    target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
-    return "null" if target is None else str(target)
-
-
-def _expected(kind: Any, name: str) -> str:
-    """In words, the type of the field `name` of the dataclass `kind`; of what is no field, that it has fields."""
-    hint = get_type_hints(kind).get(name, dict) if is_dataclass(kind) else dict
-    words = [list(member.__members__) for member in types.members_of(hint) if isinstance(member, EnumMeta)]
-    if words:
-        return " or ".join(*words)
-    return types.expected(dict if is_dataclass(hint) else hint)
-
-
-def _check_search_path(override: Override) -> None:
-    """Hydra only warns of a folder that is not there."""
-    value = override.value()
-    for place in value if isinstance(value, list) else [value]:
-        scheme, _, path = str(place).partition("://")
-        if scheme != "pkg" and not (scheme == "file" and Path(path).is_dir()):
-            raise RequestError(
-                f"hydra.searchpath={place}: there is no such folder; expected file:///folder or pkg://package"
-            )
 
 
 def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:

@@ -81,6 +81,20 @@ def test_keys_of_an_open_group_may_have_any_name_and_value() -> None:
     assert read("model={a: 1}", "model.b=2").model == {"a": 1, "b": 2}
 
 
+def test_the_last_value_of_a_key_counts_as_with_hydra() -> None:
+    assert read("scale=2", "scale=4").scale == 4
+    assert read("model={a: 1}", "model.a=2", "model.a=3").model == {"a": 3}
+
+
+def test_a_variable_of_the_environment_can_be_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_FOLDER", "photos")
+    monkeypatch.setenv("A_NUMBER", "3")
+    options = read(
+        "tracker.uri=${oc.env:A_FOLDER}/x", "data=${oc.env:A_FOLDER},b", "scale=${oc.decode:${oc.env:A_NUMBER}}"
+    )
+    assert (options.tracker_uri, options.data, options.scale) == ("photos/x", ["photos", "b"], 3)
+
+
 def test_a_file_whose_name_looks_like_an_option_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("lr=1e-4.pt", "-x.png"):
@@ -97,8 +111,8 @@ def test_a_file_whose_name_looks_like_an_option_is_a_source(tmp_path: Path, monk
         (["--scale=4"], "--scale=4: options are written key=value. Did you mean 'scale'?"),
         (["--self-ensemble"], "Did you mean 'self_ensemble'?"),
         (["~scale"], "~scale: options are written key=value."),
-        (["scale=2", "scale=4"], "scale=4: scale is given twice."),
-        (["model.a=2", "model.a=2"], "model.a is given twice."),
+        (["tracker.uri=${oc.env:NO_SUCH_NAME}"], "Environment variable 'NO_SUCH_NAME' not found"),
+        (["trainer.scale=4"], "Did you mean 'scale'?"),
         (["scale="], "scale=: expected a whole number of at least 1 or null"),
         (["data="], "data=: expected a list"),
         (["scale=abc"], "scale=abc: expected a whole number of at least 1 or null."),

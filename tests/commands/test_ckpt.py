@@ -118,6 +118,41 @@ def test_a_name_that_is_not_there_gets_one_sentence(root: Path, capsys: pytest.C
     )
 
 
+def test_an_empty_place_is_named_and_one_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "ls", f"checkpoint.root={tmp_path}") == f"no checkpoints in {tmp_path}\n"
+    assert json.loads(run(capsys, "verify", "--json", f"checkpoint.root={tmp_path}")) == []
+    for command in ("ls", "verify"):
+        error = run(capsys, command, f"checkpoint.root={tmp_path}/nope", code=2)
+        assert f"{tmp_path}/nope: there is no such folder" in error
+
+
+def test_a_weights_file_is_read_by_verify_as_by_export(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "w.safetensors"
+    run(capsys, "export", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(file))
+    words = ("verify", f"checkpoint.root={root}", str(file), f"{IDENTITY}/a0002-00bb")
+    assert run(capsys, *words).count("ok ") == 2
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"DAMAGED  {file}" in run(capsys, *words, code=1)
+
+
+@pytest.mark.parametrize("to", ["/proc/nope/x", "a file/x"])
+@pytest.mark.parametrize("command", ["export", "cp"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    command: str, to: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("a file").touch()
+    damaged = root / IDENTITY / "a0002-00bb" / "step-00000010" / "model.safetensors"
+    damaged.write_bytes(b"")
+    error = run(capsys, command, f"checkpoint.root={root}", f"{IDENTITY}/a0002-00bb", to, code=2)
+    assert error.startswith(f"sr-ckpt: {to}: nothing can be written there (") and len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -135,6 +170,7 @@ def test_a_name_that_is_not_there_gets_one_sentence(root: Path, capsys: pytest.C
         (["ls", "checkpoint=s3", "checkpoint.root=x"], "not x"),
         (["ls", "checkpoint=mlflow", "checkpoint.root=x"], "checkpoint.root=x: checkpoint=mlflow keeps"),
         (["ls", "checkpoint=mlflow", "tracker.uri=ftp://x"], "tracker.uri='ftp://x'"),
+        (["ls", "checkpoint=mlflow", "tracker.uri=sqlite:////proc/nope/x.db"], "nothing can be written there"),
     ],
 )
 def test_a_wrong_request_ends_with_status_2_and_one_sentence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -101,6 +102,14 @@ def test_every_tool_has_a_help_page_of_the_same_sections_a_version_and_refuses_n
 
     assert main([]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_can_be_started_as_a_module(tool: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["tool", "--version"])
+        runpy.run_module(f"sr_runner.commands.{tool}", run_name="__main__")
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -1,9 +1,11 @@
-"""Hydra's options and keys, and what each does here: the table of docs/command_line.md, row by row."""
+"""Hydra's options and keys, and what each does here: each row of the tables of docs/command_line.md is tried."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from support import TINY, environment
 
@@ -68,6 +71,7 @@ PRINTED = {
     "--info plugins": ["Installed Hydra Plugins", "BasicLauncher"],
     "-cd own --info searchpath": ["Config search path", "own"],
     "--hydra-help": ["hydra.cc", "hydra/launcher", "--config-name"],
+    "data/degradation=null --cfg job -p data.degradation": ["bicubic"],
     "--help": ["sr-run -m", "Exit status"],
     "-h": ["sr-run -m", "Exit status"],
     "--shell-completion install=bash": ["hydra_bash_completion", "complete"],
@@ -108,6 +112,24 @@ REFUSED = {
     "-sc install=tcsh": ["install=tcsh", "bash, fish, zsh"],
     "--hydra-help seed=1": ["--hydra-help", "no overrides"],
     "--nonsense": ["--nonsense", "no such option"],
+    "--config-name=": ["--config-name", "not an empty one"],
+    "--json --cfg job": ["--json", "expected a run"],
+    "--json --info": ["--json", "expected a run"],
+    "-m --json seed=1,2": ["--json", "single run"],
+    "~optimizer.lr": ["~optimizer.lr", "scheduler.max_lr", "expected optimizer.lr to stay"],
+    "hydra.mode=FOO": ["hydra.mode=FOO", "expected RUN or MULTIRUN"],
+    "hydra.run=null": ["hydra.run=null", "expected a mapping"],
+    "hydra.run.dir=null": ["hydra.run.dir=null", "expected text"],
+    "hydra.callbacks=null": ["hydra.callbacks=null", "expected a mapping"],
+    "hydra.job.env_copy=5": ["hydra.job.env_copy=5", "expected a list"],
+    "hydra.sweep=[1]": ["hydra.sweep=[1]", "expected a mapping"],
+    "hydra.verbose=5": ["hydra.verbose=5", "expected true, false"],
+    "hydra.sweeper=null": ["hydra.sweeper._target_=null", "expected hydra/sweeper=OPTION", "basic"],
+    "-m hydra.launcher=null seed=1": ["hydra.launcher._target_=null", "expected hydra/launcher=OPTION", "basic"],
+    "-m hydra.sweeper._target_=sys.exit seed=1": ["hydra.sweeper._target_=sys.exit", "basic"],
+    "hydra.output_subdir=/proc/x": ["hydra.output_subdir=/proc/x", "expected the name of a folder"],
+    "-m hydra.output_subdir=../x seed=1": ["hydra.output_subdir=../x", "expected the name of a folder"],
+    "hydra.output_subdir=own/short.yaml": ["hydra.output_subdir=own/short.yaml", "nothing can be written"],
     "hydra.nonsense=1": ["hydra.nonsense", "there is no key"],
     "hydra.job.chdir=abc": ["hydra.job.chdir=abc", "true or false"],
     "hydra.callbacks.masking._target_=no.Such": ["hydra.callbacks.masking", "expected to be there"],
@@ -115,8 +137,61 @@ REFUSED = {
     "hydra.run.dir=/proc/nope": ["hydra.run.dir=/proc/nope", "nothing can be written"],
     "-m hydra.sweep.dir=/proc/nope seed=1": ["hydra.sweep.dir=/proc/nope", "nothing can be written"],
     "-m hydra/launcher=nonsense seed=1": ["hydra/launcher=nonsense", "basic"],
-    "+hydra.callbacks.mine._target_=no.Such": ["no.Such"],
+    "+hydra.callbacks.mine._target_=no.Such": ["no.Such", "expected a class that can be imported"],
+    "+hydra.callbacks.mine._target_=sys.exit": ["hydra.callbacks.mine._target_=sys.exit", "expected a class"],
 }
+# What test_run_dir_... and test_a_sweep_... show, and that sr-run's own tests do.
+RUNS = "--run --multirun -m --json --version"
+
+
+def table(title: str) -> dict[str, list[str]]:
+    """The table below that title of docs/command_line.md: what stands in `...` in the first cell of a row -> cells."""
+    page = (ROOT / "docs" / "command_line.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    return {name: row for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+def test_the_table_of_options_has_all_options_of_hydra_and_each_is_tried() -> None:
+    listed = {name for name in table("Options") if name.startswith("-")}
+    theirs = {name for action in get_args_parser()._actions for name in action.option_strings}
+    assert listed == theirs | {"--json", "--version"}
+    tried = {word.partition("=")[0] for line in (*PRINTED, *REFUSED, RUNS) for word in line.split()}
+    assert listed - tried == {"-r"}  # as --run
+
+
+KEYS: dict[str, object] = {
+    "hydra.mode": "MULTIRUN", "hydra.run.dir": "there", "hydra.verbose": ["PIL"], "hydra.searchpath": ["file://own"],
+    "hydra.sweep.dir": "swept", "hydra.sweep.subdir": "job ${hydra.job.num}", "hydra.job.chdir": True,
+    "hydra.output_subdir": ".hydra", "hydra.job.name": "mine", "hydra.job.env_set": {"A": "b"},
+    "hydra.job.env_copy": ["HOME"], "hydra.callbacks": {"mine": {"_target_": "hydra.experimental.callback.Callback"}},
+    "hydra.sweeper.params": {"seed": "1,2"}, "hydra/sweeper": "basic", "hydra/launcher": "submitit_local",
+    "hydra/job_logging": "default", "hydra/hydra_logging": "default",
+}  # fmt: skip
+EMPTY = {"unset": None, "empty": (None, {}, "", [])}
+
+
+def test_the_table_of_keys_has_their_defaults_and_each_takes_another_value(ask: Ask) -> None:
+    rows = table("Hydra's keys")
+    assert rows.keys() == KEYS.keys()
+    overrides = [f"++{key}={value}".replace("'", "") for key, value in KEYS.items() if "/" not in key]
+    groups = [f"{key}={value}" for key, value in KEYS.items() if "/" in key]
+    for arguments in ([], [*overrides, *groups]):
+        config = OmegaConf.create(ask(*arguments, "--cfg", "hydra")[1])
+        for key, (_, default, _) in rows.items():
+            value = (
+                config.hydra.runtime.choices[key]
+                if "/" in key
+                else OmegaConf.select(config, key, throw_on_resolution_failure=False)
+            )
+            value = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+            if arguments:
+                assert value == KEYS[key] or KEYS[key].items() <= value.items(), key  # type: ignore[attr-defined]
+            elif default.strip("`") in EMPTY:
+                assert value in EMPTY[default] if default == "empty" else value is None, key
+            elif key == "hydra.callbacks":
+                assert list(value) == [default.strip("`")]
+            elif "${" not in default:
+                assert str(value).lower().replace("none", "null") == default.strip("`").replace("none", "null"), key
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -181,20 +256,22 @@ def test_a_single_run_leaves_nothing_of_hydras(ask: Ask, tmp_path: Path) -> None
 def test_run_dir_chdir_output_subdir_env_set_and_callbacks_do_what_hydra_says(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "recorder_of_one.py").write_text(RECORDER)
     (tmp_path / "net_that_looks.py").write_text(
-        "import os, pathlib, torch\n"
+        "import logging, os, pathlib, torch\n"
         "class Net(torch.nn.Sequential):\n"
         "    def __init__(self, scale):\n"
-        "        pathlib.Path(os.environ['SEEN']).write_text(os.getcwd())\n"
+        "        pathlib.Path(os.environ['SEEN']).write_text(f'{os.getcwd()} {logging.getLogger(\"looked\").level}')\n"
         "        super().__init__(torch.nn.Conv2d(3, 3 * scale ** 2, 3, padding=1), torch.nn.PixelShuffle(scale))\n"
     )
     run = [argument for argument in RUN if not argument.startswith("model.")]
     hydra = (
-        "hydra.run.dir=there", "hydra.job.chdir=true", "hydra.output_subdir=.hydra", "+hydra.job.env_set.SEEN=seen.txt",
+        "hydra.run.dir=${hydra.job.name}", "hydra.job.name=there", "hydra.verbose=[looked]", "hydra.job.chdir=true",
+        "hydra/job_logging=default", "hydra.output_subdir=.hydra", "+hydra.job.env_set.SEEN=seen.txt",
         "+hydra.callbacks.mine._target_=recorder_of_one.Recorder", "+hydra.callbacks.mine.to=callbacks.txt",
     )  # fmt: skip
     assert ask(*run, "model._target_=net_that_looks.Net", "+tracker.password=hunter2", *hydra)[0] == 0
     assert Path.cwd() == tmp_path and "SEEN" not in os.environ
-    assert (tmp_path / "there" / "seen.txt").read_text() == str(tmp_path / "there")
+    assert (tmp_path / "there" / "seen.txt").read_text() == f"{tmp_path / 'there'} {logging.DEBUG}"
+    assert (tmp_path / "there" / "there.log").exists()
     record = tmp_path / "there" / ".hydra"
     assert sorted(path.name for path in record.iterdir()) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
     assert OmegaConf.load(record / "config.yaml").trainer.steps == 1

@@ -77,6 +77,18 @@ WRONG = {
     "scheduler=null": ["scheduler=null", "constant: the same learning rate"],
     "~scheduler": ["scheduler is missing", "constant"],
     "hydra=null": ["hydra=null"],
+    "tracker.uri=sqlite:////proc/nope/x.db": ["tracker.uri=sqlite:////proc/nope/x.db", "nothing can be written"],
+    "+model._recursive_=abc": ["model._recursive_=abc", "expected true or false"],
+    "+model._partial_=abc": ["model._partial_=abc", "expected true or false"],
+    "+model._convert_=abc": ["model._convert_=abc", "expected none, partial, object or all"],
+    "+model._args_=5": ["model._args_=5", "expected a list"],
+    "+objective.loss._recursive_=null": ["objective.loss._recursive_", "expected true or false"],
+    "optimizer._target_=builtins.print": ["optimizer._target_=builtins.print", "expected a class"],
+    "optimizer._target_=torch.nn.Identity": ["optimizer._target_ makes a Identity", "torch.optim.Optimizer"],
+    "objective._target_=sys.exit": ["objective._target_=sys.exit", "expected a class"],
+    "objective.loss._target_=sys.exit": ["objective.loss._target_=sys.exit", "expected a class"],
+    "model._target_=math.pi": ["model._target_=math.pi", "expected a class"],
+    "data._target_=subprocess.getoutput": ["data: subprocess.getoutput", "blocklisted"],
 }
 
 
@@ -115,6 +127,23 @@ def test_a_process_ends_with_that_message_and_status_as_well(request_: str, sr_r
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "outputs" / "runs").exists(), "a run was started"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise SystemExit(3)", "SystemExit(3) in {file}, line 3"),
+        ("{}['x']", "KeyError('x') in {file}, line 3"),
+        ("raise ValueError('1\\n2')", "refuses this: 1 2"),
+    ],
+)
+@pytest.mark.parametrize("part", ["model", "optimizer", "objective.loss"])
+def test_whatever_making_a_part_raises_is_one_sentence_that_says_where(
+    part: str, body: str, message: str, refused: Refused, tmp_path: Path
+) -> None:
+    name = f"part_{abs(hash((part, body)))}"
+    (tmp_path / f"{name}.py").write_text(f"class Part:\n    def __init__(self, *given, **named):\n        {body}\n")
+    assert message.format(file=tmp_path / f"{name}.py") in refused(f"{part}._target_={name}.Part")
 
 
 def test_cuda_on_a_machine_without_one_is_refused(refused: Refused) -> None:

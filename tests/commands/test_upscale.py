@@ -100,6 +100,7 @@ def test_one_damaged_image_does_not_keep_the_others_from_being_made(
     [
         (["edsr.safetensors"], "a model and at least one image"),
         (["edsr.safetensors", "cat.png"], "output is not set"),
+        (["no.pt", "cat.png", "output=/proc/nope"], "output=/proc/nope: nothing can be written there"),
         (["edsr.safetensors", "dog.png", "output=o"], "dog.png: there is no such image or folder"),
         (["edsr.safetensors", "edsr.safetensors", "output=o"], "not a kind of image that is read"),
         (["edsr.safetensors", "empty", "output=o"], "empty: no image in this folder"),

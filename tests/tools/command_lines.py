@@ -5,9 +5,9 @@
 They are made of the config's own keys and groups: typos, values of other types, null for any key, huge numbers, NaN,
 Unicode, control characters, brackets that do not close, interpolations, duplicates, options of other groups, places
 where nothing can be written, devices that are not there, classes that are no part, Hydra's own keys and those that it
-takes beside the arguments of a class. Most are only composed (`--cfg job`); the others build every part of a run and end
-before a run is started: they resume one that is not there. Each runs in this process, in a scratch folder below which
-all made-up paths lie.
+takes beside the arguments of a class. Most are only composed (`--cfg job`); the others build every part of a run and
+end before a run is started: they resume one that is not there. Each runs in this process, in a scratch folder below
+which all made-up paths lie.
 
 Exit status 0 if nothing was found.
 """
@@ -48,17 +48,19 @@ PATHS = (
 )  # fmt: skip
 DEVICES = ("cuda", "cuda:0", "cuda:99", "cuda:", "cuda:-1", "cpu:0", "mps", "meta", "tpu", "CUDA", "cuda:9999999999999")
 TARGETS = (
-    "builtins.print", "builtins.dict", "builtins.object", "builtins.Exception", "builtins.type", "builtins.quit", "torch",
-    "sys.exit", "sys.path", "math.pi", "os.getcwd", "os.system", "pathlib.Path", "collections.OrderedDict", "torch.nn",
-    "functools.partial", "json.loads", "logging.getLogger", "subprocess.getoutput", "torch.nn.Conv2d", "torch.nn.Identity",
-    "torch.optim.LBFGS", "torch.optim.Optimizer", "torch.optim.lr_scheduler.StepLR", "sr_runner.data.SampleData",
-    "sr_runner.models.EDSR", "sr_runner.signals.Stopped", "unittest.mock.Mock", "argparse.ArgumentParser",
+    "builtins.print", "builtins.dict", "builtins.object", "builtins.Exception", "builtins.type", "builtins.quit",
+    "torch", "sys.exit", "sys.path", "math.pi", "os.getcwd", "os.system", "pathlib.Path", "collections.OrderedDict",
+    "torch.nn", "functools.partial", "json.loads", "logging.getLogger", "subprocess.getoutput", "torch.nn.Conv2d",
+    "torch.nn.Identity", "torch.optim.LBFGS", "torch.optim.Optimizer", "torch.optim.lr_scheduler.StepLR",
+    "sr_runner.data.SampleData", "sr_runner.models.EDSR", "sr_runner.signals.Stopped", "unittest.mock.Mock",
+    "argparse.ArgumentParser",
 )  # fmt: skip
 HYDRAS = ("_target_", "_recursive_", "_partial_", "_convert_", "_args_")
 HYDRA = (
-    "mode", "verbose", "sweeper", "launcher", "callbacks", "callbacks.mine", "callbacks.mine._target_", "job", "job.name",
-    "job.chdir", "job.env_set", "run", "sweep", "sweep.subdir", "runtime", "overrides", "help", "searchpath", "defaults",
-    "sweeper.params", "sweeper._target_", "launcher._target_", "job_logging", "hydra_logging",
+    "mode", "verbose", "sweeper", "launcher", "callbacks", "callbacks.mine", "callbacks.mine._target_", "job",
+    "job.name", "job.chdir", "job.env_set", "run", "sweep", "sweep.subdir", "runtime", "overrides", "help",
+    "searchpath", "defaults", "sweeper.params", "sweeper._target_", "launcher._target_", "job_logging",
+    "hydra_logging",
 )  # fmt: skip
 TYPED = (
     "null", "true", "false", "yes", "no", "on", "off", "0", "1", "-1", "3", "0.5", "-0.5", "1e-3", "1e400", "-1e400",

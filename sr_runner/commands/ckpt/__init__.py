@@ -20,7 +20,7 @@ sr-ckpt: look at checkpoints, check them, compare, export, thin out and copy the
 
 Usage
   sr-ckpt ls [NAME] [key=value ...]        runs, attempts, steps, metric, size, age
-  sr-ckpt verify [NAME...]                 check every hash
+  sr-ckpt verify [NAME...]                 check every hash; of a weights file, that it can be read
   sr-ckpt diff A B                         what differs between two checkpoints, in config and tensors
   sr-ckpt export NAME FILE                 write only the weights
   sr-ckpt prune NAME                       thin out an attempt; without delete=true only show what would go

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,28 +99,22 @@ def _ls(catalogue: Catalogue, options: Places, wanted: str | None = None) -> Rep
 
 def _verify(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
     rows: list[dict[str, Any]] = []
-    lines: list[str] = []
 
-    def add(name: str, reason: str, note: str = "") -> None:
-        rows.append({"name": name, "ok": not reason, "reason": reason})
-        lines.append(f"{'DAMAGED' if reason else 'ok     '}  {name}  {reason or note}")
+    def verify(name: str, look: Callable[[], object]) -> None:
+        try:
+            look()
+            rows.append({"name": name, "ok": True, "reason": ""})
+        except (DamagedError, RequestError) as damage:
+            rows.append({"name": name, "ok": False, "reason": str(damage)})
 
-    files = [each for each in wanted if Path(each).expanduser().is_file()]
-    for file in files:
-        try:
-            read(source(file, catalogue).location)
-            add(file, "", "can be read; a weights file has no hashes to check")
-        except RequestError as error:
-            add(file, str(error))
-    names = [each for each in wanted if each not in files]
-    shelves = [_shelf(catalogue, each) for each in names] or ([] if wanted else [_shelf(catalogue)])
-    for shelf, name in [(each, name) for each in shelves for name in each.names]:
-        try:
-            format.load(shelf.folder(name), expected_step=name.step)
-            add(str(name), "")
-        except DamagedError as damage:
-            add(str(name), str(damage))
-    return rows, lines
+    for each in wanted or (None,):
+        if each is not None and (file := Path(each).expanduser()).is_file():
+            verify(each, partial(read, file))
+            continue
+        shelf = _shelf(catalogue, each)
+        for name in shelf.names:
+            verify(str(name), lambda: format.load(shelf.folder(name), expected_step=name.step))  # noqa: B023
+    return rows, [f"{'ok     ' if row['ok'] else 'DAMAGED'}  {row['name']}  {row['reason']}" for row in rows]
 
 
 def _diff(catalogue: Catalogue, options: Places, *wanted: str) -> Report:

@@ -1,0 +1,64 @@
+"""Hydra's own keys: what is wrong with them, which Hydra says late, by an error of any kind, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import is_dataclass
+from enum import EnumMeta
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from sr_runner.config import types
+from sr_runner.errors import RequestError
+
+
+def check(hydra: DictConfig, options: Callable[[str], list[str]]) -> None:
+    """Raises `RequestError` for values of `hydra.*` that cannot be meant. `options` lists those of a group."""
+    for part in ("launcher", "sweeper"):
+        if not (target := _target(hydra[part])).startswith("hydra"):
+            listed = ", ".join(options(f"hydra/{part}"))
+            raise RequestError(f"hydra.{part}._target_={target}: expected hydra/{part}=OPTION, one of {listed}")
+    for name, node in hydra.callbacks.items():
+        found, target = None, _target(node)
+        with suppress(Exception):  # whatever its module raises
+            found = get_object(target)
+        if not (isinstance(found, type) and issubclass(found, Callback)):
+            what = "a class that can be imported, a hydra.experimental.callback.Callback"
+            raise RequestError(f"hydra.callbacks.{name}._target_={target}: expected {what}")
+    verbose = OmegaConf.to_container(hydra.verbose) if OmegaConf.is_config(hydra.verbose) else hydra.verbose
+    if not types.fits(verbose, bool | str | list[str]):
+        raise RequestError(f"hydra.verbose={verbose}: expected true, false, or the names of loggers")
+    folder = hydra.output_subdir
+    if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+        raise RequestError(f"hydra.output_subdir={folder}: expected the name of a folder in that of the job, or null")
+
+
+def check_search_path(override: Override) -> None:
+    """Hydra only warns of a folder that is not there."""
+    value = override.value()
+    for place in value if isinstance(value, list) else [value]:
+        scheme, _, path = str(place).partition("://")
+        if scheme != "pkg" and not (scheme == "file" and Path(path).is_dir()):
+            raise RequestError(
+                f"hydra.searchpath={place}: there is no such folder; expected file:///folder or pkg://package"
+            )
+
+
+def expected(kind: Any, name: str) -> str:
+    """In words, the type of the field `name` of the dataclass `kind`; of what is no field, that it has fields."""
+    hint = get_type_hints(kind).get(name, dict) if is_dataclass(kind) else dict
+    words = [list(member.__members__) for member in types.members_of(hint) if isinstance(member, EnumMeta)]
+    if words:
+        return " or ".join(*words)
+    return types.expected(dict if is_dataclass(hint) else hint)
+
+
+def _target(node: Any) -> str:
+    target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
+    return "null" if target is None else str(target)
