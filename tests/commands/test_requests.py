@@ -88,7 +88,6 @@ WRONG = {
     "objective._target_=sys.exit": ["objective._target_=sys.exit", "expected a class"],
     "objective.loss._target_=sys.exit": ["objective.loss._target_=sys.exit", "expected a class"],
     "model._target_=math.pi": ["model._target_=math.pi", "expected a class"],
-    "data._target_=subprocess.getoutput": ["data: subprocess.getoutput", "blocklisted"],
 }
 
 

@@ -1,5 +1,3 @@
-import sys
-
 from sr_runner.commands.ckpt import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -1,5 +1,3 @@
-import sys
-
 from sr_runner.commands.evaluate import main
 
-sys.exit(main())
+raise SystemExit(main())

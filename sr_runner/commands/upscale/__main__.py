@@ -1,5 +1,3 @@
-import sys
-
 from sr_runner.commands.upscale import main
 
-sys.exit(main())
+raise SystemExit(main())
