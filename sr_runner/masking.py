@@ -31,56 +31,111 @@ Hide = Callable[[str], str]
 """From a secret to what stands in its place."""
 
 _SECRET_KEY = re.compile(
-    r"""(?x) passw(?:or)?d | passphrase | secret | credential | authorization | connection_?string
-    | (?: api | access | account | private )_?key | (?: access | auth | security | session | refresh )_?token
-    | (?: ^ | [_.] ) (?: pwd | token | sas | sig | signature | cookies? | bearer | auth ) (?: _?\d+ )? (?: \. | $ )"""
+    r"""(?x)
+    # any word of a key, or its end
+    _ [a-z]* (?: passwo?r?d | passphrase | passcode | secret | credential | authori[sz]ation | cookie ) s? \d* _
+    # any word
+    | _ (?: creds? | jwt | psk | t?otp | sas | connection_?string | conn_?str ) \d* _
+    # two words, or one that is made of them
+    | _ (?: api | access | account | private | sign | signing | ssh | gpg | pgp | ssl | tls | hmac | aes | rsa | auth
+        | encrypt | encryption | decryption | cipher | crypto | master | root | admin | deploy | license | subscription
+        | storage | service | client | server | host | hub | consumer | app | application | webhook | session | shared
+        | user | bot | s3 | aws | azure | gcp | google | hf | openai | anthropic | wandb ) _? keys? \d* _
+    | _ (?: access | api | auth | bearer | refresh | security | session ) _? tokens? \d* _
+    | _ auth _? (?: header | code ) s? _
+    # the last word, or its end
+    | _ (?: [a-z\d]* (?: token | signature | auth ) | sig | bearer | pat
+        | (?: admin | db | ftp | http | key | mail | my | mysql | pg | proxy | redis | root | smtp | ssh | user )?
+          (?: pass | pwd ) ) (?: _?v?\d+ )* _ $"""
 )
-"""The last row counts as the last word of a key: `hub_token` is one, `token_mixer` and `num_tokens` are not."""
-_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9.]+")
+"""Held against a key whose words stand between `_`: `hub_token_v2` is one, `token_mixer` and `num_tokens` are not."""
+_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+_LONGEST_KEY = 200
 _NO_SECRET = re.compile(
-    rf"(?i)['\"]?(?:{re.escape(MASK)}.*|true|false|null|none|\?\?\?|\$\{{[\w.:]+\}}|)['\"]?", re.DOTALL
+    rf"(?i)['\"]?(?:{re.escape(MASK)}[0-9a-f]{{0,8}}|true|false|null|none|\?\?\?|\$\{{[\w.:]+\}}|)['\"]?[,;:.)\]}}`]*"
 )
 """Under any key. `${oc.env:NAME}` names a secret and gives none away."""
 
-_CLOSED = r"""'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|\{[^}]*\}?|\[[^\]]*\]?"""
+
+def _pair(key: str, value: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds a key, and what takes its value as well: values of keys that are no secrets are never read, so that
+    the time is linear in the length of a text."""
+    return re.compile(key), re.compile(f"{key}(?P<value>{value})")
+
+
+# In the text of a JSON string the quotes have a backslash, in one within that three.
+_QUOTED = r"""(?s:(?P<slashes>\\{0,7})(?P<mark>['"]).*?(?:(?<!\\)(?:\\\\(?P=slashes){2})*(?P=slashes)(?P=mark)|\Z))"""
+_NESTED = r"[^{}\[\]]"
+for _ in range(3):
+    _NESTED = rf"(?:[^{{}}\[\]]|\{{{_NESTED}*+\}}|\[{_NESTED}*+\])"
+_CLOSED = rf"{_QUOTED}|\{{{_NESTED}*+\}}|\[{_NESTED}*+\]|[{{\[](?s:.*)"
 _GIVEN = (
     # key=value in an override, a query, a connection string; %3D in one that is quoted
-    re.compile(
-        r"(?:(?<![\w.%-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]+)(?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd])"
-        rf"""(?=(?P<value>{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))+))"""
+    _pair(
+        r"(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd])",
+        rf"""{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
     ),
     # a mapping on one line, of YAML, JSON or Python
-    re.compile(
-        rf"""(?<=[{{,])\s*(?P<quote>['"]?)(?P<key>[\w.-]+)(?P=quote)\s*:\s*(?=(?P<value>{_CLOSED}|[^\s,}}\]][^,}}\]]*))"""
+    _pair(
+        r"""(?<=[{,])(?:\s|\\+[nt])*(?P<quote>\\{0,7}['"]|)(?P<key>[\w.-]+)(?P=quote)\s*:\s*""",
+        rf"{_CLOSED}|[^,}}\]]*",
     ),
     # a line of YAML, and the list or mapping below it
-    re.compile(
-        r"(?m)^(?=[ \t]|- )(?P<in>[ \t]*)(?P<dash>- )?(?P<key>[\w.-]+):(?= |$) ?"
-        r"(?=(?P<value>.*(?:\n(?P=in)(?(dash)(?:   |  - )|(?: |- )).*)*))"
+    _pair(
+        r"(?m)^(?=[ \t]|- )(?P<in>[ \t]*)(?P<dash>- )?(?P<key>[\w.-]+):(?= |$) ?",
+        r".*(?:\n(?P=in)(?(dash)(?:   |  - )|(?: |- )).*)*",
     ),
-    # in the first column, where prose begins as well: one word with a digit in it
-    re.compile(r"(?m)^(?P<key>[\w.-]+): +(?=(?P<value>(?=\S*\d)\S+)$)"),
+    # in the first column, where prose begins as well: one word with a digit in it, or a long one
+    _pair(r"(?m)^(?P<key>[\w.-]+): +(?=\S+$)", r"(?=[^\s\d]*\d|\S{16})\S*|"),
+    # a header of HTTP
+    _pair(
+        r"(?<![\w./-])(?=\w++-)(?P<key>[\w-]++):[ \t]*",
+        r"""(?:(?i:apikey|basic|bearer|digest|token)[ \t]+)?[^\s'"\\]*""",
+    ),
 )
-"""A key and, ahead of it, the value that it is given. The value is not consumed: it may hold pairs itself."""
-_OVERRIDE = re.compile(r"(?P<key>[\w.+~@/-]+)=(?P<value>.*)", re.DOTALL)
+"""A key, and the value that it is given."""
 _IN_BRACES = _GIVEN[1]
-_USER_INFO = re.compile(r"""(?<=://)(?P<value>(?:[^\s/?#'"<>]|['"](?=\w))*|[^\s/@:'"]*:(?!\d+[/?#])[^\s'"]*)@""")
-"""Up to the last @ of the authority; a `/` may stand in a password, but not after a port."""
+_OVERRIDE = re.compile(r"(?P<key>[\w.+~@/-]+)=(?P<value>.*)", re.DOTALL)
+_BARE = r"""(?:[^\s'">]|['">](?![\s,)\]};:]|$))"""
+"""What user info may hold: a quotation mark only where it does not end the URL."""
+_USER_INFO = re.compile(
+    rf"""(?mx)(?<=://)(?P<value>
+    [^\s/?\#@:'"<>\[]* : (?!\d*(?:[/?\#\s'",;)\]}}]|$))
+        (?: (?:(?!://){_BARE})* (?=@) (?: @ (?:(?![/?\#\n]){_BARE}|[ ])* (?=@) )?
+        |   (?:(?!://){_BARE}|[ ])* )
+    | (?:(?![/?\#]){_BARE})* )@"""
+)
+"""Up to the last @ of the authority; a `/` or a space may stand in a password, but not after a port."""
 _SHAPES = (
     _USER_INFO,
     re.compile(
-        r"""(?i)(?:authorization\W{1,4}(?:basic|bearer|digest|token)\s+|cookie:\s+(?=\S+=))(?P<value>[^\s'"]+)"""
+        r"""(?i)authorization\W{1,4}(?:apikey|basic|bearer|digest|negotiate|ntlm|token)\s+(?P<value>[^\s'"\\]+)"""
     ),
-    re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"]{12,})"""),
+    re.compile(
+        r"""(?i)cookie:\s+(?P<value>[^\s;='"]+=(?:"[^"\n]*"|[^\s;'"\\]*)(?:;\s*[^\s;='"]+(?:=(?:"[^"\n]*"|[^\s;'"\\]*))?)*)"""
+    ),
+    re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"\\]{12,})"""),
+    # what its issuer marks as a secret
+    re.compile(
+        r"""(?x)(?<![A-Za-z\d]) (?P<value> gh[opsur]_[A-Za-z\d]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,}
+        | hf_[A-Za-z\d]{16,} | npm_[A-Za-z\d]{16,} | pypi-[\w-]{16,} | A[KS]IA[A-Z\d]{12,} | AIza[\w-]{30,}
+        | ya29\.[\w-]{16,} | xox[a-z]-[\w-]{8,} | [prs]k_(?:live|test)_\w{10,} | SG\.[\w-]{16,}\.[\w-]{16,}
+        | sk-(?:[a-z\d]{1,10}-){0,3}\w{16,} | (?<![\w-])eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*
+        | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY(?s:.*?)(?:-----END[A-Z\ ]*-----|\Z) )"""
+    ),
 )
 
 _known: frozenset[str] = frozenset()
 
 
-@lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
     """Whether what stands under `key` is a secret; of a dotted key each part counts."""
-    return _SECRET_KEY.search(_WORD_ENDS.sub("_", key.strip()).strip("_").lower()) is not None
+    return _is_secret(key[-_LONGEST_KEY:])
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(key: str) -> bool:
+    return any(_SECRET_KEY.search(_WORD_ENDS.sub("_", f"_{part}_").lower()) for part in key.split("."))
 
 
 def masked(value: Any, key: str = "") -> Any:
@@ -202,30 +257,38 @@ def _hidden(value: Any, secret: bool, hide: Hide, known: Iterable[str]) -> Any:
 def _hidden_in_text(text: str, hide: Hide, known: Iterable[str]) -> str:
     for value in sorted((value for value in known if value in text), key=len, reverse=True):
         text = text.replace(value, hide(value))
-    for pattern in _SHAPES:
-        text = _replaced(text, pattern.finditer(text), hide)
-    brace = text.find("{") if "{" in text else len(text)
-    for pattern in _GIVEN:
-        start = brace if pattern is _IN_BRACES else 0
-        text = _replaced(text, (found for found in pattern.finditer(text, start) if _is_given(found)), hide)
+    for shape in _SHAPES:
+        text = _replaced(text, (found.span("value") for found in shape.finditer(text)), hide)
+    for pair in _GIVEN:
+        text = _replaced(text, _values(text, pair), hide)
     return text
 
 
-def _replaced(text: str, found: Iterable[re.Match[str]], hide: Hide) -> str:
-    """`text` with the group `value` of each match hidden, its quotes included, unless it is no secret."""
+def _values(text: str, pair: tuple[re.Pattern[str], re.Pattern[str]]) -> Iterator[tuple[int, int]]:
+    """Where the values stand that `text` gives to secret keys in the form of `pair`."""
+    keys, whole = pair
+    position = text.find("{") if pair is _IN_BRACES else 0
+    if position < 0:
+        return
+    while found := keys.search(text, position):
+        position = found.end()
+        key = found["key"]
+        if is_secret(key) or (key == "key" and text[: found.start()].endswith(("?", "&"))):
+            given = whole.match(text, found.start())
+            assert given, "a value may be empty"
+            yield given.span("value")
+            position = given.end()
+
+
+def _replaced(text: str, spans: Iterable[tuple[int, int]], hide: Hide) -> str:
+    """`text` with each of `spans` hidden, its quotes included, unless it is no secret."""
     parts, end = [], 0
-    for match in found:
-        start, stop = match.span("value")
-        bare = text[start:stop].strip().strip("'\"")
-        if start >= end and not _NO_SECRET.fullmatch(bare):
-            parts += [text[end:start], hide(bare)]
+    for start, stop in spans:
+        bare = text[start:stop].strip()
+        if not _NO_SECRET.fullmatch(bare):
+            parts += [text[end:start], hide(bare.strip("'\""))]
             end = stop
     return "".join([*parts, text[end:]])
-
-
-def _is_given(found: re.Match[str]) -> bool:
-    key = found["key"]
-    return is_secret(key) or (key == "key" and found.string[: found.start()].endswith(("?", "&")))
 
 
 def _secrets(value: Any, secret: bool) -> Iterator[str]:
@@ -243,7 +306,8 @@ def _secrets(value: Any, secret: bool) -> Iterator[str]:
             yield found["value"].partition(":")[2] or found["value"]
         if (given := _OVERRIDE.fullmatch(value)) and is_secret(given["key"]):
             yield given["value"].strip("'\"")
-        yield from (found["value"].strip("'\"") for found in _GIVEN[0].finditer(value) if _is_given(found))
+        for pair in _GIVEN:
+            yield from (value[start:stop].strip().strip("'\"") for start, stop in _values(value, pair))
 
 
 def _spellings(secrets: Iterable[str]) -> frozenset[str]:

@@ -19,7 +19,8 @@ from support import TINY, SrRun, environment, started
 KEYS = (
     "password", "passwd", "pwd", "passphrase", "secret", "token", "hub_token", "credential", "credentials", "api_key",
     "apikey", "access_key", "account_key", "AccountKey", "private_key", "sas", "sig", "signature", "connection_string",
-    "cookie", "bearer", "authorization", "auth", "client_secret",
+    "cookie", "bearer", "authorization", "auth", "client_secret", "apitoken", "sas_url", "userpwd", "PGPASS",
+    "passcode", "creds", "jwt", "signing_key", "psk", "otp", "hub_token_v2", "auth_header", "GITHUB_PAT", "S3_KEY",
 )  # fmt: skip
 SIGNED = ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "X-Goog-Signature", "sig", "api_key", "key")
 VARIABLES = ("HUB_TOKEN", "THEIR_API_KEY", "DATABASE_PASSWORD", "AZURE_STORAGE_CONNECTION_STRING", "PLAIN_PLACE_SECRET")
