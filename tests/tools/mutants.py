@@ -1,13 +1,14 @@
 """Plant one small fault at a time, and see whether the default suite finds it.
 
-    python tests/tools/mutants.py --count 100 --seed 0
-    python tests/tools/mutants.py --count 20 sr_runner/checkpoint/lease.py
+    python tests/tools/mutants.py --count 150 --seed 0
+    python tests/tools/mutants.py --count 20 --reach reach.txt sr_runner/checkpoint/lease.py
 
 A fault is one change to the syntax tree of one of the files below: another comparison, operator or number, a condition
 that is turned round, a call that is left out, a value that is not returned. `--count` faults are drawn at random,
-spread evenly over the files; each is planted in a copy of the repository, where the tests that belong to its file run
-until one fails. Only those tests: a fault that survives here may still be found by another of the suite. Faults in
-messages, logging and type annotations are not planted: no test has to find them.
+spread evenly over the files; each is planted in a copy of the repository, where those tests run that reach its block of
+code, in whatever process they reach it, until one fails. Which these are is measured first, by a run of the default
+suite; `--reach` keeps that for the next time. Faults in messages, logging and type annotations are not planted: no test
+has to find them.
 
 Every survivor is printed as a difference of one line: some change nothing that anybody could see (they are equivalent),
 the others are holes in the suite.
@@ -25,37 +26,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
-from queue import SimpleQueue
+
+import fork_server
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = {
-    "sr_runner/training/orchestrator.py": "tests/training",
-    "sr_runner/training/validation.py": "tests/training",
-    "sr_runner/training/window.py": "tests/training",
-    "sr_runner/objectives/learner.py": "tests/objectives/test_learner.py tests/training",
-    "sr_runner/objectives/gan.py": "tests/objectives/test_gan.py",
-    "sr_runner/objectives/ema.py": "tests/objectives/test_ema.py tests/training",
-    "sr_runner/checkpoint/manager.py": "tests/checkpoint/test_manager.py tests/checkpoint/test_spool.py tests/training",
-    "sr_runner/checkpoint/writer.py": "tests/checkpoint/test_manager.py tests/checkpoint/test_spool.py tests/training",
-    "sr_runner/checkpoint/reader.py": "tests/attempt/test_resume.py tests/attempt/test_damage.py",
-    "sr_runner/checkpoint/lease.py": "tests/checkpoint/test_lease.py",
-    "sr_runner/checkpoint/retention.py": "tests/checkpoint/test_retention.py tests/checkpoint/test_manager.py",
-    "sr_runner/checkpoint/format.py": "tests/checkpoint/test_manager.py tests/attempt/test_damage.py",
-    "sr_runner/checkpoint/codec.py": "tests/checkpoint/test_codec.py tests/attempt/test_damage.py",
-    "sr_runner/checkpoint/stores/local.py": "tests/checkpoint/test_manager.py tests/attempt/test_commit.py",
-    "sr_runner/data/sampling.py": "tests/data/test_sampling.py tests/data/test_dataset.py",
-    "sr_runner/data/counter.py": "tests/data/test_counter.py tests/data/test_sampling.py",
-    "sr_runner/tracking/journal.py": "tests/tracking/test_journal.py tests/tracking/test_tracker.py",
-    "sr_runner/tracking/delivery.py": "tests/tracking/test_delivery.py tests/tracking/test_journal_damage.py",
-    "sr_runner/config/identity.py": "tests/config/test_identity.py",
-    "sr_runner/attempt/resume.py": "tests/attempt/test_resume.py",
-}
-"""The files, and the tests that are theirs, the quickest first."""
+CORE = (
+    "training/orchestrator.py", "training/validation.py", "training/window.py", "objectives/*.py", "checkpoint/**/*.py",
+    "data/sampling.py", "data/counter.py", "data/crops.py", "data/batches.py", "data/loader.py", "tracking/*.py",
+    "config/identity.py", "attempt/resume.py", "attempt/execute.py", "attempt/record.py", "attempt/lock.py",
+)  # fmt: skip
+"""Where promises are kept: faults are planted in these files of `sr_runner`."""
 
 _COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -65,8 +52,20 @@ _OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Div: ast.Mult,
     ast.Mod: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
-_UNSEEN = {"debug", "info", "warning", "error", "exception"}
-_SECONDS = 600
+_UNSEEN = {"debug", "info", "warning", "error", "exception", "critical"}
+_SECONDS = 900
+_IGNORED = shutil.ignore_patterns(".git", "outputs", "__pycache__", ".*_cache")
+# In the copy that the reach is measured in. A test's name is in the environment, and so in that of what it starts.
+_RECORDER = """
+import os
+seen = set()
+def hit(place):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "")
+    if test and (test, place) not in seen:
+        seen.add((test, place))
+        with open(os.environ["SR_REACH"], "ab", 0) as file:
+            file.write(f"{place}\\t{test}\\n".encode())
+"""
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,17 @@ class Mutant:
     source: str
 
 
-def mutants(file: str) -> list[Mutant]:
-    """All faults of one file."""
-    original = (ROOT / file).read_text()
-    found = []
-    for number in range(sum(1 for _ in _places(ast.parse(original)))):
-        tree = ast.parse(original)
-        line, what, change = next(each for at, each in enumerate(_places(tree)) if at == number)
-        change()
-        found.append(Mutant(file, line, what, ast.unparse(ast.fix_missing_locations(tree))))
-    return found
+def core() -> list[str]:
+    found = (path for pattern in CORE for path in sorted((ROOT / "sr_runner").glob(pattern)))
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def mutant(file: str, number: int) -> Mutant:
+    """One fault of a file."""
+    tree = ast.parse((ROOT / file).read_text())
+    line, what, change = next(islice(_places(tree), number, None))
+    change()
+    return Mutant(file, line, what, ast.unparse(ast.fix_missing_locations(tree)))
 
 
 def _places(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[], object]]]:
@@ -166,36 +166,138 @@ def _leave_out(tree: ast.Module, statement: ast.stmt) -> None:
 def draw(files: list[str], count: int, seed: int) -> list[Mutant]:
     """`count` faults, in turn from each file as long as it has any."""
     chance = random.Random(seed)
-    piles = [chance.sample(pile, len(pile)) for pile in map(mutants, files)]
-    drawn: list[Mutant] = []
-    while len(drawn) < count and any(piles):
-        drawn += [pile.pop() for pile in piles if pile]
-    return drawn[:count]
+    numbers = {file: range(sum(1 for _ in _places(ast.parse((ROOT / file).read_text())))) for file in files}
+    piles = [[(file, number) for number in chance.sample(known, len(known))] for file, known in numbers.items()]
+    chance.shuffle(piles)
+    in_turn = (each for row in zip_longest(*piles) for each in row if each is not None)
+    return [mutant(*each) for each in islice(in_turn, count)]
 
 
-def survives(mutant: Mutant, copy_of: Path, tests: str) -> bool:
-    """Whether the tests pass with it."""
-    file = copy_of / mutant.file
+# -- which tests reach a line ------------------------------------------------------------------------------------------
+
+
+def _blocks(tree: ast.Module) -> list[list[ast.stmt]]:
+    """What runs together: bodies of functions, branches and loops."""
+    return [
+        body
+        for node in ast.walk(tree)
+        if not isinstance(node, ast.Module | ast.ClassDef)
+        for body in (getattr(node, part, None) for part in ("body", "orelse", "finalbody"))
+        if isinstance(body, list) and body
+    ]
+
+
+def measure(reach: Path, *tests: str) -> None:
+    """Run `tests` (none: the default suite), and add to `reach` the blocks of code that each gets to."""
+    with tempfile.TemporaryDirectory() as place:
+        copy_of = _copied(Path(place))
+        (copy_of / "sr_reach.py").write_text(_RECORDER)
+        for file in core():
+            tree = ast.parse((copy_of / file).read_text())
+            for body in _blocks(tree):
+                mark = ast.parse(f"__import__('sr_reach').hit('{file}:{body[0].lineno}')").body[0]
+                body.insert(1 if _is_docstring(body[0]) and len(body) > 1 else 0, ast.copy_location(mark, body[0]))
+            (copy_of / file).write_text(ast.unparse(ast.fix_missing_locations(tree)))
+        environment = _environment(copy_of) | {"SR_REACH": str(reach.absolute())}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        subprocess.run(command, cwd=copy_of, env=os.environ | environment, stdin=subprocess.DEVNULL, check=False)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+class Reach:
+    """The tests that reach a line, by what `measure` wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self._tests: dict[str, set[str]] = defaultdict(set)
+        for line in path.read_text().splitlines():
+            place, _, test = line.partition("\t")
+            test, _, when = test.rpartition(" (")
+            # What a fixture does, all tests of its file may look at.
+            self._tests[place].add(test if when == "call)" else test.partition("::")[0])
+        self._width = Counter(test for tests in self._tests.values() for test in tests)
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """The nearest first: those of the mirrored folder, and then those that reach least."""
+        blocks = [
+            (body[0].lineno, body[-1].end_lineno or 0) for body in _blocks(ast.parse((ROOT / mutant.file).read_text()))
+        ]
+        block = max((first for first, last in blocks if first <= mutant.line <= last), default=None)
+        found: Iterable[str]
+        if block is None:  # of the module, or a class: whoever reaches anything of it
+            found = {test for first, _ in blocks for test in self._tests[f"{mutant.file}:{first}"]}
+        else:
+            found = self._tests[f"{mutant.file}:{block}"]
+        whole = {test for test in found if "::" not in test}
+        own = f"tests/{mutant.file.split('/')[1]}/"
+        found = (test for test in found if test in whole or test.partition("::")[0] not in whole)
+        return sorted(found, key=lambda test: (not test.startswith(own), self._width[test], test))
+
+
+# -- planting ----------------------------------------------------------------------------------------------------------
+
+
+def _copied(place: Path) -> Path:
+    copy_of = place / "sr-run"
+    shutil.copytree(ROOT, copy_of, ignore=_IGNORED)
+    (copy_of / "tmp").mkdir()
+    return copy_of
+
+
+def _environment(copy_of: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(copy_of), "TMPDIR": str(copy_of / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def warm_up() -> None:
+    """Import what all tests import, and nothing of this repository: a test run is a fork of this process."""
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+
+    fork_server.warm_up()
+    for name, module in list(sys.modules.items()):
+        if name != "__main__" and str(getattr(module, "__file__", "")).startswith(str(ROOT)):
+            del sys.modules[name]
+
+
+def found_by(mutant: Mutant, copy_of: Path, tests: list[str]) -> str:
+    """The test that fails with it; empty where all pass."""
+    if not tests:
+        return ""
+    file, log = copy_of / mutant.file, copy_of / "log"
     original = file.read_text()
     file.write_text(mutant.source)
-    command = [sys.executable, "-B", "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
-    environment = os.environ | {"PYTHONPATH": str(copy_of), "TMPDIR": str(copy_of / "tmp")}
+    log.unlink(missing_ok=True)
+    pid = os.fork()
+    if pid == 0:
+        fork_server.be_child(log, log, partial(_test, copy_of, tests))
+    child = fork_server.Child(pid, log)
     try:
-        with subprocess.Popen(
-            command, cwd=copy_of, env=environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as process:  # fmt: skip
-            try:
-                return process.wait(_SECONDS) == 0
-            except subprocess.TimeoutExpired:
-                return False  # it hangs: that is noticed
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        code = child.wait(_SECONDS)
+        if code is None:
+            child.kill()
+            return "hangs"
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return (said or [f"pytest: {code}"])[-1] if code else ""
     finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        fork_server.end_orphans(0)
         file.write_text(original)
         shutil.rmtree(copy_of / "tmp", ignore_errors=True)
         (copy_of / "tmp").mkdir()
+
+
+def _test(copy_of: Path, tests: list[str]) -> int:
+    import pytest
+
+    os.chdir(copy_of)
+    os.environ.update(_environment(copy_of))
+    tempfile.tempdir = None
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(copy_of), *(path for path in sys.path if path and not path.startswith(str(ROOT)))]
+    return int(pytest.main(["-n", "0", "-x", "-q", "--timeout", "120", "-p", "no:cacheprovider", "--tb=line", *tests]))
 
 
 def difference(mutant: Mutant) -> str:
@@ -209,42 +311,24 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="only these")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--reach", type=Path, help="which tests reach what; measured where there is none yet")
     args = parser.parse_args()
-    files = args.files or list(TESTS)
-    drawn = draw(files, args.count, args.seed)
-    alive: list[Mutant] = []
+    alive = 0
     with tempfile.TemporaryDirectory() as place:
-        copies: SimpleQueue[Path] = SimpleQueue()
-        for number in range(args.jobs):
-            copy_of = Path(place, str(number))
-            ignored = shutil.ignore_patterns(".git", "outputs", "__pycache__", ".*_cache")
-            shutil.copytree(ROOT, copy_of, ignore=ignored)
-            (copy_of / "tmp").mkdir()
-            copies.put(copy_of)
-
-        def look(mutant: Mutant) -> bool:
-            copy_of = copies.get()
-            try:
-                return survives(mutant, copy_of, TESTS[mutant.file])
-            finally:
-                copies.put(copy_of)
-
-        def report(mutant: Mutant) -> None:
-            if look(mutant):
-                alive.append(mutant)
-                print(f"{mutant.file}:{mutant.line} ({mutant.what}) survives\n{difference(mutant)}", flush=True)
-
-        with ThreadPoolExecutor(args.jobs) as pool:
-            each_once = {TESTS[each.file]: each.file for each in drawn}.values()
-            sound = [Mutant(file, 0, "none", (ROOT / file).read_text()) for file in each_once]
-            broken = [each.file for each, passes in zip(sound, pool.map(look, sound), strict=True) if not passes]
-            if broken:
-                print(f"without any fault, the tests fail that belong to {', '.join(broken)}", file=sys.stderr)
-                return 1
-            for done, _ in enumerate(pool.map(report, drawn), 1):
-                print(f"{done} of {len(drawn)}, {len(alive)} survive", file=sys.stderr, flush=True)
-    print(f"seed {args.seed}: {len(drawn) - len(alive)} of {len(drawn)} faults found")
+        path = args.reach or Path(place, "reach.txt")
+        if not path.exists():
+            measure(path)
+        reach = Reach(path)
+        copy_of = _copied(Path(place))
+        drawn = draw(args.files or core(), args.count, args.seed)
+        warm_up()
+        for number, mutant in enumerate(drawn, 1):
+            tests = reach.tests(mutant)
+            test = found_by(mutant, copy_of, tests)
+            alive += not test
+            said = test or f"survives {len(tests)} tests\n{difference(mutant)}"
+            print(f"{number} {mutant.file}:{mutant.line} ({mutant.what}) {said}", flush=True)
+    print(f"seed {args.seed}: {len(drawn) - alive} of {len(drawn)} faults found")
     return 0
 
 

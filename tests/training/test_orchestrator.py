@@ -196,12 +196,29 @@ def test_a_checkpoint_is_committed_after_the_points_of_its_step_are_on_the_disk(
         on_disk = recorder(orchestrator).points[: recorder(orchestrator).synced]
         commits[step] = [key for at, metrics in on_disk if at == step for key in metrics]
 
+    save = orchestrator.save
+
+    def at_once() -> None:
+        """What would be logged after it would be missing."""
+        save()
+        assert orchestrator.checkpoints is not None
+        orchestrator.checkpoints.wait()
+
     bench.store.put = watched  # type: ignore[method-assign]
+    orchestrator.save = at_once  # type: ignore[method-assign]
     orchestrator.train(bench.record())
     assert commits.keys() == {3, 6}
     for keys in commits.values():
         assert "valid/psnr" in keys and "checkpoint/stall_seconds" in keys
     assert "train/loss" in commits[6]
+
+
+def test_a_stop_before_the_first_step_saves_nothing(bench: Bench) -> None:
+    orchestrator = bench.make()
+    orchestrator.stop.note(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        orchestrator.train(bench.record())
+    assert orchestrator.step == 0 and bench.store.list() == []
 
 
 class NanAt(nn.Module):
