@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -105,6 +106,19 @@ def test_a_spool_that_is_behind_the_store_is_left_alone(
     assert restored is not None and restored.step == 5
 
 
+def test_what_reached_the_store_after_all_is_not_brought_home_again(
+    store: Faulty, make: Callable[..., CheckpointManager], tmp_path: Path
+) -> None:
+    make().save(state(2), wait=True)
+    shutil.copytree(store.root, tmp_path / "spool")  # killed between the commit and the end of the spooled one
+    manifest = next(store.root.glob("*/*/step-00000002/manifest.json"))
+    before = manifest.stat()
+    manager = make()
+    manager.prepare(state(2))
+    manager.wait()
+    assert manifest.stat() == before and spooled(tmp_path) == []
+
+
 def test_a_damaged_checkpoint_in_the_spool_is_passed_over(
     store: Faulty, make: Callable[..., CheckpointManager], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,11 +204,11 @@ def test_a_snapshot_that_waits_for_what_was_spooled_to_come_home_is_written_afte
 def test_with_the_policy_to_wait_the_step_waits_for_the_earlier_write_and_says_how_long(
     store: Faulty, make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, reports = [0.0], list[SaveReport]()
+    clock, reports = [100.0], list[SaveReport]()
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def seven_seconds_later() -> bool:
-        clock[0] = 7.0
+        clock[0] += 7.0
         store.answers.set()
         return False
 
@@ -203,4 +217,5 @@ def test_with_the_policy_to_wait_the_step_waits_for_the_earlier_write_and_says_h
     store.answers.clear()
     manager.save(state(1))
     manager.save(state(2), wait=True)
-    assert manager.steps() == [1, 2] and [report.stall_seconds for report in reports] == [0.0, 7.0]
+    assert manager.steps() == [1, 2]
+    assert [(report.stall_seconds, report.write_seconds) for report in reports] == [(0.0, 7.0), (7.0, 0.0)]

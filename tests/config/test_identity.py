@@ -195,6 +195,19 @@ def test_a_file_counts_by_what_was_read_and_not_by_its_place() -> None:
     assert identity_facts(here, parts, "")["objective.vgg_weights"] == "d1"
 
 
+def test_scale_and_seed_are_named_once_where_the_data_have_the_same() -> None:
+    config, _ = composed(["scale=3"])
+    found = facts(config)
+    assert (found["scale"], found["seed"]) == (3, config.seed) and not {"data.scale", "data.seed"} & found.keys()
+    config.data.seed = config.seed + 1
+    assert facts(config)["data.seed"] == config.seed + 1
+
+
+def test_an_identity_is_that_of_every_earlier_release() -> None:
+    """Where it changes, no run is found again."""
+    assert identity("edsr", 4, {"b": [1, None], "a": 1e-4}) == "edsr-x4-3e86e116701d"
+
+
 def test_an_identity_is_a_readable_name_and_a_hash_that_no_order_changes() -> None:
     name = identity("edsr/large 2", 4, {"a": 1, "b": 2})
     assert name == identity("edsr/large 2", 4, {"b": 2, "a": 1}) and name.startswith("edsr_large_2-x4-")

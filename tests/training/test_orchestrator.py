@@ -341,6 +341,28 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(bench: Bench
         other.restore(bench.newest())
 
 
+def test_an_evaluation_leaves_the_mode_of_the_network_and_of_cudnn_as_they_were(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orchestrator, seen = bench.make(), []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    orchestrator.model.register_forward_hook(
+        lambda model, *_: seen.append((model.training, torch.backends.cudnn.benchmark))
+    )
+    orchestrator.evaluate()
+    assert seen and set(seen) == {(False, False)}
+    assert orchestrator.model.training and torch.backends.cudnn.benchmark
+    orchestrator.model.eval()
+    orchestrator.evaluate()
+    assert not orchestrator.model.training
+
+
+def test_a_run_of_one_step_has_the_scores_of_all_images(bench: Bench) -> None:
+    result = bench.make(steps=1).train(bench.record())
+    assert len(result.scores) == len(result.bicubic) == 3
+    assert bench.make(steps=1).result().metrics == {}
+
+
 def test_evaluate_scores_again_whenever_it_is_asked(bench: Bench) -> None:
     orchestrator = bench.make()
     orchestrator.train(bench.record())
