@@ -158,3 +158,97 @@ def test_the_record_is_renewed_well_before_it_expires(store: Store) -> None:
     with lease:
         wait_until(lambda: beats() >= 4)
     assert all(pause <= 60 / 3 for pause in pauses)
+
+
+class Away(LocalStore):
+    """A store that does not answer for a while."""
+
+    error: OSError | None = None
+
+    def read_lease(self, attempt: str) -> bytes | None:
+        if self.error is not None:
+            raise self.error
+        return super().read_lease(attempt)
+
+    def write_lease(self, attempt: str, record: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        super().write_lease(attempt, record)
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Away:
+    return Away(tmp_path)
+
+
+def test_a_store_that_does_not_answer_is_no_place_to_start_from(away: Away) -> None:
+    away.error = OSError("no route")
+    with pytest.raises(RunError, match=r"cannot be used: no route\. Nothing was started"), Lease(away, ATTEMPT, 60):
+        pass
+
+
+def test_where_nothing_of_the_attempt_is_in_the_store_yet_the_lease_is_written_once_it_can_be(away: Away) -> None:
+    class NotYet(Away):
+        writes = 0
+
+        def write_lease(self, attempt: str, record: bytes) -> None:
+            self.writes += 1
+            if self.writes == 1:
+                raise FileNotFoundError(attempt)
+            super().write_lease(attempt, record)
+
+    store = NotYet(away.root)
+    with Lease(store, ATTEMPT, 60) as lease:
+        wait_until(lambda: store.read_lease(ATTEMPT))
+        lease.confirm()
+
+
+def test_of_two_that_take_over_at_once_the_one_whose_record_stays_has_the_attempt(store: Store, clock: Clock) -> None:
+    clock.at[lease_module._SETTLE] = lambda: store.write_lease(ATTEMPT, elsewhere().record(1))
+    with pytest.raises(RequestError, match="in use by process 4242 on node-7"), Lease(store, ATTEMPT, 60):
+        pass
+
+
+def test_a_holder_that_gives_up_while_it_is_watched_is_waited_for_no_longer(store: Store, clock: Clock) -> None:
+    store.write_lease(ATTEMPT, elsewhere(seconds=40).record(7))
+    clock.at[3] = lambda: store.drop_lease(ATTEMPT)
+    with Lease(store, ATTEMPT, 60) as lease:
+        assert clock.now < 5
+        lease.confirm()
+
+
+def test_a_lease_that_cannot_be_renewed_is_said_once_and_stops_nothing(
+    away: Away, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Over(threading.Event):
+        """Each pause takes its seconds, on the clock; the store is away from the second on."""
+
+        pauses = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            self.pauses += 1
+            away.error = OSError("no route") if self.pauses < 12 else None
+            clock.now += timeout
+            return super().wait(timeout if self.pauses > 14 else 0)
+
+    lease = Lease(away, ATTEMPT, 40)
+    lease._over = over = Over()
+    with lease:
+        wait_until(lambda: over.pauses > 14)
+        lease.confirm()
+    assert caplog.text.count("could not be renewed for 40 s: no route") == 1
+    assert away.read_lease(ATTEMPT) is None
+
+
+def test_a_store_that_is_away_at_the_end_is_no_reason_to_fail(away: Away) -> None:
+    with Lease(away, ATTEMPT, 60):
+        away.error = OSError("no route")
+
+
+def test_a_process_is_known_by_its_number_and_its_start() -> None:
+    me = Holder.me(60)
+    assert me.is_here and me.lives
+    assert not dataclasses.replace(me, started="1").lives and not dataclasses.replace(me, started="").lives
+    assert not dataclasses.replace(me, machine="").is_here and not dataclasses.replace(me, pid=2**22 + 1).lives
+    assert Holder.parse(me.record(3)) == me and json.loads(me.record(3))["beat"] == 3

@@ -363,6 +363,17 @@ def test_a_run_of_one_step_has_the_scores_of_all_images(bench: Bench) -> None:
     assert bench.make(steps=1).result().metrics == {}
 
 
+def test_where_there_is_no_terminal_the_log_says_the_step_the_loss_and_the_score(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sr_runner.training.progress._LINE_EVERY", 0.0)
+    with caplog.at_level(logging.INFO):
+        bench.make(steps=4, log_every=1, eval_every=2).train(bench.record())
+    lines = [line for line in caplog.messages if line.startswith("step ") and " of 4: " in line]
+    assert [line.partition(" of ")[0] for line in lines] == [f"step {step}" for step in (1, 2, 3, 4)]
+    assert all("loss 0." in line for line in lines) and "PSNR" in lines[2] and "PSNR" not in lines[0]
+
+
 def test_evaluate_scores_again_whenever_it_is_asked(bench: Bench) -> None:
     orchestrator = bench.make()
     orchestrator.train(bench.record())
