@@ -21,7 +21,7 @@ def trials(*arguments: object, timeout: float = 280) -> int:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     said = re.findall(
-        r"(\d+) (?:kills|outages) \(.*\), (?:\d+) not reached, 0 lost runs, 0 with differing bytes, "
+        r"(\d+) (?:kills|outages) \(.*\), \d+ senders killed, \d+ not reached, 0 lost runs, 0 with differing bytes, "
         r"0 unreadable newest checkpoints without fall-back, 0 other faults", done.stdout,
     )  # fmt: skip
     assert said, done.stdout

@@ -139,6 +139,16 @@ def end_orphans(patience: float, spare: Collection[int] = ()) -> None:
         time.sleep(0.05)
 
 
+def kill_senders(run: int) -> int:
+    """Kill the senders of the process `run`: of its descendants those with a session of their own. How many."""
+    import psutil
+
+    senders = [each.pid for each in psutil.Process(run).children(recursive=True) if os.getsid(each.pid) == each.pid]
+    for sender in senders:
+        os.kill(sender, signal.SIGKILL)
+    return len(senders)
+
+
 def _children() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*/stat"):

@@ -30,24 +30,25 @@ class Stage:
     delay: float = 0.0
     """Seconds into a request that is struck in its middle; an outage is a hundred times as long."""
     machine: bool = False
-    """With the run, its sender dies."""
+    """With the run, its sender dies: the machine, as it were."""
 
     def __str__(self) -> str:
         words = [str(self.aim)] if self.aim else []
         words += [f"at {self.seconds:.2f} of the time"] if self.seconds is not None else []
         words += [f"stopped at step {self.stop_at}"] if self.stop_at is not None else []
+        words += ["with its sender"] if self.machine else []
         return ("after damage " if self.damage else "") + " ".join(words)
 
 
 @dataclass(frozen=True)
 class Trial:
     number: int
-    network: str
+    variant: str
     stages: tuple[Stage, ...]
     real_sender: bool
 
     def __str__(self) -> str:
-        return f"{self.number} {self.network} [{' | '.join(map(str, self.stages))}]"
+        return f"{self.number} {self.variant} [{' | '.join(map(str, self.stages))}]"
 
 
 @dataclass(frozen=True)
@@ -116,28 +117,28 @@ def plan(
     cells: list[Cell], counts: Mapping[str, Counter[str]], trials: int, chance: random.Random, kind: str, fault: str,
     only: str,
 ) -> Iterator[Trial]:  # fmt: skip
-    """`trials` trials over the networks in turn; `counts` are the operations of their unbroken runs, `only` a regular
+    """`trials` trials over the variants in turn; `counts` are the operations of their unbroken runs, `only` a regular
     expression for labels."""
-    networks = tuple(counts)
+    variants = tuple(counts)
     cells = [cell for cell in cells if re.search(only, cell.label)]
     if not cells:
         raise SystemExit(f"no operation matches {only!r}")
     order = _spread(cells, chance)
     for number in range(trials):
-        network, real = networks[number % len(networks)], chance.random() < 0.1
+        variant, real = variants[number % len(variants)], chance.random() < 0.1
         if fault == "kill" and number % 5 == 4 and not only:
             shares = [chance.uniform(0, 1) for _ in range(chance.randint(1, 3))]
             stages = [Stage(seconds=share, machine=chance.random() < 0.5) for share in shares]
-            yield Trial(number, network, tuple(stages), real)
+            yield Trial(number, variant, tuple(stages), real)
             continue
         cell = next(order)
         if cell.scenario == "abandoned":
-            network = networks[0]  # its files are uploaded in parts
-        stages = _aimed(cell, counts[network], kind, chance, fault)
+            variant = variants[0]  # its files are uploaded in parts
+        stages = _aimed(cell, counts[variant], kind, chance, fault)
         if fault == "kill" and chance.random() < 0.3:
             again = chance.choice([cell for cell in cells if cell.scenario == "train"] or cells)
-            stages += _aimed(again, counts[network], kind, chance, fault)[-1:]
-        yield Trial(number, network, tuple(stages), real)
+            stages += _aimed(again, counts[variant], kind, chance, fault)[-1:]
+        yield Trial(number, variant, tuple(stages), real)
 
 
 def _aimed(cell: Cell, counts: Mapping[str, int], kind: str, chance: random.Random, fault: str) -> list[Stage]:

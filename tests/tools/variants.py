@@ -1,0 +1,34 @@
+"""The runs that are killed and resumed: what a training can be made of, as small as it can be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SMALL = ("model.num_res_blocks=1", "model.num_filters=8")
+_EDSR = ("model=edsr", *_SMALL, "trainer.precision=fp32", "trainer.ema_decay=0.9")
+_SRRESNET = ("model=srresnet", *_SMALL, "trainer.precision=fp32")
+_SRGAN = (
+    "objective=srgan", "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=2",
+    "scheduler=multistep", "scheduler.milestones=[5]", "trainer.ema_decay=0.9",
+)  # fmt: skip
+
+VARIANTS = {
+    "edsr": _EDSR,
+    "bf16": ("model=wdsr_b", "model.num_res_blocks=2", "model.num_filters=8", "trainer.precision=bf16"),
+    "srresnet": _SRRESNET,
+    "srgan": (*_SRRESNET, *_SRGAN),
+    "replace": (*_EDSR, "checkpoint.when_busy=replace", "checkpoint.every=1"),
+    "skip": (*_EDSR, "trainer.on_nan=skip", "objective.loss._target_=variants.OftenInfinite"),
+    "workers": (*_EDSR, "data.workers=4"),
+    "accumulate": (*_EDSR, "trainer.accumulate=3"),
+    **{name: (*_EDSR, f"data/degradation={name}") for name in ("classic", "bsrgan", "realesrgan")},
+}
+COMPILED = {"compiled": (*_EDSR, "trainer.compile=true")}
+"""Needs a C++ compiler."""
+
+
+class OftenInfinite:
+    """L1, divided by zero for the batches that are darker than others."""
+
+    def __call__(self, sr: Any, hr: Any) -> Any:
+        return (sr - hr).abs().mean() / (hr.mean() > 0.4)
