@@ -11,6 +11,7 @@ from pathlib import Path
 import kill_and_resume
 import pytest
 from support import environment
+from variants import COMPILED, VARIANTS
 
 TRIALS = Path(__file__).parents[1] / "tools" / "trials.py"
 
@@ -41,6 +42,12 @@ def test_hundreds_of_kills_at_all_phases_lose_nothing(store: str, count: int) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_a_run_goes_on_when_only_its_sender_is_killed_and_no_point_is_missing_or_there_twice() -> None:
+    assert trials("--store", "local", "--trials", 22, "--fault", "sender", timeout=1700) >= 18
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("store", ["s3", "mlflow"])
 def test_a_run_goes_on_when_the_stores_server_is_killed_and_started_again_amid_a_request(store: str) -> None:
     assert trials("--store", store, "--trials", 12, "--fault", "outage", timeout=1700) >= 8
@@ -48,8 +55,8 @@ def test_a_run_goes_on_when_the_stores_server_is_killed_and_started_again_amid_a
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_processes_that_are_killed_at_random_instants_end_like_those_that_were_not(tmp_path: Path) -> None:
-    tally = kill_and_resume.run(10, seed=1, networks=tuple(kill_and_resume.NETWORKS), folder=tmp_path)
+def test_processes_that_are_killed_at_random_instants_end_like_those_that_were_not(tmp_path: Path) -> None:
+    tally = kill_and_resume.run(len(VARIANTS), seed=1, variants=list(VARIANTS), folder=tmp_path)
     assert not tally.faults and tally.kills >= 5
 
 
@@ -57,5 +64,5 @@ def test_ten_processes_that_are_killed_at_random_instants_end_like_those_that_we
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="trainer.compile=true needs a C++ compiler")
 def test_compiled_runs_that_are_killed_at_random_instants_end_like_those_that_were_not(tmp_path: Path) -> None:
-    tally = kill_and_resume.run(4, seed=3, networks=tuple(kill_and_resume.COMPILED), folder=tmp_path)
+    tally = kill_and_resume.run(4, seed=3, variants=list(COMPILED), folder=tmp_path)
     assert not tally.faults and tally.kills >= 2

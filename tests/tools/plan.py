@@ -145,7 +145,8 @@ def _aimed(cell: Cell, counts: Mapping[str, int], kind: str, chance: random.Rand
     most = counts.get(cell.label, cell.count) if cell.scenario == "train" else cell.count
     last = Stage(
         Aim(cell.label, chance.randint(1, most), cell.instant), kills=fault == "kill",
-        damage=cell.scenario == "quarantine", delay=chance.uniform(0, 0.03), machine=chance.random() < 0.5,
+        damage=cell.scenario == "quarantine", delay=chance.uniform(0, 0.03),
+        machine=chance.random() < 0.5 and fault == "kill",
     )  # fmt: skip
     return [*before(cell.scenario, kind), last]
 
