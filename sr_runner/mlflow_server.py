@@ -266,7 +266,7 @@ class Server:
         database = sqlite_file(self.uri)
         lock = self._artifacts.parent / "mlflow.lock" if database is None else Path(f"{database}.lock")
         with file_lock(lock) if is_database(self.uri) else nullcontext():
-            if database is not None and not database.exists():
+            if database is not None and not (database.exists() and database.stat().st_size):
                 make_database(database, self._artifacts)
             client = MlflowClient(self.uri)
         self._connected = os.getpid(), client
@@ -301,7 +301,9 @@ def set_limits() -> None:
 
 
 def make_database(path: Path, artifacts: Path) -> None:
-    """Makes MLflow's SQLite file at `path`, whole or not at all: killed amid the migrations it would stay broken."""
+    """Makes MLflow's SQLite file at `path`, whole or not at all: killed amid the migrations it would stay broken.
+
+    An empty file there, as any client of SQLite leaves one that only looks, gives way."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for left in path.parent.glob(f".{path.name}.*.new*"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sr_runner.errors import RequestError
-from sr_runner.mlflow_server import sqlite_file, tracking_uri, ui_hint
+from sr_runner.mlflow_server import Server, sqlite_file, tracking_uri, ui_hint
 from sr_runner.tracking import MlflowTracker
 
 
@@ -48,6 +48,14 @@ def test_a_misspelt_scheme_is_recognised() -> None:
 def test_a_database_whose_driver_is_missing_is_refused_with_its_name() -> None:
     with pytest.raises(RequestError, match=r"^(?!.*secret).*needs the Python package nosuchdriver,"):
         MlflowTracker(uri="postgresql+nosuchdriver://ann:secret@host/db")
+
+
+def test_the_tables_are_made_beside_an_empty_database_which_a_kill_amid_them_would_break(tmp_path: Path) -> None:
+    (database := tmp_path / "mlflow.db").touch()
+    with database.open("rb") as empty:
+        server = Server(f"sqlite:///{database}", tmp_path / "artifacts")
+        assert server.ask(lambda client: len(client.search_experiments())) == 1
+        assert empty.read() == b""
 
 
 def test_an_experiment_needs_a_name() -> None:
