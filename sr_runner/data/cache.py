@@ -16,8 +16,8 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +41,27 @@ class CachedImage:
     height: int
     width: int
     digest: str
+    make_again: Callable[[], object] | None = field(default=None, compare=False, repr=False)
+    """Puts it into the cache once more, where somebody has emptied that, unless its source has changed."""
 
     @property
     def nbytes(self) -> int:
         return self.height * self.width * 3
 
     def pixels(self) -> Pixels:
-        """The pixels, mapped read-only; they stay readable even where the file is replaced or deleted meanwhile."""
+        """The pixels, mapped read-only; they stay readable even where the file is replaced or deleted meanwhile.
+
+        Raises `RunError` where the file is gone, and what it was made from is gone as well, or was edited.
+        """
+        if self.make_again is not None and not self.path.exists():
+            try:
+                self.make_again()
+            except (OSError, RequestError) as error:
+                raise RunError(f"an image is gone from data.cache_dir, and cannot be made again: {error}") from error
         try:
             file = os.fdopen(open_own(self.path, os.O_RDONLY), "rb")
         except FileNotFoundError as error:
-            raise RunError(
-                f"{self.path}: gone from the image cache; an image was edited, or the cache emptied, during the run."
-            ) from error
+            raise RunError(f"{self.path}: gone from the image cache; its image was edited during the run.") from error
         with file:
             mapped = mmap.mmap(file.fileno(), _HEADER + self.nbytes, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, np.uint8, self.nbytes, _HEADER).reshape(self.height, self.width, 3)

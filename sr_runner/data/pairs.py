@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import ClassVar
@@ -43,6 +43,11 @@ class CachedPair:
     hr: CachedImage
     height: int
     width: int
+
+    def kept_by(self, make_again: Callable[[], object]) -> CachedPair:
+        """The pair whose images are made again where the cache has lost them."""
+        lr = self.lr and replace(self.lr, make_again=make_again)
+        return replace(self, lr=lr, hr=replace(self.hr, make_again=make_again))
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,9 @@ def cache_pairs(
     pairs = [_pair(source, scale, maker, lambda name, facts, make: cache.find(name, facts)) for source in unique]
     if None in pairs:
         pairs = _build_all(unique, scale, maker, cache, progress)
-    by_source = dict(zip(unique, pairs, strict=True))
-    return [pair for source in sources if (pair := by_source[source]) is not None]
+    again = partial(cache_pairs, scale=scale, maker=maker, cache=cache, progress=False)
+    by_source = {pair.source: pair.kept_by(partial(again, [pair.source])) for pair in pairs if pair is not None}
+    return [by_source[source] for source in sources]
 
 
 def _build_all(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 
 from sr_runner.data import FolderData
 from sr_runner.data.names import match_lr, numbers, patterns
-from sr_runner.errors import RequestError
+from sr_runner.errors import RequestError, RunError
 
 
 def save(path: Path, seed: int, size: int = 16) -> None:
@@ -67,6 +68,22 @@ def test_a_glob_finds_folders_and_files(make: Make, roots: list[Path], tmp_path:
     assert make(train=f"{tmp_path}/*/HR").fingerprint == make(train=roots).fingerprint
     with pytest.raises(RequestError, match="no image there"):
         make(train=f"{tmp_path}/*/LR")
+
+
+def test_images_come_again_where_the_cache_is_emptied_meanwhile(
+    make: Make, roots: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, emptied = make(train=roots), make(train=roots)
+    shutil.rmtree(tmp_path / "cache")
+    assert [each.tobytes() for each in emptied.samples(0, 9)] == [each.tobytes() for each in whole.samples(0, 9)]
+    assert [pair.hr.tobytes() for pair in emptied.valid] == [pair.hr.tobytes() for pair in whole.valid]
+    for edit, reason in ((lambda image: save(image, 99), "was edited during the run"), (Path.unlink, "No such file")):
+        data = make(train=roots)
+        shutil.rmtree(tmp_path / "cache")
+        edit(roots[0] / "0.png")
+        with pytest.raises(RunError, match=reason):
+            data.samples(0, 6)
 
 
 def test_a_folder_with_brackets_in_its_name_is_no_glob(make: Make, tmp_path: Path) -> None:
