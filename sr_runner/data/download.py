@@ -12,10 +12,11 @@ import re
 import socket
 import stat
 import string
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
@@ -33,8 +34,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
 _LEAST = 1 << 16
-"""Bytes that have to come in `_TIMEOUT` seconds, and between two failures: a trickle counts as a failure, or a server
-could hold a run for years."""
+"""Bytes of the file that have to come in `_TIMEOUT` seconds, and between two failures."""
 _ATTEMPTS = 5
 """Failures in a row before giving up."""
 
@@ -142,10 +142,74 @@ def _fetch(remote: Remote, path: Path, progress: bool) -> None:
             sleep(wait)
 
 
+class _Watch:
+    """Shuts down the connection on which less than `_LEAST` bytes of the file came in `_TIMEOUT` seconds.
+
+    A time-out of each read is no such limit: headers, lengths of chunks, `100 Continue` over and over, and the file
+    itself can come a byte at a time, for years.
+    """
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._stalled: TimeoutError | None = None
+        self._connection: socket.socket | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> _Watch:
+        threading.Thread(target=self._look, name="download-watch", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        self._over.set()
+        if self._connection is not None:
+            self._connection.close()
+        if error is None or isinstance(error, OSError | http.client.HTTPException):
+            self.check()
+
+    def check(self) -> None:
+        """Raises `TimeoutError` where the connection was shut down: what came of it is not whole."""
+        if self._stalled is not None:
+            raise self._stalled
+
+    def connect(self, *arguments: Any) -> socket.socket:
+        self.check()
+        made = socket.create_connection(*arguments)
+        if self._connection is not None:
+            self._connection.close()  # that of a redirection
+        self._connection = made.dup()  # TLS takes the other over
+        return made
+
+    def _look(self) -> None:
+        before = 0
+        while not self._over.wait(_TIMEOUT):
+            if self.came - before < _LEAST:
+                self._stalled = TimeoutError(f"only {self.came - before} bytes came in {_TIMEOUT:.0f} s")
+                with suppress(OSError, AttributeError):  # there is none yet, or no more
+                    self._connection.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+            before = self.came
+
+
+class _Http(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens the connections that `watch` looks after."""
+
+    def __init__(self, watch: _Watch):
+        urllib.request.HTTPSHandler.__init__(self)
+        self._watch = watch
+
+    def do_open(self, http_class: Any, req: Any, **arguments: Any) -> Any:
+        def connection(host: str, **others: Any) -> http.client.HTTPConnection:
+            made = http_class(host, **others)
+            made._create_connection = self._watch.connect
+            return made  # type: ignore[no-any-return]
+
+        return super().do_open(connection, req, **arguments)
+
+
 def _attempt(remote: Remote, path: Path, have: int, report: Callable[[float], object]) -> object:
     """One request, up to its end or to a problem that may pass, which is returned; others are raised."""
     try:
-        _receive(remote, path, have, report)
+        with _Watch() as watch:
+            _receive(remote, path, have, watch, report)
     except (LinkError, PermissionError):  # of the file
         raise
     except urllib.error.HTTPError as error:
@@ -162,10 +226,11 @@ def _attempt(remote: Remote, path: Path, have: int, report: Callable[[float], ob
     return "the connection ended early"
 
 
-def _receive(remote: Remote, path: Path, have: int, report: Callable[[float], object]) -> None:
+def _receive(remote: Remote, path: Path, have: int, watch: _Watch, report: Callable[[float], object]) -> None:
     """One request; appends to `path` until the connection ends."""
     headers = {"User-Agent": "sr-run", **({"Range": f"bytes={have}-"} if have else {})}
-    with _open(remote, headers) as response:
+    with _open(remote, headers, watch) as response:
+        watch.check()
         start, total = _extent(response)
         if start not in (0, have) or total not in (None, remote.size):
             raise WrongFileError(
@@ -176,7 +241,7 @@ def _receive(remote: Remote, path: Path, have: int, report: Callable[[float], ob
         behind = os.O_APPEND if start else os.O_TRUNC
         try:
             with os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | behind), "ab") as file:
-                _copy(response, file, remote.size - start, report)
+                _copy(response, file, remote.size - start, watch, report)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -196,10 +261,10 @@ class _NotFollowed(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _open(remote: Remote, headers: dict[str, str]) -> Any:
+def _open(remote: Remote, headers: dict[str, str], watch: _Watch) -> Any:
     """The answer to a request for `remote`, wherever on the web it has moved."""
     address, user = _without_user(remote.url)
-    home, opener = urlsplit(address)[:2], urllib.request.build_opener(_NotFollowed)
+    home, opener = urlsplit(address)[:2], urllib.request.build_opener(_NotFollowed, _Http(watch))
     for _ in range(_MOST_REDIRECTIONS + 1):
         own = {"Authorization": f"Basic {base64.b64encode(user).decode()}"} if user else {}
         sent = headers | (own if urlsplit(address)[:2] == home else {})
@@ -244,14 +309,11 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, expected: int, report: Callable[[float], object]) -> None:
-    since, came = time.monotonic(), 0
+def _copy(
+    response: http.client.HTTPResponse, file: BinaryIO, expected: int, watch: _Watch, report: Callable[[float], object]
+) -> None:
     while expected > 0 and (chunk := response.read1(min(_CHUNK, expected))):
         file.write(chunk)
         expected -= len(chunk)
-        came += len(chunk)
+        watch.came += len(chunk)
         report(len(chunk))
-        if time.monotonic() - since > _TIMEOUT:
-            if came < _LEAST:
-                raise TimeoutError(f"only {came} bytes came in {_TIMEOUT:.0f} s")
-            since, came = time.monotonic(), 0
