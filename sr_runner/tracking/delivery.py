@@ -110,7 +110,11 @@ class Delivery:
         }
         write_json(self._run_dir / IDS, ids)
         sent = read_sent(self._run_dir)
-        if not sent or sent["run_id"] != run_id or not fits_journals(sent, self._run_dir):
+        if sent and sent["run_id"] == run_id and not fits_journals(sent, self._run_dir):
+            reason = "is not what it was when it was sent, or has lost its end; all that it holds is sent again"
+            self._report(f"{JOURNAL} {reason}", level="warning")
+            sent = {}
+        if not sent or sent["run_id"] != run_id:
             nothing = {kind + what: 0 for kind in ("sent", "system") for what in ("", "_crc", "_next")}
             sent = {"run_id": run_id, "left_over": [], **nothing}
         self._progress = sent

@@ -216,8 +216,11 @@ class Sender:
                 drained = False
                 self.report(trouble="the server does not take some files")
             _, finished = last_life(self._run_dir / JOURNAL)
-            if self._life.died and not finished:
-                delivery.kill(int(time.time() * 1000))
+            if not finished:
+                reason = "that was killed, or the journal has lost its end; a resume adds what the checkpoint holds"
+                self.report(f"{JOURNAL} has no entry of the run's end: {reason}", level="warning")
+                if self._life.died:
+                    delivery.kill(int(time.time() * 1000))
         except (Unreachable, Refused, RunGone, OSError) as fault:
             logger.info("the end could not be recorded: %s", fault)
             return False
@@ -258,7 +261,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--deliver", action="store_true", help="send what is left of an ended run, and end")
     parser.add_argument("--system-metrics", action="store_true", help="measure the machine's load as well")
     parser.add_argument("--close-sweep", metavar="STATUS", help="close the parent run of the sweep in the folder")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.deliver and not (arguments.folder / JOURNAL).is_file():
+        parser.error(f"{arguments.folder}: expected the folder of a run, with {JOURNAL} in it")
+    return arguments
 
 
 def _close_sweep(uri: str, arguments: argparse.Namespace) -> int:
@@ -289,9 +295,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.close_sweep:
         return _close_sweep(uri, arguments)
     life = LifeLine(None, _DELIVER_SECONDS) if arguments.deliver else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)
-    with _only_sender(folder, life):
-        sender = Sender(folder, life, reports, system_metrics=arguments.system_metrics)
-        return 0 if sender.run(uri) else 1
+    try:
+        with _only_sender(folder, life):
+            sender = Sender(folder, life, reports, system_metrics=arguments.system_metrics)
+            return 0 if sender.run(uri) else 1
+    except Busy as holder:
+        logger.error("%s is being sent by %s: expected nobody else to send it", folder / JOURNAL, holder)
+        return 1
 
 
 if __name__ == "__main__":

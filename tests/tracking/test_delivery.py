@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -346,6 +348,20 @@ def test_a_journal_that_is_not_what_was_sent_is_sent_again_without_doubling(hous
     house.deliver()
     steps = [0, 1, 2, 3, 5] if damage == "older_copy" else range(6)
     assert sorted(house.history("loss")) == [(step, 1 / (step + 1)) for step in steps]
+    assert [message for message in house.said if "journal.jsonl is not what it was when it was sent" in message]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_journal_without_the_end_of_its_run_is_said_when_it_is_delivered(house: House, ended: bool) -> None:
+    from sr_runner.tracking.sender import LifeLine, Sender
+
+    house.start()
+    house.writer.append({"event": "finish", "status": "FINISHED", "tags": {}})
+    if not ended:
+        os.truncate(house.run_dir / JOURNAL, house.writer.size - 3)
+    said = io.StringIO()
+    assert Sender(house.run_dir, LifeLine(None, 60), said, system_metrics=False).run(house.uri)
+    assert ("journal.jsonl has no entry of the run's end" in said.getvalue()) == (not ended)
 
 
 def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_again(house: House) -> None:
