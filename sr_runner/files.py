@@ -38,6 +38,15 @@ class LinkError(RequestError, OSError):
         self.strerror = f"expected a {expected}, not a link or a device"
 
 
+def folder_named(key: str, value: str | Path) -> Path:
+    """The folder that the config key `key` names; `~` is the home. Raises `RequestError` for a URL: as a path, it would
+    make a folder `s3:` where one works."""
+    if re.match(r"[A-Za-z][\w+.-]*://", str(value)):
+        more = "; add checkpoint=s3 for checkpoints at a URL" if key == "checkpoint.root" else ""
+        raise RequestError(f"{key}={value}: expected a folder, not a URL{more}")
+    return Path(value).expanduser()
+
+
 def open_own(path: Path, flags: int) -> int:
     """`os.open` of a regular file, which follows no link in the last part of `path`. Raises `LinkError`."""
     try:

@@ -1,4 +1,4 @@
-"""Scratch folders: one for each process, removed with it or after it."""
+"""Scratch folders: one for each process, removed with it or after it; and what is no folder at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import environment
 
+from sr_runner.commands.run import main
 from sr_runner.files import draft_of, scratch_folder, write_file
 
 HOLDER = """
@@ -58,3 +59,26 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
         draft.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["checkpoint.root=s3://bucket/x"], "checkpoint.root"),
+        (["outputs=gs://bucket/x"], "outputs"),
+        (["data.cache_dir=https://host/x"], "data.cache_dir"),
+        (["data=div2k", "data.root=file:///x"], "data.root"),
+        (["hydra.run.dir=s3://bucket/x"], "hydra.run.dir"),
+        (["-m", "seed=0", "hydra.sweep.dir=s3://bucket/x"], "hydra.sweep.dir"),
+    ],
+)
+def test_a_url_where_a_folder_is_expected_is_refused_and_makes_none(
+    words: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = words[-1].partition("=")[2]
+    assert main(["tracker=none", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sr-run: {key}={value}: expected a folder, not a URL") and said.count("\n") == 1, said
+    assert ("add checkpoint=s3" in said) == (key == "checkpoint.root")
+    assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
 from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import LinkError, own_folder, read_file, write_file
+from sr_runner.files import LinkError, folder_named, own_folder, read_file, write_file
 from sr_runner.masking import learn, masked, masked_text
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import Status, SweepParent, Tracker
@@ -66,7 +66,7 @@ def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSi
     if not whole.hydra.sweep.dir:
         folder = _folder(Path(config.outputs), all_overrides, resume=config.trainer.resume is not False)
     else:
-        folder = Path(whole.hydra.sweep.dir).absolute()
+        folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

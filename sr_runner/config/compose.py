@@ -39,6 +39,7 @@ from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError, RunError, nearest
+from sr_runner.files import folder_named
 from sr_runner.masking import masked
 
 CONFIG = "config"
@@ -132,9 +133,10 @@ class Application(Hydra):
     def run(
         self, config_name: str | None, task_function: TaskFunction, overrides: list[str], *_: Any, **__: Any
     ) -> JobReturn:
-        """Hydra's own steps, but for its line about a job that failed, which would be a second message."""
+        """Hydra's own steps; a folder that cannot be written is the request's fault."""
         config = self.compose_config(config_name, overrides, RunMode.RUN)
         config.hydra.mode = RunMode.RUN
+        folder_named("hydra.run.dir", config.hydra.run.dir)
         with self.explained(config_name, overrides):
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             callbacks = Callbacks(config)
@@ -148,8 +150,7 @@ class Application(Hydra):
                 f"hydra.{key}={OmegaConf.select(config.hydra, key)}: nothing can be written there ({error.strerror})"
             ) from error
         callbacks.on_run_end(config=config, config_name=config_name, job_return=done)
-        if done.status is JobStatus.FAILED:
-            raise done._return_value
+        _ = done.return_value
         return done
 
     def _check_choices(self, overrides: Sequence[Override]) -> None:
@@ -259,8 +260,18 @@ def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:
             raise RequestError(f"{override.input_line}: expected true or false")
 
 
+class Returned(JobReturn):
+    """What Hydra learns of a job: where it failed, its error without a line of Hydra's, a second message."""
+
+    @property  # type: ignore[misc]
+    def return_value(self) -> Any:
+        if self.status is JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+
 class Masking(Callback):
-    """Keeps secrets out of what Hydra writes into a job's or a sweep's folder, and prints of a job that failed."""
+    """Keeps secrets out of what Hydra writes into a job's or a sweep's folder."""
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         hydra = config.hydra
@@ -275,6 +286,7 @@ class Masking(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         job_return.overrides = masked(list(job_return.overrides or ()))
+        job_return.__class__ = Returned
 
 
 def normalised(overrides: Sequence[str]) -> list[str]:
@@ -334,7 +346,7 @@ def job_config(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:
     outputs = config.get("outputs")
     if not isinstance(outputs, str):
         raise RequestError(f"outputs={outputs}: expected a folder")
-    config.outputs = str(Path(hydra.runtime.cwd) / Path(outputs).expanduser())
+    config.outputs = str(Path(hydra.runtime.cwd) / folder_named("outputs", outputs))
     return config, {str(key): str(value) for key, value in hydra.runtime.choices.items()}
 
 

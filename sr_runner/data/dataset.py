@@ -26,6 +26,7 @@ from sr_runner.data.pairs import CachedPair, Degraded, MatlabBicubic, cache_pair
 from sr_runner.data.sampling import Sampler
 from sr_runner.data.sources import PairSource, Photographs
 from sr_runner.errors import RequestError, check_choice
+from sr_runner.files import folder_named
 
 _MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
@@ -98,7 +99,7 @@ class PairData:
         check_choice("data.cache", cache, ("disk", "device"))
         self._resident = cache == "device"
         self._degradation = checks.degradation(degradation)
-        self._cache = ImageCache(Path(cache_dir).expanduser())
+        self._cache = ImageCache(folder_named("data.cache_dir", cache_dir))
         self._photographs = photographs
         self._prepared: _Prepared | None = None
 

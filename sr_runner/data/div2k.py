@@ -19,7 +19,7 @@ from sr_runner.data.download import DownloadError, Remote, WrongFileError, downl
 from sr_runner.data.names import Ranges, numbers
 from sr_runner.data.sources import ImageFile, PairSource, Photographs
 from sr_runner.errors import RequestError, RunError, nearest
-from sr_runner.files import LinkError, file_lock
+from sr_runner.files import LinkError, file_lock, folder_named
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Div2kData(PairData):
         **options: Unpack[PairOptions],
     ) -> None:
         photographs = Div2kPhotographs(
-            root=Path(root).expanduser(),
+            root=folder_named("data.root", root),
             scale=checks.whole_number("scale", options["scale"], at_least=1),
             track=None if isinstance(degradation, Degradation) else str(degradation),
             train=train,

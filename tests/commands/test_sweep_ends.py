@@ -47,3 +47,4 @@ def test_a_job_that_cannot_be_done_is_said_in_one_sentence(sr_run: SrRun, tmp_pa
     (log,) = tmp_path.glob("outputs/sweeps/*/0/job.log")
     for text in (done.stderr, log.read_text()):
         assert text.count("trainer.resume=nowhere-x2-000000000000: ") == 1 and "Traceback" not in text, text
+    assert "Error executing" not in done.stderr  # Hydra's line, a second message

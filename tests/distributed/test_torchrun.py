@@ -46,13 +46,14 @@ Torchrun = Callable[..., subprocess.Popen]
 def torchrun(tmp_path: Path, image_cache: Path) -> Iterator[Torchrun]:
     """`torchrun("key=value", ...)` in `tmp_path`; what it says goes into `log` there."""
     started: list[subprocess.Popen] = []
+    path = os.pathsep.join([str(SR_RUN.parent), os.environ.get("PATH", "")])
 
     def start(*arguments: str, launch: tuple[str, ...] = ("-m", "sr_runner.commands.run")) -> subprocess.Popen:
         log = (tmp_path / "log").open("a")
         run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *launch]
         process = subprocess.Popen(
-            [*run, *arguments, f"data.cache_dir={image_cache}"], cwd=tmp_path, env=environment(), stdout=log,
-            stderr=log, stdin=subprocess.DEVNULL,
+            [*run, *arguments, f"data.cache_dir={image_cache}"], cwd=tmp_path, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL, env=environment() | {"PATH": path},
         )  # fmt: skip
         started.append(process)
         return process

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sr_runner.checkpoint.format import MANIFEST, PART, STEP, Blob, DamagedError, Name
-from sr_runner.files import DRAFT, check_writable, own_folder, read_file, write_file
+from sr_runner.files import DRAFT, check_writable, folder_named, own_folder, read_file, write_file
 
 _WRITING = ".writing-"
 _REPLACED = ".replaced-"
@@ -32,7 +32,7 @@ class LocalStore:
     """A folder, `<root>/<identity>/<attempt>/step-<step>/`."""
 
     def __init__(self, root: str | Path):
-        self.root = Path(root).expanduser().absolute()
+        self.root = folder_named("checkpoint.root", root).absolute()
         self.url = str(self.root)
 
     def check(self) -> None:
