@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sr_runner.inference import OVERLAP, TILE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from sr_runner.attempt.report import Outcome
     from sr_runner.checkpoint import CheckpointManager
+    from sr_runner.runs.network import OwnNetwork
     from sr_runner.training.orchestrator import Orchestrator
 
 __all__ = ["CheckpointManager", "Orchestrator", "load_model", "train", "upscale"]
@@ -39,25 +42,29 @@ def train(overrides: Sequence[str] = ()) -> Outcome:
     return execute(config, choices, request, StopSignal(), command=f"sr_runner.train({list(overrides)!r})")
 
 
-def load_model(source: str | Path, **what_the_file_cannot_tell: Any) -> nn.Module:
+def load_model(source: str | Path, *, network: OwnNetwork | None = None, **what_the_file_cannot_tell: Any) -> nn.Module:
     """A ready network, [0, 1] RGB in and out, in evaluation mode.
 
     `source` is whatever names a run or a checkpoint (see `sr_runner.runs.resolve`; runs are looked for in `./outputs`),
     or a weights file of any layout that sr-run recognises, or its URL; network and hyperparameters are read from the
     file. `what_the_file_cannot_tell` fills in the rest, such as `res_block_scaling=0.1`.
+
+    A network of your own has to be named, since a file does not decide which code runs: `network=mine.Net`, or its name
+    as text, built from the arguments in the checkpoint's config and the given ones; or a network to load into. Raises
+    `sr_runner.errors.RequestError`.
     """
     from pathlib import Path
 
+    from sr_runner.runs.network import load_network
     from sr_runner.runs.resolve import find_source
-    from sr_runner.weights import load_model as load
 
     outputs = Path("outputs")
     found = find_source(str(source), outputs=outputs, checkpoints=outputs / "checkpoints")
-    return load(found.location, **what_the_file_cannot_tell)
+    return load_network(found, network, what_the_file_cannot_tell)
 
 
 def upscale(
-    network: nn.Module, image: npt.NDArray[np.uint8], *, tile: int = 256, overlap: int = 40
+    network: nn.Module, image: npt.NDArray[np.uint8], *, tile: int = TILE, overlap: int = OVERLAP
 ) -> npt.NDArray[np.uint8]:
     """The SR image of `image`, both H x W x 3 uint8 RGB, by a network as `load_model` gives one.
 

@@ -36,7 +36,8 @@ def room_of(module: str) -> str:
 
 
 def imports(source: str) -> Iterator[tuple[int, str]]:
-    """Line number and module of each import of sr_runner's own, those inside functions included."""
+    """Line number and module of each import of sr_runner's own: those inside functions and those by name (a `_target_`,
+    `import_module("sr_runner....")`, `python -m`) included."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "sr_runner")
@@ -47,6 +48,8 @@ def imports(source: str) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, f"sr_runner.{alias.name}") for alias in node.names)
             else:
                 yield node.lineno, str(node.module)
+        elif isinstance(node, ast.Constant) and (named := re.match(r"sr_runner\.(\w+)[\w.]*$", str(node.value))):
+            yield node.lineno, named[0]
 
 
 def upward(path: Path, source: str) -> list[str]:
@@ -71,6 +74,9 @@ def test_an_import_that_runs_upwards_or_sideways_is_found() -> None:
     assert upward(below, "from sr_runner import load_model\n")
     assert upward(below, "import sr_runner.weights\n")
     assert upward(below, "from ..commands import run\n") and upward(below, "from . import codec\n")
+    assert upward(below, 'import_module("sr_runner.runs.resolve")\nimport_module(f"sr_runner.commands.{name}")\n')
+    assert upward(below, 'config = {"_target_": "sr_runner.objectives.PixelObjective"}\n')
+    assert not upward(below, 'import_module("sr_runner.errors")\n')
     assert not upward(below, "from sr_runner.checkpoint import stores\nfrom sr_runner.errors import RequestError\n")
 
 

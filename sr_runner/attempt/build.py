@@ -24,6 +24,7 @@ from sr_runner.config import schema as configs
 from sr_runner.config import types
 from sr_runner.config.compose import parse
 from sr_runner.config.identity import flatten, identity_facts
+from sr_runner.config.options import as_written
 from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
@@ -46,6 +47,7 @@ _HYDRAS = {
 
 EVALUATED = tuple(f"valid/{name}" for name in METRICS)
 """What a checkpoint knows of the evaluations."""
+_GROUPS = ("model", "objective", "optimizer", "scheduler", "data", "data/degradation", "tracker", "checkpoint")
 
 
 def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any) -> Any:
@@ -181,23 +183,39 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
 
 
 def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """`config` as the classes that `overrides` name can take it.
+    """`config` as the classes that are named in place of an option's own can take it.
 
-    `model._target_=mine.Net` leaves the keys of the option file, which was written for another class: those that the
-    new class does not take, or takes as something else, are dropped, unless they were given by hand as well. The same
-    at every `_target_`.
+    `model._target_=mine.Net` leaves the keys of the option file, which was written for another class. Unless they were
+    given by hand, those that the new class does not take, or takes as something else, are dropped, and those for which
+    it has a default of its own get that default; only what refers to the run (`scale: ${scale}`) stays as it is. The
+    same at every `_target_`.
     """
     given = {k for each in parse(overrides) if not each.is_delete() for k in flatten(each.value(), each.key_or_group)}
-    config = copy.deepcopy(config)
+    written = {k: v for group in _GROUPS for k, v in flatten(as_written(group), group.replace("/", ".")).items()}
+    there = flatten(OmegaConf.to_container(config, resolve=False))
+    targets = [key for key in {*given, *there} if key.endswith("._target_")]
+    config, unfit = copy.deepcopy(config), []
     OmegaConf.set_struct(config, False)
-    OmegaConf.resolve(config)  # others may refer to what is dropped; a part that is built has no config around it
-    for key in (each.removesuffix("._target_") for each in given if each.endswith("._target_")):
-        node = OmegaConf.select(config, key)
-        hints, takes_any = _signature(_locate(node, key))
+    for key in (each for each in targets if (there.get(each) != written[each] if each in written else each in given)):
+        part = key.removesuffix("._target_")
+        node = OmegaConf.select(config, part)
+        hints, takes_any = _signature(_locate(node, part))
         for name in [each for each in map(str, node) if each[0] != "_"]:
-            fitting = types.fits(node[name], hints[name][0]) if name in hints else takes_any
-            if not fitting and not any(f"{each}.".startswith(f"{key}.{name}.") for each in given):
-                del node[name]
+            full = f"{part}.{name}"
+            if any(f"{each}.".startswith(f"{full}.") for each in given):
+                continue
+            hint, default = hints.get(name, (Any, inspect.Parameter.empty))
+            is_taken = types.fits(node[name], hint) if name in hints else takes_any
+            # What the option says for its own class; what refers to the run holds for any.
+            is_of_option = full in there and there[full] == written.get(full) and "${" not in str(there[full])
+            has_own = is_of_option and default is not inspect.Parameter.empty
+            if is_taken and has_own and types.is_plain(default):
+                node[name] = default
+            elif has_own or not is_taken:
+                unfit.append((node, name))
+    OmegaConf.resolve(config)  # others may refer to what is dropped; a part that is built has no config around it
+    for node, name in unfit:
+        del node[name]
     return config
 
 

@@ -30,7 +30,7 @@ class Opened:
 def open_network(name: str, options: Inference, device: torch.device) -> Opened:
     """The network that `name` means, ready to run on `device`. Raises `RequestError` for one that cannot be had."""
     source = find_source(name, outputs=Path(options.outputs), checkpoints=options.store)
-    network = load_network(source, options.network or "", options.model)
+    network = load_network(source, options.network, options.model, prefix="model.")
     upscale = _at_work(network, device, precision=options.precision, ensemble=options.self_ensemble)
     return Opened(source, network, upscale, scale_of(upscale, device))
 

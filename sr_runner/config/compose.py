@@ -37,6 +37,7 @@ from omegaconf.errors import (
 from sr_runner.config import hydra_keys
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
+from sr_runner.config.options import network_name
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.files import folder_named
@@ -336,7 +337,8 @@ def composed(
 
 
 def job_config(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:
-    """The runner's part of the config that Hydra has set, and the options chosen per group.
+    """The runner's part of the config that Hydra has set, and the options chosen per group; for `model`, what the
+    network is called.
 
     `outputs` depends no longer on the current folder, which Hydra may change.
     """
@@ -347,7 +349,8 @@ def job_config(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:
     if not isinstance(outputs, str):
         raise RequestError(f"outputs={outputs}: expected a folder")
     config.outputs = str(Path(hydra.runtime.cwd) / folder_named("outputs", outputs))
-    return config, {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+    return config, choices | {"model": network_name(config)}
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

@@ -29,6 +29,13 @@ def fits(value: Any, hint: Any) -> bool:
     return any(_fits(value, member) for member in decided)
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a config can hold `value`."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return isinstance(value, int | float | str | NoneType)
+
+
 def expected(hint: Any) -> str:
     """What `hint` asks for, in words: `a whole number or null`."""
     members = [member for member in members_of(hint) if _is_decided(member)]

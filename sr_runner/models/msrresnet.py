@@ -28,7 +28,7 @@ class MSRResNet(Network):
     SCALES = (2, 3, 4)
     TITLE = "MSRResNet"
 
-    def __init__(self, *, scale: int = 4, num_filters: int = 64, num_res_blocks: int = 16) -> None:
+    def __init__(self, *, scale: int, num_filters: int = 64, num_res_blocks: int = 16) -> None:
         super().__init__()
         self.keep(scale, num_filters=num_filters, num_res_blocks=num_res_blocks)
         self.head = conv2d(3, num_filters, 3)

@@ -37,7 +37,7 @@ class SRResNet(Network):
     def __init__(
         self,
         *,
-        scale: int = 4,
+        scale: int,
         num_filters: int = 64,
         num_res_blocks: int = 16,
         initialization: str = "torch",

@@ -1,4 +1,4 @@
-"""The network that a command line names, out of its file."""
+"""The network that a command or a program names, out of its file."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from sr_runner.errors import RequestError, nearest
 from sr_runner.runs.resolve import Source
 from sr_runner.weights import load_model
 
-_NOT_IN_EVERY_FILE = ("res_block_scaling", "rgb_range")
+OwnNetwork = str | Callable[..., object] | nn.Module
+"""`package.module.Class`, the class itself, or a network to load into."""
 
 
-def load_network(source: Source, own: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network at `source`. `arguments` (`model.KEY=VALUE`) add what its file does not state.
+def load_network(
+    source: Source, own: OwnNetwork | None, arguments: Mapping[str, Any], *, prefix: str = ""
+) -> nn.Module:
+    """The network at `source`, in evaluation mode. `arguments` add what its file does not state.
 
-    `own` names a class of the user's, `package.module.Class`, for weights of a network that sr-run does not know; it
-    is built from the config in the checkpoint and from `arguments`. Naming it is the consent to run it: a file
-    never decides which code runs. Raises `RequestError`.
+    `own` is needed for a network that is not sr-run's: naming it is the consent to run it, as a file never decides
+    which code runs. A class is built from the arguments in the checkpoint's config and from `arguments`. `prefix` is
+    what stands before an argument's name where it is an option (`model.`). Raises `RequestError`.
     """
-    if own:
-        return load_model(source.location, network=_own_network(own, source, arguments))
-    try:
-        return load_model(source.location, **arguments)
-    except RequestError as error:
-        if any(name in str(error) for name in _NOT_IN_EVERY_FILE):
-            raise RequestError(f"{error}. Here that is an option, model.KEY=VALUE.") from error
-        if "network=" in str(error):
-            raise RequestError(f"{error}. Here that is an option, network=package.module.Class.") from error
-        raise
+    if own is None:
+        return load_model(source.location, prefix=prefix, **arguments)
+    return load_model(source.location, network=_own_network(own, source, arguments, prefix))
 
 
-def _own_network(name: str, source: Source, arguments: Mapping[str, Any]) -> nn.Module:
-    kind = _class_named(name)
+def _own_network(own: OwnNetwork, source: Source, arguments: Mapping[str, Any], prefix: str) -> nn.Module:
+    if isinstance(own, nn.Module):
+        return own
+    kind = _class_named(own) if isinstance(own, str) else own
+    name = own if isinstance(own, str) else getattr(own, "__name__", repr(own))
+    if not callable(kind):
+        raise RequestError(f"network={name}: expected a class, as package.module.Class")
     accepted = inspect.signature(kind).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for key in arguments:
         if key not in accepted and not takes_any:
-            raise RequestError(f"model.{key}: {name} has no such argument.{nearest(key, accepted)}")
+            raise RequestError(f"{prefix}{key}: {name} has no such argument.{nearest(key, accepted)}")
     model = source.config.get("model")  # the arguments that the run gave its network
     recorded = model if isinstance(model, dict) else {}
     configured = {k: v for k, v in recorded.items() if not k.startswith("_") and (k in accepted or takes_any)}
     try:
         network = kind(**{**configured, **arguments})
     except (TypeError, ValueError) as error:
-        raise RequestError(f"network={name}: {error}. model.KEY=VALUE gives it arguments.") from error
+        raise RequestError(f"network={name}: {error}: expected its arguments, {prefix}KEY=VALUE") from error
     if not isinstance(network, nn.Module):
-        raise RequestError(f"network={name} is not a torch.nn.Module.")
+        raise RequestError(f"network={name} makes a {type(network).__name__}: expected a torch.nn.Module")
     return network
 
 
@@ -63,5 +64,5 @@ def _class_named(name: str) -> Callable[..., object]:
     try:
         kind: Callable[..., object] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RequestError(f"network={name}: expected package.module.Class that can be imported ({error}).") from error
+        raise RequestError(f"network={name}: expected package.module.Class that can be imported ({error})") from error
     return kind

@@ -23,21 +23,20 @@ VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 
 def load_model(
-    source: str | Path, *, network: nn.Module | None = None, **what_the_file_cannot_tell: float
+    source: str | Path, *, network: nn.Module | None = None, prefix: str = "", **what_the_file_cannot_tell: float
 ) -> nn.Module:
     """The super-resolution network in a weights file, in evaluation mode, on the CPU: [0, 1] RGB in and out.
 
     Args:
         source: a file of any recognised layout, or an http(s) URL.
         network: a network of your own to load into, where the file holds none that sr-run knows.
+        prefix: what stands before the name of an argument in messages, such as `model.` on a command line.
         what_the_file_cannot_tell: hyperparameters without which the file's network is not complete, such as
             `res_block_scaling=0.1` for EDSR's large model.
 
     Raises:
         RequestError: the file is damaged or unknown, or does not state something that has to be given.
     """
-    if network is not None and not isinstance(network, nn.Module):
-        raise RequestError(f"network={network!r}: expected a torch.nn.Module to load into, not its name")
     weights = read(source, **what_the_file_cannot_tell)
     if network is not None:
         apply(network, weights)
@@ -48,8 +47,8 @@ def load_model(
         return _of_spandrel(weights)
     if weights.unknown:
         raise RequestError(
-            f"{weights} does not state {' and '.join(weights.unknown)}: give"
-            f" {', '.join(_ADVICE[name] for name in weights.unknown)}"
+            f"{weights} does not state {' and '.join(weights.unknown)}: expected"
+            f" {', '.join(prefix + _ADVICE[name] for name in weights.unknown)}"
         )
     with torch.random.fork_rng(devices=[]):  # no draws from the global generator
         built = shapes.CLASSES[weights.network](**weights.arguments)
@@ -134,7 +133,7 @@ def spandrel_network(
     """
     if weights is None:
         if architecture is None:
-            raise RequestError("model=spandrel: needs model.architecture=NAME or model.weights=FILE")
+            raise RequestError("model=spandrel: expected model.architecture=NAME or model.weights=FILE")
         return SpandrelNetwork(scale=scale, architecture=architecture, arguments=arguments)
     if arguments:
         raise RequestError("model.arguments: not together with model.weights, whose shapes determine them")
@@ -160,12 +159,15 @@ def _spandrel_from(weights: LoadedWeights) -> SpandrelNetwork:
 def _of_spandrel(weights: LoadedWeights) -> nn.Module:
     """Networks that spandrel recognises; everything else ends here with what could be done."""
     if weights.target:
-        raise RequestError(f"{weights}: give load_model the network to load into, network={weights.target}(...)")
+        raise RequestError(
+            f"{weights}: a network of your own: expected network={weights.target}, since a file does not decide which"
+            " code is imported and run"
+        )
     try:
         return _spandrel_from(weights).eval()
     except RequestError as error:
         first = ", ".join(list(weights.state)[:3])
         raise RequestError(
             f"{weights.source}: {len(weights.state)} tensors ({first}, ...) in no layout that sr-run knows ({error})."
-            " For a network of your own give network="
+            " Of a network of your own: expected network=package.module.Class"
         ) from error

@@ -67,6 +67,17 @@ class OneRate(torch.optim.SGD):
         super().__init__(params, lr=0.1)
 
 
+class Slow(torch.optim.SGD):
+    def __init__(self, params, lr=0.02, weight_decay=0.25, momentum=0.0):
+        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
+
+class Blocks(Net):
+    def __init__(self, num_filters, scale=2, num_res_blocks=3):
+        super().__init__(scale)
+        self.said = scale, num_res_blocks, num_filters
+
+
 class Lister:
     def __init__(self, scale):
         self.scale = scale
@@ -106,6 +117,15 @@ def test_a_class_named_by_hand_gets_those_keys_of_the_option_file_that_it_takes(
 def test_any_optimizer_of_torch_is_a_target_away(optimizer: str, build: Build) -> None:
     own = build(f"optimizer._target_=torch.optim.{optimizer}").learners["model"].optimizer
     assert type(own).__name__ == optimizer and own.param_groups[0]["lr"] > 0
+
+
+def test_a_class_named_by_hand_has_its_own_defaults_and_keeps_what_refers_to_the_run(build: Build) -> None:
+    config = build("optimizer._target_=own_parts.Slow", "optimizer.momentum=0.5", "scheduler=cosine").config
+    assert config.optimizer == {"_target_": "own_parts.Slow", "lr": 0.02, "weight_decay": 0.25, "momentum": 0.5}
+    assert config.scheduler.max_lr == 0.02
+    assert build("optimizer._target_=own_parts.Slow", "optimizer.lr=1e-3").config.optimizer.lr == 1e-3
+    assert build("+experiment=edsr_x2", "optimizer._target_=own_parts.Slow").config.optimizer.lr == 1e-4
+    assert build("model._target_=own_parts.Blocks", "scale=4").model.said == (4, 3, 64)
 
 
 def test_what_others_refer_to_may_be_dropped(build: Build) -> None:
@@ -254,7 +274,7 @@ def test_a_network_of_another_scale_is_refused_and_left_in_its_mode() -> None:
 
 def test_a_key_of_the_option_file_that_the_new_class_takes_as_something_else_is_dropped(build: Build) -> None:
     optimizer = build("optimizer._target_=torch.optim.Adafactor").learners["model"].optimizer
-    assert optimizer.defaults["eps"] == (None, 1e-3) and optimizer.defaults["lr"] == 1e-3
+    assert optimizer.defaults["eps"] == (None, 1e-3) and optimizer.defaults["lr"] == 1e-2
 
 
 def test_an_optimizer_that_computes_the_loss_several_times_a_step_is_refused(build: Build) -> None:

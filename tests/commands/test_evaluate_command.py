@@ -184,7 +184,7 @@ def test_a_network_of_ones_own_is_evaluated_where_its_class_is_named(
 
     run = save_run(folder, Net(scale=4, width=5), "model: {_target_: own_network.Net, scale: 4, width: 5}")
     assert main([run, "data=benchmark/Set5"]) == 2
-    assert "network=package.module.Class" in capsys.readouterr().err
+    assert "expected network=own_network.Net" in capsys.readouterr().err
     assert main([run, "data=benchmark/Set5", "network=own_network.Net"]) == 0
     assert main([run, "data=benchmark/Set5", "network=own_network.Nett"]) == 2
     assert main([run, "data=benchmark/Set5", "network=own_network.Net", "model.widht=5"]) == 2

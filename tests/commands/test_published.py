@@ -30,11 +30,14 @@ def test_figures_on_div2k_are_marked_as_rgb() -> None:
     assert str(published("bicubic", 4, "Set5")) == "28.42 / 0.8104"
 
 
-def test_networks_are_recognised_by_their_hyperparameters() -> None:
-    def name(network: EDSR | WDSRA | SRResNet) -> str | None:
-        return known_network(type(network).__name__, network.hyperparameters())
+def test_networks_are_recognised_by_their_class_and_hyperparameters() -> None:
+    class Edsr(EDSR):
+        """Someone's own, whatever its name."""
 
-    assert name(EDSR(scale=4)) == "edsr-baseline"
-    assert name(EDSR(scale=4, num_res_blocks=8)) is None
-    assert name(WDSRA(scale=2, num_res_blocks=16, res_block_expansion=4)) == "wdsr-a-16"
-    assert name(SRResNet(scale=4)) is None
+    Edsr.__name__ = "EDSR"
+    assert known_network(EDSR(scale=4)) == "edsr-baseline"
+    assert known_network(EDSR(scale=4, num_res_blocks=8)) is None
+    assert known_network(EDSR(scale=4, res_block_scaling=0.1)) is None
+    assert known_network(Edsr(scale=4)) is None
+    assert known_network(WDSRA(scale=2, num_res_blocks=16, res_block_expansion=4)) == "wdsr-a-16"
+    assert known_network(SRResNet(scale=4)) is None

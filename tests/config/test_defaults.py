@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,7 @@ GROUPS = (
 OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 RECIPES = options_of("experiment")
 OPTIMIZERS = options_of("optimizer")
+TRACKER = config_dir() / "tracker" / "mlflow.yaml"
 
 ON_PURPOSE = {
     "optimizer=sgd": {"momentum"},  # torch's own is none
@@ -107,24 +109,39 @@ def test_every_file_begins_with_what_it_is(path: Path) -> None:
     assert re.match(r"# .{10}", first)
 
 
+def parts_in(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts (`_target_`) in a plain config, those in lists and in other parts included, each under its key."""
+    if isinstance(value, dict) and "_target_" in value:
+        yield key, value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in inside:
+        yield from parts_in(inner, f"{key}.{name}")
+
+
+def of_the_run(value: Any) -> Any:
+    """What an interpolation is in a run of nothing but defaults."""
+    without = {**vars(RunSettings()), "tracker": own_keys(TRACKER), "value": value}
+    return OmegaConf.create(without).value
+
+
 @pytest.mark.parametrize("option", OPTIONS)
-def test_config_and_class_have_the_same_defaults(option: str) -> None:
+def test_config_and_class_have_the_same_defaults_or_only_one_of_them_has(option: str) -> None:
+    """A key of an option is what its class takes for it by itself, whatever it refers to; what stands in a list of
+    parts is there because it differs."""
     group, _, name = option.partition("=")
-    node = OmegaConf.select(config_of(option), "checkpoint.store" if group == "checkpoint" else group.replace("/", "."))
-    if node is None or "_target_" not in node:
-        return
-    arguments = inspect.signature(get_object(node._target_)).parameters
     *bases, own = chain(group, name)
     is_based = any(not path.stem.startswith("_") for path in bases)
     on_purpose = {"fused", *(own_keys(own) if is_based else ()), *ON_PURPOSE.get(option, ())}
-    for key, value in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr]
-        default = arguments[key].default if key in arguments else inspect.Parameter.empty
-        if default is inspect.Parameter.empty or key in on_purpose or "${" in str(value):
-            continue
-        plain = list(default) if isinstance(default, tuple) else default
-        assert value == (pytest.approx(plain) if isinstance(plain, float) else plain) or (value, plain) == ({}, None), (
-            key
-        )
+    for key, node in parts_in(OmegaConf.to_container(config_of(option)[group.partition("/")[0]], resolve=False), group):
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        for argument, value in node.items():
+            default = parameters[argument].default if argument in parameters else inspect.Parameter.empty
+            refers = re.search(r"\$\{(optimizer|trainer)\.", str(value))
+            if default is inspect.Parameter.empty or argument in on_purpose or refers or isinstance(value, dict):
+                continue
+            plain = list(default) if isinstance(default, tuple) else default
+            is_in_list = any(part.isdigit() for part in key.split("."))
+            assert (of_the_run(value) == plain) is not is_in_list, f"{key}.{argument}"
 
 
 @pytest.mark.parametrize("name", RECIPES)

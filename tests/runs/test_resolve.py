@@ -76,7 +76,7 @@ def initialised(name: str, place: Path) -> float:
 def evaluated(name: str, place: Path) -> float:
     """sr-eval, sr-upscale"""
     source = find_source(name, outputs=Path("outputs"), checkpoints="outputs/checkpoints")
-    return value_of(load_network(source, "", {}))
+    return value_of(load_network(source, None, {}))
 
 
 def exported(name: str, place: Path) -> float:

@@ -267,7 +267,7 @@ def test_pytorch_files_without_a_state_dict_are_refused(tmp_path, content):
 def test_weights_of_a_network_that_nobody_here_knows_say_what_to_do(tmp_path):
     torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "linear.pth")
     message = refusal_without_arguments(tmp_path / "linear.pth")
-    assert "2 tensors (weight, bias" in message and "For a network of your own give network=" in message
+    assert "2 tensors (weight, bias" in message and "expected network=package.module.Class" in message
 
 
 def refusal_without_arguments(path: Path) -> str:

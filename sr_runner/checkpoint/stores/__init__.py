@@ -12,5 +12,5 @@ def store_at(root: str) -> Store:
     """The store at a folder or URL; `mlflow:<tracking URI>#<experiment>` is that of an experiment's runs."""
     if root.startswith("mlflow:"):
         uri, _, experiment = root.removeprefix("mlflow:").partition("#")
-        return MlflowStore(uri=uri or None, experiment=experiment or None)
+        return MlflowStore(uri=uri or None, experiment=experiment) if experiment else MlflowStore(uri=uri or None)
     return RemoteStore(root) if "://" in root else LocalStore(root)

@@ -43,7 +43,7 @@ class MlflowStore(ObjectStore):
         root: str | None = None,
         *,
         uri: str | None = None,
-        experiment: str | None = None,
+        experiment: str = "sr-run",
         outputs: str | Path = "outputs",
         retry_seconds: float = 60.0,
         wait_for_run: float = 20.0,
@@ -53,11 +53,11 @@ class MlflowStore(ObjectStore):
                 f"checkpoint.root={masked_text(str(root))}: checkpoint=mlflow keeps checkpoints where tracker.uri "
                 "says; leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
             )
-        place, name = Path(outputs).absolute(), experiment or "sr-run"
+        place = Path(outputs).absolute()
         address = tracking_uri(uri, place)
-        url = f"mlflow:{masked_text(address)}#{name}"
+        url = f"mlflow:{masked_text(address)}#{experiment}"
         server = Server(address, place / "artifacts")
-        self._artifacts = Artifacts(url, server, name, place, Requests(retry_seconds), wait_for_run)
+        self._artifacts = Artifacts(url, server, experiment, place, Requests(retry_seconds), wait_for_run)
         super().__init__(self._artifacts)
 
     def check(self) -> None:

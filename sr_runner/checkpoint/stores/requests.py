@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import random
-import re
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,7 +25,16 @@ _LIBRARIES = {
 }  # fmt: skip
 _HOPELESS = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EDQUOT}
 _HOPELESS_TYPES = (FileExistsError, IsADirectoryError, NotADirectoryError)
-_HOPELESS_NAME = re.compile(r"Credential|ParamValidation|ProfileNotFound|InvalidRegion|InvalidEndpoint|SSO|Token")
+# What the libraries raise before they have sent anything: who asks, and for what, has to change first.
+_UNSENDABLE = {
+    "botocore.exceptions": (
+        "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound", "NoRegionError",
+        "InvalidRegionError", "EndpointProviderError", "InvalidEndpointConfigurationError", "ParamValidationError",
+        "SSOError", "LoginError", "TokenRetrievalError", "NoAuthTokenError",
+    ),
+    "google.auth.exceptions": ("DefaultCredentialsError", "RefreshError"),
+    "azure.core.exceptions": ("ClientAuthenticationError",),
+}  # fmt: skip
 _WORTH_ANOTHER_TRY = (408, 409, 425, 429)
 _CODES = {
     "RESOURCE_DOES_NOT_EXIST": 404, "PERMISSION_DENIED": 403, "UNAUTHENTICATED": 401, "INVALID_PARAMETER_VALUE": 400,
@@ -83,10 +92,16 @@ def _fault(error: Exception, what: str) -> tuple[OSError | None, bool]:
         return PermissionError(errno.EACCES, message), True
     if status is not None and 400 <= status < 500:
         return OSError(errno.EINVAL, message), status not in _WORTH_ANOTHER_TRY
-    if _HOPELESS_NAME.search(type(error).__name__):
+    if _is_unsendable(error):
         return PermissionError(errno.EACCES, message), True
     number = error.errno if isinstance(error, OSError) else None
     return OSError(number or errno.EIO, message), isinstance(error, _HOPELESS_TYPES) or number in _HOPELESS
+
+
+def _is_unsendable(error: Exception) -> bool:
+    """A library that has raised something is imported already."""
+    kinds = [getattr(sys.modules.get(module), name, ()) for module, names in _UNSENDABLE.items() for name in names]
+    return isinstance(error, tuple(kinds))
 
 
 def _status(error: Exception) -> int | None:

@@ -58,12 +58,11 @@ def common_scale(models: Sequence[Model], wanted: int | None) -> int:
 
 def _network(name: str, options: Inference, device: torch.device) -> Model:
     opened = open_network(name, options, device)
-    hyperparameters: dict[str, object] = getattr(opened.network, "hyperparameters", dict)()
     return Model(
         label=opened.source.label,
         upscale=opened.upscale,
         scale=opened.scale,
         parameters=sum(parameter.numel() for parameter in opened.network.parameters()),
-        published_as=None if options.self_ensemble else known_network(type(opened.network).__name__, hyperparameters),
+        published_as=None if options.self_ensemble else known_network(opened.network),
         source=opened.source,
     )

@@ -7,8 +7,11 @@ EDSR-PyTorch) and WDSR (Yu et al. 2018). DIV2K validation: PSNR on RGB, border c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import nn
+
+from sr_runner.models import EDSR, WDSRA, Network
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ _RESULTS: dict[tuple[str, int], tuple[tuple[float | None, ...] | None, ...]] = {
     ("wdsr-a-16", 4): ((32.22, None), None, (27.61, None), (26.21, None)),
 }
 
+_NETWORKS: tuple[tuple[str, type[Network], dict[str, float]], ...] = (
+    ("edsr-baseline", EDSR, {"num_res_blocks": 16, "num_filters": 64, "res_block_scaling": 1.0}),
+    ("edsr-large", EDSR, {"num_res_blocks": 32, "num_filters": 256, "res_block_scaling": 0.1}),
+    ("wdsr-a-16", WDSRA, {"num_res_blocks": 16, "num_filters": 32, "res_block_expansion": 4}),
+)
+
 
 def published(network: str | None, scale: int, benchmark: str) -> Published | None:
     """The published result of `network` ("bicubic", or a name from `known_network`) on the folder `benchmark`."""
@@ -71,12 +80,10 @@ def _benchmark(folder: str) -> str | None:
     return _BENCHMARKS.get(re.sub(r"[^a-z0-9]", "", folder.lower()))
 
 
-def known_network(class_name: str, hyperparameters: Mapping[str, object]) -> str | None:
+def known_network(network: nn.Module) -> str | None:
     """The name under which results of such a network were published, None where none were."""
-    blocks, filters = hyperparameters.get("num_res_blocks"), hyperparameters.get("num_filters")
-    known: dict[tuple[str, object, object], str] = {
-        ("EDSR", 16, 64): "edsr-baseline",
-        ("EDSR", 32, 256): "edsr-large",
-        ("WDSRA", 16, 32): "wdsr-a-16",
-    }
-    return known.get((class_name, blocks, filters))
+    own = network.hyperparameters() if isinstance(network, Network) else {}
+    return next(
+        (name for name, kind, arguments in _NETWORKS if type(network) is kind and arguments.items() <= own.items()),
+        None,
+    )
