@@ -59,7 +59,7 @@ def imresize_uint8(image: npt.NDArray[np.uint8], scale: Fraction | float) -> npt
 def _ratio(scale: Fraction | float) -> Fraction:
     ratio = Fraction(scale).limit_denominator(64)
     if ratio <= 0 or abs(float(ratio) - float(scale)) > 1e-9:
-        raise RequestError(f"scale={scale!r}: imresize needs a positive fraction such as 4, 1.5 or Fraction(1, 3).")
+        raise RequestError(f"scale={scale!r}: expected a positive fraction, such as 4, 1.5 or Fraction(1, 3).")
     return ratio
 
 

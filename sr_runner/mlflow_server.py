@@ -114,7 +114,7 @@ def _require_driver(uri: str, source: str) -> None:
     drivers = (named,) if named else _DRIVERS.get(scheme_of(uri), ())
     if is_database(uri) and not any(find_spec(driver) for driver in drivers):
         raise RequestError(
-            f"{source}={masked_text(uri)!r} needs the Python package {' or '.join(drivers)}, which is missing."
+            f"{source}={masked_text(uri)!r}: expected the Python package {' or '.join(drivers)}, which is missing."
         )
 
 

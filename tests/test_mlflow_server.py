@@ -46,7 +46,7 @@ def test_a_misspelt_scheme_is_recognised() -> None:
 
 
 def test_a_database_whose_driver_is_missing_is_refused_with_its_name() -> None:
-    with pytest.raises(RequestError, match=r"^(?!.*secret).*needs the Python package nosuchdriver,"):
+    with pytest.raises(RequestError, match=r"^(?!.*secret).*expected the Python package nosuchdriver,"):
         MlflowTracker(uri="postgresql+nosuchdriver://ann:secret@host/db")
 
 

@@ -263,7 +263,9 @@ class Parts:
 
     def identity_facts(self, init_from: str | None = None) -> dict[str, Any]:
         """What determines the weights; `data` are prepared by now. `init_from`: digest of the pre-trained weights."""
-        parts = {"model": self.model, "objective": self.objective, "data": self.data}
+        own = self.learners[MODEL]
+        parts = {"model": self.model, "objective": self.objective, "data": self.data, "optimizer": own.optimizer}
+        parts["scheduler"] = own.scheduler
         return identity_facts(self.config, parts, self.data.fingerprint, init_from)
 
     def orchestrator(

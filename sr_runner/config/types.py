@@ -104,8 +104,8 @@ def _words(hint: Any) -> list[str]:
         return list(map(str, get_args(hint)))
     if _is_path(kind):
         return ["a path"]
-    if kind in _WORDS:
-        return [_WORDS[kind]]
+    if hint in _WORDS:
+        return [_WORDS[hint]]
     if _is_mapping(kind):
         return [_WORDS[dict]]
     if "__call__" in dir(kind):

@@ -88,7 +88,7 @@ class FolderData(PairData):
         **options: Unpack[PairOptions],
     ) -> None:
         if not train:
-            raise RequestError("data=folder needs data.train, a folder of HR images: data.train=/path/to/photographs")
+            raise RequestError(f"data.train={train}: expected a folder of HR images, data.train=/path/to/photographs")
         split = _Split(
             scale=checks.whole_number("scale", options["scale"], at_least=1),
             hr_pattern=names.patterns("data.hr_pattern", hr_pattern)[0],
@@ -118,7 +118,7 @@ def _root(key: str, where: Where, lr: str | Path | None) -> Root:
         if name not in known:
             raise RequestError(f"{key}: an entry has {', '.join(known)}, not {name!r}.{nearest(str(name), known)}")
     if not where.get("path"):
-        raise RequestError(f"{key}: the entry {dict(where)!r} needs a path.")
+        raise RequestError(f"{key}: the entry {dict(where)!r} has no path: expected path=FOLDER.")
     root = Root(**{"lr": lr, **where})  # type: ignore[arg-type]
     checks.whole_number(f"{key}.repeat", root.repeat, at_least=1)
     return root

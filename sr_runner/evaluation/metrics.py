@@ -106,7 +106,7 @@ def cropped(name: str, sr: UInt8Image, hr: UInt8Image, crop: int) -> tuple[UInt8
     if min(height, width) < WINDOW:
         least = WINDOW + 2 * crop
         raise RequestError(
-            f"image '{name}' is {_size(hr)}: with a border crop of {crop} pixels, SSIM needs at least {least}x{least}."
+            f"image '{name}' is {_size(hr)}: expected at least {least}x{least} for SSIM with {crop} pixels cropped."
         )
     rows, columns = slice(crop, crop + height), slice(crop, crop + width)
     return sr[rows, columns], hr[rows, columns]

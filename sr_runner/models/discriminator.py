@@ -35,8 +35,8 @@ class Discriminator(Network):
         super().__init__()
         if patch_size < 16 or patch_size % 16:
             raise RequestError(
-                f"data.patch_size={patch_size}: the SRGAN discriminator halves a patch four times,"
-                " so it needs a multiple of 16, such as 96"
+                f"data.patch_size={patch_size}: expected a multiple of 16, such as 96, since the SRGAN discriminator"
+                " halves a patch four times"
             )
         check_choice("objective.discriminator_initialization", initialization, INITIALIZATIONS)
         self.patch_size, self.num_filters = patch_size, num_filters

@@ -45,7 +45,7 @@ class Network(nn.Module):
             raise RequestError(f"scale={scale}: expected {', '.join(others)} or {last} for {self.TITLE}")
         for name, value in at_least_one.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-                raise RequestError(f"model.{name}={value}: {self.TITLE} needs a whole number from 1 to {MOST}")
+                raise RequestError(f"model.{name}={value}: expected a whole number from 1 to {MOST} for {self.TITLE}")
             setattr(self, name, value)
         self.scale = scale
 
@@ -63,7 +63,7 @@ def check_number(network: str, name: str, value: float, *, above: float | None =
     fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     if not fits or (above is not None and value <= above):
         raise RequestError(
-            f"model.{name}={value!r}: {network} needs a number{'' if above is None else f' above {above}'}"
+            f"model.{name}={value!r}: expected a number{'' if above is None else f' above {above}'} for {network}"
         )
     return float(value)
 

@@ -104,8 +104,8 @@ def _spandrel() -> ModuleType:
         import spandrel
     except (ImportError, RuntimeError, AttributeError) as error:  # a torchvision that does not fit torch
         raise RequestError(
-            f"spandrel's networks need the extra 'spandrel': pip install 'sr-run[spandrel]', with a torchvision built"
-            f" for this torch ({error})"
+            f"model=spandrel: spandrel cannot be imported ({error}); expected pip install 'sr-run[spandrel]',"
+            " with a torchvision built for this torch"
         ) from error
     module: ModuleType = spandrel
     return module

@@ -106,7 +106,7 @@ class WDSRB(WDSR):
         """x + scaling * conv3x3(conv1x1(relu(conv1x1(x)))), wide before the ReLU, narrow after it."""
         narrow = int(self.num_filters * LINEAR)
         if not narrow:
-            raise RequestError("model.num_filters=1: WDSR-B needs at least 2, as it keeps 0.8 of them in its blocks")
+            raise RequestError("model.num_filters=1: expected at least 2 for WDSR-B, whose blocks keep 0.8 of them")
         return Residual(
             self.res_block_scaling,
             conv1=weight_norm_conv2d(self.num_filters, wide, 1, initialization),

@@ -164,7 +164,7 @@ def _check_sizes(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
 def _read_hdf5(path: Path) -> dict[str, Tensor]:
     """In a process of its own: the HDF5 library loops forever or crashes on some damaged files."""
     if importlib.util.find_spec("h5py") is None:
-        raise RequestError(f"{path}: is an HDF5 file, which needs h5py: pip install 'sr-run[keras-weights]'")
+        raise RequestError(f"{path}: is an HDF5 file: expected h5py to be there, pip install 'sr-run[keras-weights]'")
     command = [sys.executable, "-P", str(Path(__file__).with_name("hdf5_process.py")), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=HDF5_SECONDS, check=False)

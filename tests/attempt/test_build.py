@@ -68,7 +68,9 @@ class OneRate(torch.optim.SGD):
 
 
 class Slow(torch.optim.SGD):
-    def __init__(self, params, lr=0.02, weight_decay=0.25, momentum=0.0):
+    not_in_identity = ("note",)
+
+    def __init__(self, params, lr=0.02, weight_decay=0.25, momentum=0.0, note=""):
         super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
 
@@ -120,8 +122,14 @@ def test_any_optimizer_of_torch_is_a_target_away(optimizer: str, build: Build) -
 
 
 def test_a_class_named_by_hand_has_its_own_defaults_and_keeps_what_refers_to_the_run(build: Build) -> None:
-    config = build("optimizer._target_=own_parts.Slow", "optimizer.momentum=0.5", "scheduler=cosine").config
-    assert config.optimizer == {"_target_": "own_parts.Slow", "lr": 0.02, "weight_decay": 0.25, "momentum": 0.5}
+    config = build("optimizer._target_=own_parts.Slow", "+optimizer.momentum=0.5", "+optimizer.note=hi").config
+    assert config.optimizer == {
+        "_target_": "own_parts.Slow",
+        "lr": 0.02,
+        "weight_decay": 0.25,
+        "momentum": 0.5,
+        "note": "hi",
+    }
     assert config.scheduler.max_lr == 0.02
     assert build("optimizer._target_=own_parts.Slow", "optimizer.lr=1e-3").config.optimizer.lr == 1e-3
     assert build("+experiment=edsr_x2", "optimizer._target_=own_parts.Slow").config.optimizer.lr == 1e-4
@@ -238,6 +246,8 @@ def test_dropped_keys_are_no_part_of_the_identity_and_those_of_the_class_are(bui
 
     plain = facts()
     assert not [key for key in plain if "num_filters" in key or "valid_images" in key]
+    noted = facts("optimizer._target_=own_parts.Slow", "+optimizer.note=hi")
+    assert "optimizer.momentum" not in plain and "optimizer.note" not in noted
     assert facts("+data.train_jitter=1").items() ^ plain.items() == {("data.train_jitter", 1)}
 
 

@@ -136,7 +136,7 @@ def test_a_subset_counts_images_in_alphabetical_order(make: Make, roots: list[Pa
 def test_entries_of_a_list_are_checked(make: Make, roots: list[Path]) -> None:
     with pytest.raises(RequestError, match=r"not 'repeet'\. Did you mean 'repeat'"):
         make(train=[{"path": roots[0], "repeet": 3}])
-    with pytest.raises(RequestError, match="needs a path"):
+    with pytest.raises(RequestError, match="expected path=FOLDER"):
         make(train=[{"repeat": 3}])
     with pytest.raises(RequestError, match=r"data\.train\.repeat=0"):
         make(train=[{"path": roots[0], "repeat": 0}])

@@ -36,7 +36,7 @@ def test_without_spandrel_the_error_names_the_extra(monkeypatch):
 
 
 def test_a_network_by_name_or_from_a_file_has_to_be_given():
-    with pytest.raises(RequestError, match=r"needs model\.architecture=NAME or model\.weights=FILE"):
+    with pytest.raises(RequestError, match=r"expected model\.architecture=NAME or model\.weights=FILE"):
         weights.spandrel_network(scale=4)
     with pytest.raises(RequestError, match=r"model\.arguments: not together with model\.weights"):
         weights.spandrel_network(scale=4, weights="x.pth", arguments={"a": 1})

@@ -161,8 +161,8 @@ def test_what_the_file_cannot_tell_is_asked_for_by_name(tmp_path):
         ({"res_block_scalling": 1}, "res_block_scalling=1: .* no such argument, only .*res_block_scaling"),
         ({"rgb_range": 1.0}, "rgb_range=1: but .* rgb_range=255"),
         ({"res_scale": 0.1}, "res_scale=0.1: .* no such argument, only scale, .*res_block_scaling"),
-        ({"res_block_scaling": "abc"}, "res_block_scaling='abc': EDSR needs a number"),
-        ({"res_block_scaling": float("nan")}, "res_block_scaling=nan: EDSR needs a number"),
+        ({"res_block_scaling": "abc"}, "res_block_scaling='abc': expected a number"),
+        ({"res_block_scaling": float("nan")}, "res_block_scaling=nan: expected a number"),
     ],
 )
 def test_saying_otherwise_than_the_file_is_an_error(tmp_path, told, message):
