@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import json
 import logging
 import traceback
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from sr_runner.config.compose import parse
 from sr_runner.config.identity import flatten, identity_facts
 from sr_runner.config.options import as_written
 from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
+from sr_runner.config.targets import locate, signature
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, RunError, check_choice, nearest
@@ -87,34 +86,16 @@ def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
     name = node.get("_target_") if isinstance(node, DictConfig) else None
     if not name:
         raise RequestError(f"{key}._target_ is not set: expected {key}._target_=package.module.Class")
-    module_name, _, attribute = str(name).rpartition(".")
-    if not module_name:
-        raise RequestError(f"{key}._target_={name}: expected package.module.Class")
-    try:
-        found: Callable[..., Any] = hydra.utils.get_object(name)
-        if not callable(found) or (inspect.isbuiltin(found) and not node.get("_partial_")):
-            raise RequestError(f"{key}._target_={name}: expected a class, or a function that makes a part")
-        return found
-    except RequestError:
-        raise
-    except Exception as error:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as missing:
-            raise RequestError(
-                f"{key}._target_={name}: there is no module {missing.name!r} that can be imported from here "
-                "(the current folder and the installed packages are searched)"
-            ) from error
-        except Exception as broken:
-            raise RequestError(f"{key}._target_={name}: importing it fails: {broken!r}") from error
-        guess = nearest(attribute, dir(module))
-        raise RequestError(f"{key}._target_={name}: {module_name} has no {attribute!r}.{guess}") from error
+    found = locate(f"{key}._target_", str(name))
+    if not callable(found) or (inspect.isbuiltin(found) and not node.get("_partial_")):
+        raise RequestError(f"{key}._target_={name}: expected a class, or a function that makes a part")
+    return found
 
 
 def _check_arguments(node: DictConfig, key: str) -> None:
     """Names and types of the arguments of `node`, and of the parts within, against the signature of its class."""
     target = _locate(node, key)
-    hints, takes_any = _signature(target)
+    hints, takes_any = signature(target)
     for name, hint in _HYDRAS.items():
         if name in node:
             _check_value(f"{key}.{name}", node[name], hint, inspect.Parameter.empty)
@@ -155,33 +136,6 @@ def _check_parts(value: Any, key: str) -> None:
             _check_parts(inner, f"{key}[{place}]")
 
 
-def _signature(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
-    """Annotation and default of each argument of `target`, and whether it takes others. What has no annotation, or one
-    that cannot be evaluated, is `Any`."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return {}, True
-    owners = reversed(inspect.getmro(target)) if isinstance(target, type) else [target]
-    names = dict(vars(typing))  # which many import only for a type checker
-    for each in owners:
-        names |= vars(inspect.getmodule(each) or typing)
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    return {each.name: (_evaluated(each.annotation, names), each.default) for each in named}, takes_any
-
-
-def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
-    if annotation is inspect.Parameter.empty:
-        return Any
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, dict(names))
-    except Exception:  # such as a name that only a type checker imports
-        return Any
-
-
 def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """`config` as the classes that are named in place of an option's own can take it.
 
@@ -199,7 +153,7 @@ def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for key in (each for each in targets if (there.get(each) != written[each] if each in written else each in given)):
         part = key.removesuffix("._target_")
         node = OmegaConf.select(config, part)
-        hints, takes_any = _signature(_locate(node, part))
+        hints, takes_any = signature(_locate(node, part))
         for name in [each for each in map(str, node) if each[0] != "_"]:
             full = f"{part}.{name}"
             if any(f"{each}.".startswith(f"{full}.") for each in given):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from sr_runner.config.targets import locate, signature
 from sr_runner.errors import RequestError, nearest
 from sr_runner.runs.resolve import Source
 from sr_runner.weights import load_model
@@ -36,12 +35,13 @@ def load_network(
 def _own_network(own: OwnNetwork, source: Source, arguments: Mapping[str, Any], prefix: str) -> nn.Module:
     if isinstance(own, nn.Module):
         return own
-    kind = _class_named(own) if isinstance(own, str) else own
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as sr-run does: networks of one's own lie where one works
+    kind = locate("network", own) if isinstance(own, str) else own
     name = own if isinstance(own, str) else getattr(own, "__name__", repr(own))
     if not callable(kind):
-        raise RequestError(f"network={name}: expected a class, as package.module.Class")
-    accepted = inspect.signature(kind).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        raise RequestError(f"network={name}: expected a class, package.module.Class")
+    accepted, takes_any = signature(kind)
     for key in arguments:
         if key not in accepted and not takes_any:
             raise RequestError(f"{prefix}{key}: {name} has no such argument.{nearest(key, accepted)}")
@@ -55,14 +55,3 @@ def _own_network(own: OwnNetwork, source: Source, arguments: Mapping[str, Any], 
     if not isinstance(network, nn.Module):
         raise RequestError(f"network={name} makes a {type(network).__name__}: expected a torch.nn.Module")
     return network
-
-
-def _class_named(name: str) -> Callable[..., object]:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as sr-run does: networks of one's own lie where one works
-    module, _, attribute = name.rpartition(".")
-    try:
-        kind: Callable[..., object] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RequestError(f"network={name}: expected package.module.Class that can be imported ({error})") from error
-    return kind

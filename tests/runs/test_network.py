@@ -69,7 +69,7 @@ def test_a_bare_file_takes_the_arguments_of_the_class_by_hand(source: Source) ->
 @pytest.mark.parametrize(
     ("own", "arguments", "said"),
     [
-        ("own_net.Nett", {}, "network=own_net.Nett: expected package.module.Class that can be imported"),
+        ("own_net.Nett", {}, "network=own_net.Nett: own_net has no 'Nett'. Did you mean 'Net'?"),
         ("own_net", {}, "network=own_net: expected package.module.Class"),
         ("own_net.Net", {"widht": 5}, "model.widht: own_net.Net has no such argument. Did you mean 'width'?"),
         ("own_net.Unlike", {}, "network=own_net.Unlike makes a Unlike: expected a torch.nn.Module"),
