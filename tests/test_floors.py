@@ -80,6 +80,15 @@ def test_an_import_that_runs_upwards_or_sideways_is_found() -> None:
     assert not upward(below, "from sr_runner.checkpoint import stores\nfrom sr_runner.errors import RequestError\n")
 
 
+def test_only_the_command_lines_the_attempt_and_config_know_hydra() -> None:
+    known = {
+        path.parts[1]
+        for path in MODULES
+        if re.search(r"(?m)^ *(from|import) (omegaconf|hydra)\b", (ROOT / path).read_text())
+    }
+    assert known == {"commands", "attempt", "config"}
+
+
 def test_every_room_is_on_a_floor() -> None:
     rooms = {path.parts[1].removesuffix(".py") for path in MODULES}
     assert rooms == set(FLOOR_OF)
