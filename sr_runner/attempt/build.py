@@ -264,7 +264,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
             placed, own.optimizer or optimizer, own.scheduler or scheduler,
             rules=trainer.parameters if name == MODEL else None,
             precision=precision, grad_clip=trainer.grad_clip, skip_non_finite=trainer.on_nan == "skip",
-            compile=trainer.compile, together=world.gradient_average,
+            compile=trainer.compile, gradient_average=world.gradient_average,
         )  # fmt: skip
 
     networks = objective.networks(model, patch_size=data.patch_size)

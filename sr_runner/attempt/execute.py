@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from sr_runner.attempt import logs, scheduler
 from sr_runner.attempt.announce import announce, going_on
 from sr_runner.attempt.build import Parts, build_parts
-from sr_runner.attempt.lock import Holding
+from sr_runner.attempt.lock import AttemptLock
 from sr_runner.attempt.logs import LogFile
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
@@ -80,11 +80,11 @@ def execute(
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
         facts = parts.identity_facts(pretrained)
         identify = partial(identity_of, choices.get("model", "model"), config.scale)
-        holding = Holding(parts, catalogue, stop)
-        with holding:
-            chosen = choose(parts, catalogue, facts, identify, holding.hold)
+        lock = AttemptLock(parts, catalogue, stop)
+        with lock:
+            chosen = choose(parts, catalogue, facts, identify, lock.hold)
             folder = catalogue.folder(chosen.attempt)
-            run_log = holding.enter_context(logs.to_file(folder / files.LOG))
+            run_log = lock.enter_context(logs.to_file(folder / files.LOG))
             start = start_of(request, command, chosen)
             run = record(parts, chosen, folder, start, sweep)
 
@@ -101,7 +101,7 @@ def execute(
                 facts=chosen.facts, attempt=str(chosen.attempt), request=start["request"],
                 job=job.key if job is not None else None,
             )  # fmt: skip
-            manager = _manager(parts, chosen, scratch, stop, holding)
+            manager = _manager(parts, chosen, scratch, stop, lock)
             orchestrator = parts.orchestrator(stop, manager, origin)
             broadcast_start(parts, chosen, folder)
             announce(parts, chosen, folder)
@@ -138,14 +138,14 @@ def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
 
 
 def _manager(
-    parts: Parts, chosen: Chosen, scratch: Path, stop: StopSignal, holding: Holding
+    parts: Parts, chosen: Chosen, scratch: Path, stop: StopSignal, lock: AttemptLock
 ) -> CheckpointManager | None:
     if parts.store is None:
         return None
     return CheckpointManager(
         parts.store, str(chosen.attempt), keep=parts.keep, scratch=scratch, spool=spool_of(parts),
         max_failures=parts.checkpoint.max_failures, when_busy=parts.checkpoint.when_busy,
-        should_stop=lambda: stop.requested, confirm=holding.confirm,
+        should_stop=lambda: stop.requested, confirm=lock.confirm,
     )  # fmt: skip
 
 

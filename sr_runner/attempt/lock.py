@@ -18,7 +18,7 @@ _PATIENCE = 10.0
 half of what is left."""
 
 
-class Holding(ExitStack):
+class AttemptLock(ExitStack):
     """What this process holds until it is done with its run."""
 
     def __init__(self, parts: Parts, catalogue: Catalogue, stop: StopSignal):

@@ -62,9 +62,9 @@ def _status(args: list[str], *, is_whole_process: bool) -> int:
         if not is_distributed():  # those have to hold out until all have exited
             stop.uninstall()
     if is_distributed():
-        from sr_runner.distributed.exit import exit_together
+        from sr_runner.distributed.exit import exit_with_peers
 
-        return exit_together(status, message)
+        return exit_with_peers(status, message)
     sys.stderr.write(message)
     if is_whole_process:
         exit_with(status)  # Python takes some tenths of a second to end

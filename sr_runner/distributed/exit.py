@@ -41,7 +41,7 @@ def rendezvous_store() -> Store:
     return PrefixStore(f"sr-run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
 
 
-def exit_together(status: int, message: str) -> int:
+def exit_with_peers(status: int, message: str) -> int:
     """Print `message` once for all processes; returns the exit status of this one, which by itself has `status`."""
     is_main = os.environ.get("RANK") == "0"
     if is_main:

@@ -47,15 +47,15 @@ class Learner:
         grad_clip: float | None = None,
         skip_non_finite: bool = False,
         compile: bool = False,
-        together: Callable[[nn.Module], Callable[[], None] | None] | None = None,
+        gradient_average: Callable[[nn.Module], Callable[[], None] | None] | None = None,
     ):
         """`network` is already on its device. `optimizer` and `scheduler` are called with parameters and optimizer.
 
         `rules` freeze parameters or set a rate of their own, by the names they begin with: see `parameter_groups`.
         `grad_clip` is the largest gradient norm. With `skip_non_finite` an update whose gradients are not all finite is
         left out (the schedule goes on), at the price of waiting for the device at every step. fp16 scales the loss, so
-        that small gradients do not vanish. `together(network)` gives what is called before every update, to make the
-        gradients those of all processes of a run.
+        that small gradients do not vanish. `gradient_average(network)` gives what is called before every update, to
+        make the gradients those of all processes of a run.
         """
         self.network = network
         groups = parameter_groups(network, rules or {})
@@ -76,7 +76,7 @@ class Learner:
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite
-        self._together = together(network) if together is not None else None
+        self._gradient_average = gradient_average(network) if gradient_average is not None else None
         self._device, self.precision = next(network.parameters()).device.type, precision
         self.scaler = torch.amp.GradScaler(self._device) if precision == "fp16" else None
         self._forward = torch.compile(network) if compile else network
@@ -101,8 +101,8 @@ class Learner:
 
     def step(self, *, measure: bool = False) -> torch.Tensor | None:
         """Update the network once; the gradient's norm (before clipping) where it is clipped or measured."""
-        if self._together is not None:  # still scaled: what is not finite in one process has to be so in all
-            self._together()
+        if self._gradient_average is not None:  # still scaled: not finite in one process is so in all
+            self._gradient_average()
         norm = None
         if self.grad_clip is not None or measure or self.skip_non_finite:
             if self.scaler is not None:

@@ -18,7 +18,7 @@ from skimage import data
 from support import TINY, SrRun
 
 from sr_runner.attempt import logs
-from sr_runner.attempt.lock import Holding
+from sr_runner.attempt.lock import AttemptLock
 from sr_runner.checkpoint import CheckpointManager, DamagedError, LastN, LocalStore
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob
 from sr_runner.checkpoint.reader import read
@@ -154,7 +154,7 @@ def test_the_folder_of_a_run_is_no_link(linked: str, tmp_path: Path, canary: Pat
     assert catalogue.attempts(IDENTITY) == []
     parts = SimpleNamespace(store=None, checkpoint=CheckpointSettings())
     with pytest.raises(LinkError, match="expected a folder, not a link"):
-        Holding(parts, catalogue, StopSignal()).hold(Attempt(*ATTEMPT.split("/")), False)  # type: ignore[arg-type]
+        AttemptLock(parts, catalogue, StopSignal()).hold(Attempt(*ATTEMPT.split("/")), False)  # type: ignore[arg-type]
     with pytest.raises(LinkError, match="expected a folder, not a link"):
         files.begin(folder, {}, "", {})
     if linked == IDENTITY:

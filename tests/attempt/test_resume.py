@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from saved_runs import FACTS, IDENTITY, damage, parts_of, save
 
-from sr_runner.attempt.lock import Holding
+from sr_runner.attempt.lock import AttemptLock
 from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.checkpoint import LocalStore
 from sr_runner.errors import RequestError, RunError
@@ -62,8 +62,8 @@ def chosen(store: LocalStore, outputs: Path) -> Choose:
         def identify(of: Mapping[str, Any]) -> str:
             return identity if FORKED_FROM not in of else f"fork-x2-{len(str(of)):012}"
 
-        with Holding(parts, catalogue, StopSignal()) as holding:
-            result = choose(parts, catalogue, facts, identify, holding.hold)
+        with AttemptLock(parts, catalogue, StopSignal()) as lock:
+            result = choose(parts, catalogue, facts, identify, lock.hold)
             assert (catalogue.folder(result.attempt) / files.LOCK).exists(), "it is not held"
         return result
 
@@ -241,8 +241,8 @@ def test_an_attempt_that_another_process_holds_is_refused_before_its_checkpoints
     catalogue = Catalogue(outputs / "runs", store, outputs / "scratch")
     newest = catalogue.named(IDENTITY)
     assert newest is not None
-    with Holding(parts, catalogue, StopSignal()) as holding:
-        holding.hold(newest, False)
+    with AttemptLock(parts, catalogue, StopSignal()) as lock:
+        lock.hold(newest, False)
         before = content(store.root)
         for resume in (True, IDENTITY):
             with pytest.raises(RequestError, match="is in use by process"):

@@ -52,7 +52,10 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_learns_from_the_who
     def work(rank: int) -> None:
         world = join(StopSignal())
         mine = weights_after_steps(
-            PixelObjective(nn.L1Loss()), slice(2 * rank, 2 * rank + 2), together=world.gradient_average, **options
+            PixelObjective(nn.L1Loss()),
+            slice(2 * rank, 2 * rank + 2),
+            gradient_average=world.gradient_average,
+            **options,
         )
         np.save(tmp_path / f"{rank}.npy", mine.numpy())
 
@@ -68,7 +71,9 @@ def test_both_networks_of_a_gan_are_the_same_in_all_processes_batch_norm_include
     def work(rank: int) -> None:
         world = join(StopSignal())
         torch.manual_seed(0)
-        trained = learners(objective, EDSR(scale=2, num_filters=4, num_res_blocks=1), together=world.gradient_average)
+        trained = learners(
+            objective, EDSR(scale=2, num_filters=4, num_res_blocks=1), gradient_average=world.gradient_average
+        )
         generator = torch.Generator().manual_seed(rank)
         for _ in range(2):
             lr, hr = torch.rand(2, 3, 16, 16, generator=generator), torch.rand(2, 3, 32, 32, generator=generator)
@@ -106,7 +111,11 @@ def test_an_infinite_gradient_in_one_process_is_one_in_all(tmp_path: Path) -> No
         network = nn.Conv2d(3, 3, 1)
         before = network.weight.detach().clone()
         learner = Learner(
-            network, partial(torch.optim.SGD, lr=1.0), None, skip_non_finite=True, together=world.gradient_average
+            network,
+            partial(torch.optim.SGD, lr=1.0),
+            None,
+            skip_non_finite=True,
+            gradient_average=world.gradient_average,
         )
         learner.backward(learner(torch.full((1, 3, 2, 2), float("inf") if rank else 1.0)).sum())
         learner.step()

@@ -29,7 +29,7 @@ from sr_runner.weights import read
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Checkpoints:
     """Some checkpoints of one store: all of it, or what a name means."""
 
     store: Store
@@ -43,15 +43,15 @@ class Shelf:
         return self.store.get(str(name), self.scratch)
 
 
-def _shelf(catalogue: Catalogue, wanted: str | None = None) -> Shelf:
+def _checkpoints(catalogue: Catalogue, wanted: str | None = None) -> Checkpoints:
     """The checkpoints that `wanted` names (see `runs.resolve`); those of the whole store without it."""
     if wanted is not None:
         found = find(wanted, catalogue)
-        return Shelf(found.store, found.names(), catalogue.scratch)
+        return Checkpoints(found.store, found.names(), catalogue.scratch)
     assert catalogue.store is not None
     if isinstance(catalogue.store, LocalStore) and not catalogue.store.root.is_dir():
         raise RequestError(f"{catalogue.store.url}: there is no such folder; expected one of checkpoints")
-    return Shelf(catalogue.store, names_in(catalogue.store), catalogue.scratch)
+    return Checkpoints(catalogue.store, names_in(catalogue.store), catalogue.scratch)
 
 
 Report = tuple[list[dict[str, Any]], list[str]]
@@ -79,13 +79,13 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
 def _ls(catalogue: Catalogue, options: Places, wanted: str | None = None) -> Report:
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
-    shelf = _shelf(catalogue, wanted)
-    for name in shelf.names:
+    checkpoints = _checkpoints(catalogue, wanted)
+    for name in checkpoints.names:
         row: dict[str, Any] = {"identity": name.identity, "attempt": name.attempt, "step": name.step}
         if not rows or (rows[-1]["identity"], rows[-1]["attempt"]) != (name.identity, name.attempt):
             lines.append(f"{name.identity}/{name.attempt}")
         try:
-            manifest = shelf.manifest(name)
+            manifest = checkpoints.manifest(name)
             size, age = sum(size for size, _ in manifest.files.values()), round(time.time() - manifest.created)
             row |= {"metrics": dict(manifest.metrics), "bytes": size, "age_seconds": age}
             quality = f"PSNR {row['metrics']['valid/psnr']:6.2f}" if "valid/psnr" in row["metrics"] else " " * 11
@@ -111,9 +111,9 @@ def _verify(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
         if each is not None and (file := Path(each).expanduser()).is_file():
             verify(each, partial(read, file))
             continue
-        shelf = _shelf(catalogue, each)
-        for name in shelf.names:
-            verify(str(name), lambda: format.load(shelf.folder(name), expected_step=name.step))  # noqa: B023
+        checkpoints = _checkpoints(catalogue, each)
+        for name in checkpoints.names:
+            verify(str(name), lambda: format.load(checkpoints.folder(name), expected_step=name.step))  # noqa: B023
     return rows, [f"{'ok     ' if row['ok'] else 'DAMAGED'}  {row['name']}  {row['reason']}" for row in rows]
 
 
@@ -156,11 +156,11 @@ def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Repo
 
 
 def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
-    shelf = _shelf(catalogue, wanted)
-    names, infos = {name.step: name for name in shelf.names}, []
+    checkpoints = _checkpoints(catalogue, wanted)
+    names, infos = {name.step: name for name in checkpoints.names}, []
     for step, name in names.items():
         try:
-            manifest = shelf.manifest(name)
+            manifest = checkpoints.manifest(name)
             infos.append(Info(step, manifest.created, manifest.metrics))
         except DamagedError as damage:
             sys.stderr.write(f"sr-ckpt: {name} is damaged ({damage}) and stays\n")
@@ -169,20 +169,20 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
     )
     gone = [names[step] for step in doomed(infos, policies(options))]
     for name in gone if options.delete else []:
-        shelf.store.delete(str(name))
+        checkpoints.store.delete(str(name))
     verb = "deleted" if options.delete else "would delete"
     rows = [{"name": str(name), "deleted": options.delete} for name in gone]
     return rows, [f"{verb} {name}" for name in gone] or ["nothing to delete"]
 
 
 def _copy(catalogue: Catalogue, options: Places, wanted: str, to: str) -> Report:
-    target, rows, shelf = store_at(to), [], _shelf(catalogue, wanted)
+    target, rows, checkpoints = store_at(to), [], _checkpoints(catalogue, wanted)
     if isinstance(target, LocalStore):
         check_writable(to, target.root)
     else:
         target.check()
-    for name in shelf.names:
-        folder = shelf.folder(name)
+    for name in checkpoints.names:
+        folder = checkpoints.folder(name)
         format.load(folder, expected_step=name.step)  # what is damaged is not spread
         target.put(str(name), [Blob.of_file(folder / file) for file in (*FILES, MANIFEST)])
         rows.append({"name": str(name), "to": target.url})
