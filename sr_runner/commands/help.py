@@ -41,7 +41,9 @@ Common commands
   sr-run                                         EDSR x2 on photographs that are already here, some minutes on a CPU
   sr-run model=wdsr_b scale=4 data=folder data.train=photos
   sr-run trainer.resume=true                     go on where the newest run of this config stopped
-  sr-run trainer.resume=RUN trainer.allow_changes=true optimizer.lr=1e-4     fork a run under other settings
+  sr-run trainer.resume=RUN                      go on with exactly that run, as it was started
+  sr-run trainer.resume=RUN trainer.steps=2000   make it longer
+  sr-run trainer.resume=RUN trainer.allow_changes=true optimizer.lr=1e-5 trainer.steps=2000     fork it
   sr-run -m model=edsr,wdsr_b optimizer.lr=1e-4,3e-4
   sr-run +experiment=edsr_x4 data=div2k          a paper's recipe
 Without a recipe, a run is experiment=quick: 800 steps, on whatever data. experiment=none takes the defaults below.
