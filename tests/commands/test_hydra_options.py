@@ -168,7 +168,7 @@ KEYS: dict[str, object] = {
     "hydra.sweep.dir": "swept", "hydra.sweep.subdir": "job ${hydra.job.num}", "hydra.job.chdir": True,
     "hydra.output_subdir": ".hydra", "hydra.job.name": "mine", "hydra.job.env_set": {"A": "b"},
     "hydra.job.env_copy": ["HOME"], "hydra.callbacks": {"mine": {"_target_": "hydra.experimental.callback.Callback"}},
-    "hydra.sweeper.params": {"seed": "many"}, "hydra/sweeper": "basic", "hydra/launcher": "submitit_local",
+    "hydra.sweeper.params": {"seed": "1,2"}, "hydra/sweeper": "basic", "hydra/launcher": "submitit_local",
     "hydra/job_logging": "default", "hydra/hydra_logging": "default",
 }  # fmt: skip
 
@@ -186,8 +186,11 @@ def test_the_table_of_keys_has_their_defaults_and_each_takes_another_value(ask: 
     assert [*defaults.pop("hydra.callbacks")] == [rows.pop("hydra.callbacks")[1].strip("`")]
     assert defaults == {key: yaml.safe_load(default.strip("`")) for key, (_, default, _) in rows.items()}
 
-    values = composed(*(f"{'' if '/' in key else '++'}{key}={value}".replace("'", "") for key, value in KEYS.items()))
+    in_file = ["hydra.mode", "hydra.sweeper.params"]  # own/swept.yaml
+    given = [f"{'' if '/' in key else '++'}{key}={value}" for key, value in KEYS.items() if key not in in_file]
+    values = composed("-cd", "own", "-cn", "swept", *(each.replace("'", "") for each in given))
     values["hydra.callbacks"].pop("masking")  # stays beside it
+    assert values["hydra.job.env_set"].pop("HOME") == os.environ["HOME"]  # by env_copy
     assert values == KEYS
 
 
