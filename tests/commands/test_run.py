@@ -289,7 +289,7 @@ def test_own_network_loss_and_optimizer_are_a_target_away(sr_run: SrRun, tmp_pat
         *tiny, "model._target_=mine.Net", "+model.width=12", "objective.loss._target_=mine.Charbonnier",
         "optimizer._target_=torch.optim.RMSprop", "tracker=none",
     )  # fmt: skip
-    assert "Identity" in done.stdout
+    assert "Identity net-x2-" in done.stdout and " net x2 " in done.stdout
 
 
 def nan_net(folder: Path, at_call: int) -> tuple[str, ...]:
