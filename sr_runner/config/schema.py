@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from numbers import Real
+from types import NoneType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -44,7 +46,7 @@ def check(config: DictConfig) -> None:
     untyped = OmegaConf.create(OmegaConf.to_container(config.copy(), resolve=False))
     given = flatten(OmegaConf.to_container(untyped, resolve=True))
     for key, value in flatten(plain).items():
-        _check_numbers(key, value)
+        _check_value(key, value)
         # OmegaConf takes any whole number for a boolean, and the words of YAML 1.1: `off`, `no`, `n`.
         if isinstance(value, bool) and str(given.get(key, value)).lower() not in ("true", "false"):
             raise RequestError(f"{key}={given[key]}: expected true or false")
@@ -55,23 +57,50 @@ def check(config: DictConfig) -> None:
         raise RequestError(f"data.scale={own}: expected {config.scale}, as scale={config.scale}; set scale instead")
     settings(config, "trainer", TrainerSettings)
     settings(config, "checkpoint", CheckpointSettings)
-    for key in ("optimizer.lr", "scheduler.max_lr"):
-        rate = OmegaConf.select(config, key)
-        is_number = isinstance(rate, Real) and not isinstance(rate, bool)
-        if rate is not None and not (is_number and 0 < float(rate) < float("inf")):
-            raise RequestError(f"{key}={rate}: expected a number above 0, such as 1e-4")
 
 
-def _check_numbers(key: str, value: Any) -> None:
+_ABOVE_0, _BELOW_1, _STEPS = math.ulp(0.0), math.nextafter(1.0, 0.0), 2**31
+_RATE = (_ABOVE_0, 1000, "a number above 0, such as 1e-4, and at most 1000")
+_SHARE = (0, _BELOW_1, "a number from 0 up to, but not including, 1")
+_DIVISOR = (_ABOVE_0, 1e9, "a number above 0 and at most 1e9")
+_RANGES = {
+    "optimizer.lr": _RATE,
+    "optimizer.weight_decay": (0, 100, "a number from 0 to 100"),
+    "optimizer.eps": (_ABOVE_0, 1, "a number above 0, such as 1e-8, and at most 1"),
+    "optimizer.betas": _SHARE,
+    "optimizer.momentum": _SHARE,
+    "optimizer.momentum_decay": _SHARE,
+    "optimizer.alpha": _SHARE,
+    "scheduler.max_lr": _RATE,
+    "scheduler.pct_start": (0, 1, "a number from 0 to 1"),
+    "scheduler.div_factor": _DIVISOR,
+    "scheduler.final_div_factor": _DIVISOR,
+    "scheduler.gamma": (_ABOVE_0, 10, "a number above 0 and at most 10"),
+    "scheduler.factor": (_ABOVE_0, 1, "a number above 0 and at most 1"),
+    "scheduler.total_iters": (0, _STEPS, f"0 to {_STEPS} steps"),
+    "scheduler.milestones": (1, _STEPS, f"steps, each from 1 to {_STEPS}"),
+}
+"""Least, most and the words for it, of keys whose classes are torch's, which check less or do not name the key. Of a
+list each number counts; those of `objective.discriminator_optimizer` are among them."""
+
+
+def _check_value(key: str, value: Any) -> None:
     for inner in value if isinstance(value, list) else ():
-        _check_numbers(key, inner)
+        _check_value(key, inner)
     if isinstance(value, dict):  # in a list
         for name, inner in flatten(value).items():
-            _check_numbers(f"{key}.{name}", inner)
+            _check_value(f"{key}.{name}", inner)
+    if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f]", value):
+        raise RequestError(f"{key}={value}: expected text without line ends and control characters")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise RequestError(f"{key}={value}: expected a number below 2^63")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RequestError(f"{key}={value}: expected a finite number")
+    if isinstance(value, float) and not abs(value) < 2.0**127:
+        raise RequestError(f"{key}={value}: expected a finite number below 2^127")
+    least, most, words = next((_RANGES[name] for name in _RANGES if key.endswith(name)), (None, None, ""))
+    if least is not None and not isinstance(value, list | NoneType):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (is_number and least <= value <= most):
+            raise RequestError(f"{key}={value}: expected {words}")
 
 
 def settings(config: DictConfig, group: str, kind: type[Any]) -> Any:

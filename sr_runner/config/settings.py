@@ -16,6 +16,8 @@ from sr_runner.errors import RequestError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCALES = (2, 3, 4, 8)
+LONGEST = 10**7
+"""Seconds or minutes of any time limit: some months."""
 
 
 def config_dir() -> Path:
@@ -95,7 +97,13 @@ class TrainerSettings:
         _check("trainer.pictures", self.pictures, self.pictures >= 0, "0 (none) or more")
         _check("trainer.precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         check_device("trainer.device", self.device)
-        _check("trainer.grace_seconds", grace, grace is None or grace > 0, "a number above 0, or null")
+        _check("trainer.accumulate", self.accumulate, self.accumulate <= 65536, "at most 65536")
+        _check(
+            "trainer.grace_seconds",
+            grace,
+            grace is None or 0 < grace <= LONGEST,
+            f"a number above 0 and at most {LONGEST}, or null",
+        )
         _check("trainer.grad_clip", clip, clip is None or clip > 0, "a number above 0, or null")
         _check("trainer.ema_decay", decay, decay is None or 0 < decay < 1, "a number between 0 and 1, or null")
 
@@ -124,7 +132,8 @@ class Retention:
             value = getattr(self, key)
             _check(f"{self.group}{key}", value, value is None or value >= least, f"a whole number of at least {least}")
         minutes, mode = self.keep_minutes, self.best_mode
-        _check(f"{self.group}keep_minutes", minutes, minutes is None or minutes > 0, "a number above 0, or null")
+        in_range = minutes is None or 0 < minutes <= LONGEST
+        _check(f"{self.group}keep_minutes", minutes, in_range, f"a number above 0 and at most {LONGEST}, or null")
         _check(f"{self.group}best_mode", mode, mode in ("max", "min"), "max or min")
 
 
@@ -165,7 +174,7 @@ class CheckpointSettings(Retention):
             _check(f"checkpoint.{key}", getattr(self, key), getattr(self, key) != "", "a path, or null")
         lease, rule = self.lease_seconds, self.init_rule
         _check("checkpoint.when_busy", self.when_busy, self.when_busy in ("wait", "replace"), "wait or replace")
-        _check("checkpoint.lease_seconds", lease, lease is None or lease >= 1, "1 or more, or null")
+        _check("checkpoint.lease_seconds", lease, lease is None or 1 <= lease <= LONGEST, f"1 to {LONGEST}, or null")
         _check("checkpoint.init_rule", rule, rule in ("strict", "body", "matching"), "one of strict, body, matching")
         by_name = self.init_options is None or isinstance(self.init_options, Mapping)
         expected = "arguments by name, such as {res_block_scaling: 0.1}"

@@ -28,8 +28,8 @@ def fraction(key: str, value: object) -> float:
 
 
 def patch_size(value: object, *, scale: int) -> int:
-    """`value` where it is a positive multiple of `scale`."""
-    patch = whole_number("data.patch_size", value, at_least=1)
+    """`value` where it is a positive multiple of `scale`, at most 4096: a network's memory grows with its square."""
+    patch = whole_number("data.patch_size", value, at_least=1, at_most=4096)
     if patch % scale:
         fitting = _multiples(patch, scale)
         raise RequestError(f"data.patch_size={patch} is not a multiple of scale={scale}; expected {fitting}.")

@@ -88,7 +88,7 @@ class PairData:
     ) -> None:
         self.scale = checks.whole_number("scale", scale, at_least=1)
         self.patch_size = checks.patch_size(patch_size, scale=scale)
-        self.batch_size = checks.whole_number("data.batch_size", batch_size, at_least=1)
+        self.batch_size = checks.whole_number("data.batch_size", batch_size, at_least=1, at_most=65536)
         checks.whole_number("data.preview", preview, at_least=0)
         self._seed = checks.whole_number("seed", seed, at_least=0, at_most=2**63 - 1)
         self._workers = checks.whole_number("data.workers", workers, at_least=0, at_most=1024)

@@ -23,8 +23,9 @@ class EDSR(Network):
         scale: 2, 3, 4 or 8.
         num_filters: channels of every hidden layer.
         num_res_blocks: residual blocks (two 3x3 convolutions each) of the body.
-        res_block_scaling: factor on the output of a block before it is added; below 1 it keeps wide ones stable.
-        rgb_range: see above.
+        res_block_scaling: factor on the output of a block before it is added, above 0 and at most 100; below 1 it keeps
+            wide ones stable.
+        rgb_range: see above; above 0 and at most 65535.
         initialization: of the weights before training, `torch` or `keras`: see `layers.conv2d`.
 
     Raises:
@@ -45,8 +46,8 @@ class EDSR(Network):
     ) -> None:
         super().__init__()
         self.keep(scale, initialization, num_filters=num_filters, num_res_blocks=num_res_blocks)
-        self.res_block_scaling = check_number("EDSR", "res_block_scaling", res_block_scaling)
-        self.rgb_range = check_number("EDSR", "rgb_range", rgb_range, above=0)
+        self.res_block_scaling = check_number("EDSR", "res_block_scaling", res_block_scaling, most=100)
+        self.rgb_range = check_number("EDSR", "rgb_range", rgb_range, most=65535)
         self.register_buffer("mean", mean_buffer(), persistent=False)
         self.mean: Tensor
         self.head = conv2d(3, num_filters, 3, initialization)

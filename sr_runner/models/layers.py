@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections import OrderedDict
 from typing import ClassVar
 
@@ -58,13 +57,10 @@ class Network(nn.Module):
         return {name: kept[name] for name in inspect.signature(type(self)).parameters if name in kept}
 
 
-def check_number(network: str, name: str, value: float, *, above: float | None = None) -> float:
-    """`value` as a float; refused where it is no finite number, or not above `above`."""
-    fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not fits or (above is not None and value <= above):
-        raise RequestError(
-            f"model.{name}={value!r}: expected a number{'' if above is None else f' above {above}'} for {network}"
-        )
+def check_number(network: str, name: str, value: float, *, most: float) -> float:
+    """`value` as a float; refused where it is no number above 0 and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise RequestError(f"model.{name}={value!r}: expected a number above 0 and at most {most} for {network}")
     return float(value)
 
 

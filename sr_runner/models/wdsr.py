@@ -61,7 +61,7 @@ class WDSR(Network):
         super().__init__()
         counts = {"num_res_blocks": num_res_blocks, "res_block_expansion": res_block_expansion}
         self.keep(scale, initialization, num_filters=num_filters, **counts)
-        self.res_block_scaling = check_number(self.TITLE, "res_block_scaling", res_block_scaling)
+        self.res_block_scaling = check_number(self.TITLE, "res_block_scaling", res_block_scaling, most=100)
         self.register_buffer("mean", mean_buffer(), persistent=False)
         self.mean: Tensor
         self.head = weight_norm_conv2d(3, num_filters, 3, initialization)

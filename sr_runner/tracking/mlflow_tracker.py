@@ -55,8 +55,9 @@ class MlflowTracker:
         outputs: str | Path = "outputs",
         system_metrics: bool = True,
     ) -> None:
-        if not experiment or not experiment.strip():
-            raise RequestError(f"tracker.experiment={experiment!r} is empty: give the MLflow experiment a name.")
+        for key, name in (("experiment", experiment), ("run_name", "run" if run_name is None else run_name)):
+            if not name or not name.strip():
+                raise RequestError(f"tracker.{key}={name!r} is empty: expected a name.")
         self._outputs = Path(outputs).absolute()
         self._uri = tracking_uri(uri, self._outputs)
         self._experiment = experiment

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sr_runner.checkpoint.format import Blob
 from sr_runner.checkpoint.stores.objects import ObjectStore
-from sr_runner.checkpoint.stores.requests import Requests
+from sr_runner.checkpoint.stores.requests import Requests, check_seconds
 from sr_runner.errors import RequestError
 from sr_runner.files import scratch_folder
 from sr_runner.masking import masked_text
@@ -57,7 +57,8 @@ class MlflowStore(ObjectStore):
         address = tracking_uri(uri, place)
         url = f"mlflow:{masked_text(address)}#{experiment}"
         server = Server(address, place / "artifacts")
-        self._artifacts = Artifacts(url, server, experiment, place, Requests(retry_seconds), wait_for_run)
+        wait = check_seconds("wait_for_run", wait_for_run)
+        self._artifacts = Artifacts(url, server, experiment, place, Requests(retry_seconds), wait)
         super().__init__(self._artifacts)
 
     def check(self) -> None:

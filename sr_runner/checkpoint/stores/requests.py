@@ -44,13 +44,18 @@ _JITTER = random.Random()
 """Its own: the global generator belongs to the run, and is part of its checkpoints."""
 
 
+def check_seconds(name: str, seconds: float) -> float:
+    """Raises `RequestError` unless they are 0 to 1e7 (some months)."""
+    if not 0 <= seconds <= 1e7:
+        raise RequestError(f"checkpoint.store.{name}={seconds}: expected 0 to 1e7 seconds")
+    return seconds
+
+
 class Requests:
     """Sends requests; one that fails is sent again, after longer and longer pauses, for `retry_seconds` seconds."""
 
     def __init__(self, retry_seconds: float):
-        if retry_seconds < 0:
-            raise RequestError(f"checkpoint.store.retry_seconds={retry_seconds}: expected 0 (no second try) or more")
-        self.retry_seconds = retry_seconds
+        self.retry_seconds = check_seconds("retry_seconds", retry_seconds)
 
     def send(self, what: str, request: Callable[[], Answer], *, once: bool = False) -> Answer:
         """The answer to `request`, which can be repeated without harm (and is not, with `once`).
