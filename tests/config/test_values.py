@@ -39,8 +39,8 @@ SENSIBLE = {
     "zero": {
         "seed", "data.seed", "data.workers", "data.valid_images", "data.preview", "trainer.pictures",
         "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.store.retry_seconds",
-        "checkpoint.store.wait_for_run", "optimizer.weight_decay", "optimizer.betas", "optimizer.momentum",
-        "optimizer.momentum_decay", "optimizer.alpha", "scheduler.total_iters", "scheduler.pct_start",
+        "checkpoint.store.wait_for_run", "optimizer.weight_decay", "optimizer.momentum",
+        "optimizer.momentum_decay", "optimizer.alpha", "scheduler.total_iters",
         "objective.adversarial_weight", "objective.content_weight", "objective.pixel_weight",
         "objective.gradient_penalty", "objective.vgg_seed", "data.valid_fraction",
     },
@@ -97,6 +97,8 @@ def answer(config: DictConfig, key: str, value: Any) -> str:
         return str(error)
     except OmegaConfBaseException as error:  # `compose` makes a sentence of it, which names the key
         return error.full_key or str(error)
+    except (ValueError, TypeError) as error:  # as in `build_parts`
+        return f"optimizer or scheduler: {error}" if group in ("optimizer", "scheduler") else repr(error)
     return ""
 
 
