@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import gc
 import os
 import random
 import shutil
@@ -259,6 +260,8 @@ def warm_up() -> None:
     for name, module in list(sys.modules.items()):
         if name != "__main__" and str(getattr(module, "__file__", "")).startswith(str(ROOT)):
             del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # or each fork copies all of it, when its own collector looks at it
 
 
 def found_by(mutant: Mutant, copy_of: Path, tests: list[str]) -> str:
