@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from sr_runner.data import FolderData, PairData, to_batch
+from sr_runner.data.crops import _check_room
 from sr_runner.data.degradations import Blur, Degradation, Noise, Resize
 from sr_runner.data.pairs import _Room
 from sr_runner.data.preview import preview
@@ -175,3 +176,11 @@ def test_large_images_are_decoded_one_at_a_time() -> None:
     with room.hold(60), room.hold(40):
         assert room._held == 100
     assert room._held == 0
+
+
+def test_a_device_without_room_for_the_images_is_named_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2_000_000_000, 8_000_000_000))
+    _check_room(2_000_000_000, torch.device("cuda"))
+    with pytest.raises(RequestError, match=r"data\.cache=device: the images need 2 GB and 2 GB are free on cuda"):
+        _check_room(2_000_000_001, torch.device("cuda"))
+    _check_room(10**18, torch.device("cpu"))
