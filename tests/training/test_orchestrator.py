@@ -185,6 +185,17 @@ def test_a_finished_run_that_is_extended_has_the_points_of_one_that_was_longer_f
     assert second.files(9)["model.safetensors"] == bench.files(9)["model.safetensors"]
 
 
+def test_a_resume_under_another_cadence_has_the_same_weights_and_other_running_means(
+    bench: Bench, second: Bench
+) -> None:
+    bench.make(steps=8, log_every=6, eval_every=6).train(bench.record())
+    second.make(steps=4, log_every=6, eval_every=6).train(second.record())
+    second.make(steps=8, log_every=5, eval_every=3).train(second.record(), second.newest())
+    mine, whole = second.files(8), bench.files(8)
+    assert mine["model.safetensors"] == whole["model.safetensors"]
+    assert mine["training.safetensors"] != whole["training.safetensors"]
+
+
 def test_a_checkpoint_is_committed_after_the_points_of_its_step_are_on_the_disk(bench: Bench) -> None:
     orchestrator = bench.make()
     commits: dict[int, list[str]] = {}
