@@ -117,7 +117,11 @@ def differences(
 
 
 def finish(args: list[str], log: Path) -> None:
-    code = spawn(args, log).wait(timeout=300)
+    process = spawn(args, log)
+    try:
+        code = process.wait(timeout=600)
+    finally:
+        process.kill()
     if code != 0:
         raise AssertionError(f"exit status {code}: {log.read_text()[-1500:]}")
 
