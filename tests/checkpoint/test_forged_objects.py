@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,6 @@ from sr_runner.runs.catalogue import Catalogue
 IDENTITY = "edsr-x2-0123456789ab"
 ATTEMPT = f"{IDENTITY}/a0001-00ff"
 NEWEST = f"{ATTEMPT}/step-00000002"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    made = S3Server(tmp_path_factory.mktemp("s3"))
-    try:
-        made.start()
-        made.make_bucket()
-        yield made
-    finally:
-        made.kill()
 
 
 class Bucket:
@@ -75,10 +63,12 @@ def state(step: int) -> TrainingState:
 
 
 @pytest.fixture
-def bucket(server: S3Server, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for key, value in server.environment().items():
+def bucket(
+    s3_server: S3Server, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Bucket:
+    for key, value in s3_server.environment().items():
         monkeypatch.setenv(key, value)
-    return Bucket(server, f"x{abs(hash(request.node.nodeid))}/checkpoints", tmp_path)
+    return Bucket(s3_server, f"x{abs(hash(request.node.nodeid))}/checkpoints", tmp_path)
 
 
 STEPS = (
