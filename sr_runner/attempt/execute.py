@@ -89,6 +89,7 @@ def execute(
             run = record(parts, chosen, folder, start, sweep)
 
             def made_again() -> None:
+                lock.hold_again(folder)
                 write_record(parts, chosen, folder, start)
                 log.warning(
                     "%s was deleted while this run works on it: its log and record are written anew, the pictures that "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import Lease
@@ -38,6 +39,11 @@ class AttemptLock(ExitStack):
         if store is not None and seconds is not None:
             lease = Lease(store, str(attempt), seconds, fresh=fresh, patience=lambda: self._stop.within(_PATIENCE) / 2)
             self._lease = self.enter_context(lease)
+
+    def hold_again(self, folder: Path) -> None:
+        """Somebody has deleted the run's folder, and with it the file that was locked."""
+        with suppress(Busy, OSError):
+            self.enter_context(file_lock(folder / LOCK, wait=False))
 
     def confirm(self) -> None:
         """Raises `RunError` where the attempt is another process's by now."""

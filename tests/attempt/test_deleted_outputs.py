@@ -33,7 +33,7 @@ def test_a_run_whose_outputs_are_deleted_says_so_and_goes_on(
     assert "600 of 600" in (tmp_path / "report").read_text()
 
     (folder,) = outputs.glob("runs/*/*")
-    assert {"run.json", "config.yaml", "starts.jsonl", "result.json", "images.csv"} <= {
+    assert {"run.lock", "run.json", "config.yaml", "starts.jsonl", "result.json", "images.csv"} <= {
         p.name for p in folder.iterdir()
     }
     log = (folder / "run.log").read_text().splitlines()

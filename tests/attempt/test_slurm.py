@@ -39,7 +39,7 @@ echo $$ >"$SLURM_FAKE/pid"; exec "$@" """,
 """As much of Slurm as submitit uses: a job is a script that runs here, again if it was requeued meanwhile."""
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 120) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 300) -> None:
     began = time.monotonic()
     while not condition():
         assert process.poll() is None and time.monotonic() - began < timeout
@@ -150,7 +150,7 @@ def test_jobs_of_submitits_local_executor_are_preempted_and_go_on(
     assert len(jobs) == 2
     for each in jobs:
         each.send_signal(signal.SIGUSR2)
-    assert process.wait(300) == 0
+    assert process.wait(600) == 0
     assert len(attempts(tmp_path / "outputs")) == 2
     assert_one_run_each_without_a_gap(tmp_path / "outputs", 2)
     sr_run(*sweep, "outputs=unbroken")
@@ -180,7 +180,7 @@ def test_submitits_slurm_job_asks_for_its_requeue_after_its_checkpoint(
         there = set(checkpoints(tmp_path / "outputs"))
         wait_for(lambda there=there: set(checkpoints(tmp_path / "outputs")) - there, process)
         os.kill(int((fake / "pid").read_text()), signal.SIGUSR2)
-    assert process.wait(300) == 0
+    assert process.wait(600) == 0
     assert (fake / "state").read_text() == "COMPLETED\n"
     assert len(attempts(tmp_path / "outputs")) == 1
     assert_one_run_each_without_a_gap(tmp_path / "outputs", 1)

@@ -76,6 +76,7 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a drive of Windows": (lambda: with_member("C:\\escaped.png"), r"'C:\\\\escaped\.png' points outside"),
     "a drive with slashes": (lambda: with_member("C:/escaped.png"), "'C:/escaped.png' points outside"),
     "a script": (lambda: with_member(f"{HR}/escaped.sh"), "does not belong"),
+    "an archive": (lambda: with_member(f"{HR}/again.zip", official(HR)), "does not belong"),
     "a hidden file": (lambda: with_member(f"{HR}/.hidden.png"), "does not belong"),
     "one name twice": (lambda: with_member("elsewhere/0001.png"), "'elsewhere/0001.png' does not belong"),
     "a name that no file can have": (lambda: with_member(f"{HR}/{'9' * 300}.png"), "9.png' does not belong"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -49,7 +50,7 @@ class StorageServer:
     def health(self) -> str:
         raise NotImplementedError
 
-    def start(self, seconds: float = 90) -> None:
+    def start(self, seconds: float = 180) -> None:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
@@ -57,13 +58,16 @@ class StorageServer:
             )  # fmt: skip
         until = time.monotonic() + seconds
         while not self._answers():
-            assert time.monotonic() < until and self.process.poll() is None, (self.folder / "server.log").read_text()
+            if time.monotonic() > until or self.process.poll() is not None:
+                self.kill()
+                raise AssertionError((self.folder / "server.log").read_text())
             time.sleep(0.1)
 
     def kill(self) -> None:
         """SIGKILL to all of it."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
