@@ -58,14 +58,15 @@ class Learner:
         make the gradients those of all processes of a run.
         """
         self.network = network
-        groups = parameter_groups(network, rules or {})
+        rules = {} if rules is None else rules
+        groups = parameter_groups(network, rules)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = optimizer(groups if rules else self.parameters)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise RequestError(
                 f"optimizer._target_ makes a {type(self.optimizer).__name__}: expected a torch.optim.Optimizer"
             )
-        check_settings(self.optimizer, rules or {})
+        check_settings(self.optimizer, rules)
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise RequestError(

@@ -12,12 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from sr_runner.attempt.build import build
-from sr_runner.config import schema
-from sr_runner.config.compose import composed
+from sr_runner.config.compose import _check_booleans, composed, parse
 from sr_runner.config.identity import flatten
 from sr_runner.config.schema import check
 from sr_runner.errors import RequestError
-from sr_runner.objectives.parameter_groups import parameter_groups
+from sr_runner.objectives import Learner
 
 OPTIONS = (
     "model=edsr optimizer=adam scheduler=cosine checkpoint=local",
@@ -81,6 +80,8 @@ def answer(config: DictConfig, key: str, value: Any) -> str:
     config, group = copy.deepcopy(config), key.partition(".")[0]
     OmegaConf.set_struct(config, False)
     try:
+        if isinstance(value, int):  # before OmegaConf makes a boolean of it
+            _check_booleans(parse([f"{key}={value}"]), config)
         OmegaConf.update(config, key, value, merge=False)
         check(config)
         network = torch.nn.Conv2d(3, 3, 3)
@@ -89,7 +90,7 @@ def answer(config: DictConfig, key: str, value: Any) -> str:
         elif group == "checkpoint":
             build(config.checkpoint.store, "checkpoint.store", root=config.checkpoint.root)
         elif group == "trainer":
-            parameter_groups(network, schema.settings(config, "trainer", schema.TrainerSettings).parameters or {})
+            Learner(network, torch.optim.Adam, None, rules=config.trainer.parameters)
         else:
             optimizer = build(config.optimizer, "optimizer", _partial_=True)(network.parameters())
             build(config.scheduler, "scheduler", _partial_=True)(optimizer)
