@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import environment
+from PIL import Image
+from support import ROOT, TINY, SrRun, environment
 
 import sr_runner
 from sr_runner.errors import RequestError
 from sr_runner.models import EDSR
+
+README = ROOT / "README.md"
 
 
 def test_an_image_is_enlarged_by_a_network_as_the_whole_image_would_be() -> None:
@@ -40,3 +44,19 @@ def test_the_parts_that_a_run_hangs_on_are_there_by_name_and_importing_sr_runner
         _ = sr_runner.Orchestra
     program = "import sys, sr_runner; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path).returncode == 0
+
+
+def test_the_lines_of_the_readme_go_from_a_picture_to_a_larger_one_and_its_psnr(
+    tmp_path: Path, photographs: Path, sr_run: SrRun
+) -> None:
+    sr_run(*TINY, "tracker=none")
+    (identity,) = (path.name for path in (tmp_path / "outputs" / "runs").iterdir())
+    (lines,) = (each for each in re.findall(r"(?s)```python\n(.*?)```", README.read_text()) if "sr_runner" in each)
+    (tmp_path / "photograph.png").write_bytes((photographs / "0.png").read_bytes())
+    program = lines.replace("edsr-x2-3f9a12c40b1e", identity)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert re.fullmatch(r"\d+\.\d\d dB\n", done.stdout)
+    with Image.open(tmp_path / "photograph.png") as hr, Image.open(tmp_path / "large.png") as sr:
+        assert sr.size == hr.size

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ _HYDRAS = {
 }  # fmt: skip
 """What Hydra takes beside the arguments of a class."""
 
+_OF_THE_RUN = ("scale", "seed", "outputs")
+
 EVALUATED = tuple(f"valid/{name}" for name in METRICS)
 """What a checkpoint knows of the evaluations."""
 _GROUPS = ("model", "objective", "optimizer", "scheduler", "data", "data/degradation", "tracker", "checkpoint")
@@ -55,7 +57,7 @@ def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any)
     Raises `RequestError` that names `key` and what is wrong: a class that is not there, an argument it does not take
     (with the nearest it does take), what its constructor objects to, or what the object lacks of the Protocol `kind`.
     """
-    _check_arguments(node, key)
+    _check_arguments(node, key, extra)
     try:
         part = hydra.utils.instantiate(node, **extra, _convert_="all")
     except Stopped:
@@ -92,8 +94,9 @@ def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
     return found
 
 
-def _check_arguments(node: DictConfig, key: str) -> None:
-    """Names and types of the arguments of `node`, and of the parts within, against the signature of its class."""
+def _check_arguments(node: DictConfig, key: str, extra: Collection[str] = ()) -> None:
+    """Names and types of the arguments of `node`, and of the parts within, against the signature of its class, which
+    is given `extra` as well."""
     target = _locate(node, key)
     hints, takes_any = signature(target)
     for name, hint in _HYDRAS.items():
@@ -108,6 +111,15 @@ def _check_arguments(node: DictConfig, key: str) -> None:
         _check_parts(node[name], f"{key}.{name}")
         if name in hints:
             _check_value(f"{key}.{name}", node[name], *hints[name])
+    if "_partial_" in extra or node.get("_partial_") or "_args_" in node:
+        return  # the rest comes later, or by its place
+    for name, (_, default) in hints.items():
+        if default is inspect.Parameter.empty and name not in node and name not in extra:
+            value = f"${{{name}}}" if name in _OF_THE_RUN else "VALUE"
+            raise RequestError(
+                f"{key}.{name} is missing, and {node._target_} has no default for it: expected +{key}.{name}={value}, "
+                f"or the line '{name}: {value}' in the option's file"
+            )
 
 
 def _check_value(key: str, given: Any, hint: Any, default: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_a_class_that_an_option_file_names_has_to_take_all_of_its_keys(build: Bu
         RequestError, match=r"model\.with=3: own_parts\.Net has no such argument\. Did you mean 'width'"
     ):
         build_parts(config, overrides)
+
+
+def test_an_argument_that_no_file_gives_is_named_with_the_line_that_would(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "own.yaml").write_text("_target_: own_parts.Net\nwidth: 4\n")
+    overrides = ["model=own", "tracker=none", f"hydra.searchpath=['file://{tmp_path / 'conf'}']"]
+    expected = re.escape(
+        "model.scale is missing, and own_parts.Net has no default for it: expected "
+        "+model.scale=${scale}, or the line 'scale: ${scale}' in the option's file"
+    )
+    with pytest.raises(RequestError, match=expected):
+        build_parts(composed(overrides)[0], overrides)
+    with pytest.raises(RequestError, match=r"own_parts has no 'Charbonier'\. Did you mean 'Charbonnier'"):
+        build("objective.loss._target_=own_parts.Charbonier")
 
 
 def test_a_class_that_takes_any_argument_gets_all_of_them(build: Build) -> None:
