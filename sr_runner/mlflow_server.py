@@ -145,7 +145,7 @@ class Server:
     def __init__(self, uri: str, artifacts: Path) -> None:
         self.uri = uri
         self._artifacts = artifacts
-        self._connected: tuple[int, MlflowClient] | None = None
+        self._connected: tuple[object, MlflowClient] | None = None
         self._repositories: dict[str, Any] = {}
 
     @property
@@ -256,9 +256,10 @@ class Server:
             self.ask(lambda client: client.restore_experiment(experiment.experiment_id))
 
     def _client(self) -> MlflowClient:
-        """A client of this process, since connections do not survive a fork; made under a lock of ours, since two that
-        make a database's tables at the same time break it."""
-        if self._connected is not None and self._connected[0] == os.getpid():
+        """A client of this process, since connections do not survive a fork, and of the SQLite file that is there now,
+        since one that was deleted can still be read; made under a lock of ours, since two that make a database's tables
+        at the same time break it."""
+        if self._connected is not None and self._connected[0] == self._place():
             return self._connected[1]
         from mlflow import MlflowClient
 
@@ -269,8 +270,14 @@ class Server:
             if database is not None and not (database.exists() and database.stat().st_size):
                 make_database(database, self._artifacts)
             client = MlflowClient(self.uri)
-        self._connected = os.getpid(), client
+            if database is not None and self._connected is not None:  # MLflow keeps them for the next client
+                client._tracking_client.store.engine.dispose(close=False)
+        self._connected = self._place(), client
         return client
+
+    def _place(self) -> object:
+        database = sqlite_file(self.uri)
+        return os.getpid(), database.stat().st_ino if database is not None and database.exists() else None
 
 
 def attempt_of(run_id: str, server: Server) -> str | None:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,6 +293,24 @@ def test_another_server_gets_the_whole_journal(house: House, empty_database: Pat
     house.writer.append(metrics_event(2, {"loss": 0.25}))
     house.deliver()
     assert house.history("loss") == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_database_that_is_deleted_meanwhile_gets_everything_anew(house: House, empty_database: Path) -> None:
+    from sr_runner.tracking.run_writer import RunGone
+
+    house.start()
+    house.writer.append(metrics_event(1, {"loss": 0.5}))
+    delivery = house.deliver()
+    (house.folder / "mlflow.db").unlink()
+    shutil.copyfile(empty_database, house.folder / "mlflow.db")
+    house.writer.append(metrics_event(2, {"loss": 0.25}))
+    with pytest.raises(RunGone):
+        delivery.work()
+    delivery.forget()
+    while delivery.work():
+        pass
+    with sqlite3.connect(house.folder / "mlflow.db") as database:
+        assert database.execute("select step, value from metrics order by step").fetchall() == [(1, 0.5), (2, 0.25)]
 
 
 def test_damaged_lines_are_said_and_passed_over(house: House) -> None:
