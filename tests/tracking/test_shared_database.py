@@ -28,6 +28,7 @@ def attempt_in(outputs: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_folders_of_outputs_on_one_database_keep_their_runs_apart(tmp_path: Path, image_cache: Path) -> None:
     database = tmp_path / "one.db"
 
@@ -41,7 +42,7 @@ def test_two_folders_of_outputs_on_one_database_keep_their_runs_apart(tmp_path: 
         ]
         return subprocess.run(
             command(*words, f"tracker.uri=sqlite:///{database}"), cwd=tmp_path, env=environment(),
-            capture_output=True, text=True, timeout=240, check=False,
+            capture_output=True, text=True, timeout=500, check=False,
         )  # fmt: skip
 
     for steps in (4, 6):
