@@ -327,6 +327,36 @@ def test_damaged_lines_are_said_and_passed_over(house: House) -> None:
     assert house.said == [f"a damaged line of journal.jsonl passed over (at byte {at}, its checksum does not fit)"]
 
 
+def test_damaged_lines_among_other_entries_than_metrics_are_passed_over(house: House) -> None:
+    house.start()
+    with (house.run_dir / JOURNAL).open("ab") as file:
+        file.write(b"damaged\n")
+    house.writer = JournalWriter(house.run_dir / JOURNAL)
+    house.writer.append({"event": "finish", "status": "FINISHED", "tags": {}})
+    house.deliver()
+    assert house.run.info.status == "FINISHED" and len(house.said) == 1 and "damaged line" in house.said[0]
+
+
+def test_nothing_is_set_aside_while_the_server_answers_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sr_runner.mlflow_server import Unreachable
+
+    def away(*_: object, **__: object) -> None:
+        raise Unreachable("away")
+
+    house.start()
+    house.writer.append(metrics_event(1, {"loss": 0.5}))
+    delivery = house.delivery()
+    assert delivery.work()
+    with monkeypatch.context() as patch:
+        for method in ("run", "_ask"):
+            patch.setattr(delivery._writer, method, away)
+        for _ in range(9):
+            with pytest.raises(Unreachable):
+                delivery.work()
+    assert read_json(house.run_dir / SENT)["left_over"] == []
+    assert delivery.work() and not delivery.work() and house.history("loss") == [(1, 0.5)]
+
+
 def test_lines_that_are_missing_are_said(house: House) -> None:
     house.start()
     at = house.writer.size
@@ -406,6 +436,8 @@ def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_agai
     assert house.client.get_run(parent_id).info.status == "FAILED"
     # Without its id the parent is found again by its tag.
     write_json(sweep / "sweep.json", {key: value for key, value in notes.items() if key != "parent_run_id"})
+    close_parent_run(server, sweep, "KILLED")
+    assert house.client.get_run(parent_id).info.status == "KILLED"
     job = House(house.folder / "3", house.uri)
     job.start(attempt="tiny/3", parent=parent)
     job.deliver()

@@ -217,3 +217,82 @@ def test_a_life_is_finished_by_the_word_that_follows_its_start(tmp_path: Path) -
     journal(tmp_path)
     start, finished = last_life(run_dir / JOURNAL)
     assert start is not None and not finished
+
+
+def test_a_run_that_is_gone_from_the_server_is_recorded_there_again(
+    tmp_path: Path, uri: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sr_runner.tracking.delivery import Delivery
+    from sr_runner.tracking.run_writer import RunGone
+
+    work, works = Delivery.work, []
+
+    def gone(delivery: Delivery) -> bool:
+        works.append(delivery._writer)
+        if len(works) == 2:
+            raise RunGone("r1")
+        return work(delivery)
+
+    monkeypatch.setattr(Delivery, "work", gone)
+    done, facts, said = sent(journal(tmp_path, FINISH), LifeLine(None, 60), uri)
+    assert done and works[2] is None and status(uri, facts["run_id"]) == "FINISHED"
+    assert said == ["run r1 is no longer in MLflow; it is recorded there again, from its start"]
+
+
+def test_an_end_that_the_server_does_not_take_is_left(
+    tmp_path: Path, uri: str, clock: Clock, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sr_runner.mlflow_server import Unreachable
+    from sr_runner.tracking.delivery import Delivery
+
+    def away(*_: object) -> None:
+        raise Unreachable("away")
+
+    monkeypatch.setattr(Delivery, "kill", away)
+    life = pipe[0]()
+    os.close(pipe[1])
+    done, facts, _ = sent(journal(tmp_path), life, uri)
+    assert not done and "done" not in facts
+
+
+def test_system_metrics_go_on_after_the_servers_last_step_and_end_with_the_training(
+    tmp_path: Path, uri: str, clock: Clock, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Path, int]] = []
+
+    class Metrics:
+        def __init__(self, path: Path, first_step: int) -> None:
+            made.append((path, first_step))
+            os.close(pipe[1])  # the training ends
+
+        def stop(self) -> None:
+            made.append((Path("stopped"), 0))
+
+    monkeypatch.setattr("sr_runner.tracking.system_metrics.SystemMetrics", Metrics)
+    run_dir = journal(tmp_path, metrics_event(8, {"system/cpu": 1.0}), FINISH)
+    assert Sender(run_dir, LifeLine(None, 60), io.StringIO(), system_metrics=True).run(uri) and made == []
+    assert Sender(run_dir, pipe[0](), io.StringIO(), system_metrics=True).run(uri)
+    assert made[0] == (run_dir / "system.jsonl", 9) and made[1][0] == Path("stopped")
+
+
+def test_a_machine_whose_load_cannot_be_measured_is_said_once(
+    tmp_path: Path, uri: str, clock: Clock, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ImportError("psutil is missing")
+
+    monkeypatch.setattr("sr_runner.tracking.system_metrics.SystemMetrics", missing)
+    reports = io.StringIO()
+    life = pipe[0]()
+    sender = Sender(journal(tmp_path, FINISH), life, reports, system_metrics=True)
+    wait, waits = life.wait, []
+
+    def waiting(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 4:
+            os.close(pipe[1])
+        wait(0)
+
+    life.wait = waiting  # type: ignore[method-assign]
+    assert sender.run(uri)
+    assert reports.getvalue().count("no system metrics: psutil is missing") == 1

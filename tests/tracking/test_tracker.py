@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -284,6 +285,53 @@ def test_the_id_of_an_earlier_life_is_known_before_the_server_answers(tmp_path: 
     assert start().run_id == "abc"
     assert start().ui_hint() == ("", f"{NOBODY}/#/experiments/3/runs/abc?workflowType=machine_learning")
     assert start("http://127.0.0.1:10").run_id is None
+
+
+def test_what_comes_after_the_end_or_before_the_start_is_not_recorded(tmp_path: Path, start: Start) -> None:
+    with pytest.raises(RuntimeError, match=r"start\(\) has not been called"):
+        MlflowTracker(uri=NOBODY, outputs=tmp_path).log(1, {"loss": 1.0})
+    tracker = start()
+    assert not tracker.finish("FINISHED", wait=0)
+    before = (tmp_path / JOURNAL).read_bytes()
+    tracker.log(1, {"loss": 1.0})
+    tracker.sync()
+    assert not tracker.finish("FAILED", wait=0) and (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_half_written_end_is_said_to_be_cut_off(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / JOURNAL).write_bytes(b"half a line")
+    start()
+    assert "the half written end of" in caplog.text and "11 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("experiment", ["", "  "])
+def test_an_experiment_needs_a_name(experiment: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"tracker\.experiment=.* is empty"):
+        MlflowTracker(uri=NOBODY, outputs=tmp_path, experiment=experiment)
+
+
+def test_a_parent_that_cannot_be_closed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = MlflowTracker(uri=NOBODY, outputs=tmp_path)
+    answers: list[Any] = [
+        subprocess.CompletedProcess([], 1, "", "first\nno answer\n"), subprocess.CompletedProcess([], 1, "", ""),
+        subprocess.TimeoutExpired("x", 1), OSError("x"), subprocess.CompletedProcess([], 0, "", ""),
+    ]  # fmt: skip
+
+    def run(*_: object, **__: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert [tracker.close_parent(tmp_path, "FAILED") for _ in range(5)] == [False, False, False, False, True]
+    assert [line.rpartition(": ")[2] for line in caplog.messages] == [
+        "no answer", "no reason given", "TimeoutExpired", "OSError",
+    ]  # fmt: skip
 
 
 def test_no_tracker_takes_every_call_and_imports_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -383,6 +384,67 @@ def test_where_there_is_no_terminal_the_log_says_the_step_the_loss_and_the_score
     lines = [line for line in caplog.messages if line.startswith("step ") and " of 4: " in line]
     assert [line.partition(" of ")[0] for line in lines] == [f"step {step}" for step in (1, 2, 3, 4)]
     assert all("loss 0." in line for line in lines) and "PSNR" in lines[2] and "PSNR" not in lines[0]
+
+
+def test_a_signal_while_the_last_checkpoint_is_waited_for_stops_the_run(bench: Bench) -> None:
+    orchestrator = bench.make(steps=2)
+    assert orchestrator.checkpoints is not None
+
+    def finish() -> bool:
+        orchestrator.stop.note(signal.SIGTERM)
+        return False
+
+    orchestrator.checkpoints.finish = finish  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        orchestrator.train(bench.record())
+    assert bench.newest().step == 2
+
+
+def test_checkpoints_that_fail_are_counted_at_their_steps(bench: Bench) -> None:
+    orchestrator, put = bench.make(), bench.store.put
+
+    def failing(name: str, files: Any) -> None:
+        if name.endswith("3"):
+            raise OSError("no room")
+        put(name, files)
+
+    bench.store.put = failing  # type: ignore[method-assign]
+    orchestrator.train(bench.record())
+    assert recorder(orchestrator).of("checkpoint/failures") == {3: 1.0}
+
+
+def test_a_network_that_the_other_run_did_not_have_starts_afresh_in_a_fork_and_is_refused_in_a_resume(
+    bench: Bench,
+) -> None:
+    bench.make(steps=1).train(bench.record())
+    for fork in (True, False):
+        other = bench.make(steps=2)
+        judge = nn.Conv2d(3, 1, 3)
+        before = judge.weight.detach().clone()
+        other.learners["judge"] = Learner(judge, partial(torch.optim.SGD, lr=1.0), None)
+        if fork:
+            other.restore(bench.newest(), fork=True)
+            assert other.step == 1 and torch.equal(judge.weight, before)
+        else:
+            with pytest.raises(RunError, match="does not fit"):
+                other.restore(bench.newest())
+
+
+def test_without_validation_images_a_run_has_no_scores_and_ends_well(bench: Bench) -> None:
+    orchestrator = bench.make(steps=2, eval_every=1)
+    orchestrator.validation._data = SimpleNamespace(valid=[], valid_all=[], scale=2)  # type: ignore[assignment]
+    result = orchestrator.train(bench.record())
+    assert result.step == 2 and result.metrics == {} and result.scores == () and result.best == {}
+    assert not orchestrator.validation.is_lacking(2)
+
+
+def test_a_picture_that_cannot_be_written_is_said_and_stops_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = bench.record()
+    (run.run_dir / "pictures").write_text("a file where the folder should be")
+    assert bench.make(steps=1, pictures=1).train(run).step == 1
+    assert "the picture of 0 at step 1 could not be written" in caplog.text
 
 
 def test_evaluate_scores_again_whenever_it_is_asked(bench: Bench) -> None:
