@@ -54,6 +54,7 @@ def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, t
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.params["optimizer.lr"] == "0.001" and run.data.params["model.num_filters"] == "8"
+    assert run.data.params["data.scale"] == "2" and not any("${" in value for value in run.data.params.values())
     assert run.data.tags["sr_run.status"] == "finished" and run.data.tags["sr_run.identity"] == folder.parent.name
     assert run.inputs.dataset_inputs[0].dataset.name == "sample"
     for key in ("train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait"):

@@ -24,7 +24,7 @@ from tracking_servers import wait_for
 
 import sr_runner.tracking as tracking
 from sr_runner.errors import RequestError
-from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord, Tracker
+from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord, SweepParent, Tracker
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, metrics_event, read_lines, write_json
 
 NOBODY = "http://127.0.0.1:9"
@@ -296,6 +296,20 @@ def test_what_comes_after_the_end_or_before_the_start_is_not_recorded(tmp_path: 
     tracker.log(1, {"loss": 1.0})
     tracker.sync()
     assert not tracker.finish("FAILED", wait=0) and (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_what_a_run_is_stands_in_the_first_line(tmp_path: Path, start: Start) -> None:
+    parent = SweepParent(tmp_path / "sweep", "the sweep")
+    dataset = {"name": "d", "digest": "5"}
+    for given, expected in (
+        ({"dataset": dataset, "parent": parent}, (dataset, {"folder": str(tmp_path / "sweep"), "name": "the sweep"})),
+        ({}, (None, None)),
+    ):
+        start(tags={"a": "b"}, resumed_at=7, **given).log(8, {"loss": 1.0})
+        event = [line.event for line in read_lines(tmp_path / JOURNAL) if line.kind == "start"][-1]
+        assert event is not None and (event.get("dataset"), event.get("parent")) == expected
+        assert (event["run_name"], event["resumed_at"], event["params"]) == ("tiny", 7, {"a": "1"})
+        assert event["tags"]["a"] == "b" and event["artifacts"] == str(tmp_path / "artifacts")
 
 
 def test_a_half_written_end_is_said_to_be_cut_off(

@@ -19,6 +19,7 @@ from sr_runner.checkpoint import CheckpointManager, LastN, LocalStore, TrainingS
 from sr_runner.checkpoint.reader import read
 from sr_runner.config.settings import TrainerSettings
 from sr_runner.data import FolderData
+from sr_runner.distributed.world import SingleProcess
 from sr_runner.errors import RunError
 from sr_runner.models import EDSR
 from sr_runner.objectives import Learner, PixelObjective
@@ -445,6 +446,40 @@ def test_a_picture_that_cannot_be_written_is_said_and_stops_nothing(
     (run.run_dir / "pictures").write_text("a file where the folder should be")
     assert bench.make(steps=1, pictures=1).train(run).step == 1
     assert "the picture of 0 at step 1 could not be written" in caplog.text
+
+
+def test_of_several_processes_the_main_one_scores_and_its_peers_know_of_it(bench: Bench) -> None:
+    told: list[Mapping[str, Any]] = []
+
+    class OneOfTwo(SingleProcess):
+        size = 2
+
+        def __init__(self, stop: StopSignal, is_main: bool):
+            super().__init__(stop)
+            self.is_main = is_main
+
+        def broadcast(self, tree: Mapping[str, Any] | None = None) -> dict[str, Any]:
+            if self.is_main:
+                assert tree is not None
+                told.append(tree)
+            return dict(told[-1])
+
+    evaluations = []
+    for is_main in (True, False):
+        orchestrator = bench.make()
+        orchestrator.world = OneOfTwo(orchestrator.stop, is_main)
+        evaluations.append(orchestrator.evaluate())
+        assert orchestrator.result().scores and orchestrator.validation.state() == told[0]
+    assert evaluations[0] is not None and evaluations[1] is None and len(told) == 1
+
+
+def test_a_loss_that_is_not_a_number_is_found_at_the_next_point_however_far_the_next_checkpoint_is(
+    bench: Bench,
+) -> None:
+    orchestrator = bench.make(loss=NanAt(2), log_every=3, eval_every=6)
+    with pytest.raises(RunError, match=r"the loss is nan at step 2 "):
+        orchestrator.train(bench.record())
+    assert orchestrator.step == 3 and recorder(orchestrator).points == []
 
 
 def test_evaluate_scores_again_whenever_it_is_asked(bench: Bench) -> None:
