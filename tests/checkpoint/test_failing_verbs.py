@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sr_runner.checkpoint import CheckpointManager, LastN, LocalStore, TrainingState
+from sr_runner.checkpoint.format import Blob
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.state import Origin
 from sr_runner.errors import RunError
@@ -92,6 +93,16 @@ def test_an_older_checkpoint_whose_manifest_is_damaged_is_thinned_out_like_other
     manager = make(keep=[LastN(1)])
     manager.save(state(2), wait=True)
     assert manager.steps() == [2]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        raise AWAY
+
+    with pytest.raises(OSError, match="unreachable"):
+        LocalStore(tmp_path).put(f"{ATTEMPT}/step-00000001", [Blob("a", chunks)])
+    assert list((tmp_path / ATTEMPT).iterdir()) == []
 
 
 def test_leftovers_that_cannot_be_removed_stop_nothing(

@@ -295,7 +295,7 @@ def test_what_comes_after_the_end_or_before_the_start_is_not_recorded(tmp_path: 
     before = (tmp_path / JOURNAL).read_bytes()
     tracker.log(1, {"loss": 1.0})
     tracker.sync()
-    assert not tracker.finish("FAILED", wait=0) and (tmp_path / JOURNAL).read_bytes() == before
+    assert tracker.finish("FAILED", wait=0) is False and (tmp_path / JOURNAL).read_bytes() == before
 
 
 def test_what_a_run_is_stands_in_the_first_line(tmp_path: Path, start: Start) -> None:

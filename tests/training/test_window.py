@@ -46,10 +46,10 @@ def test_rates_leave_out_the_time_of_an_evaluation(monkeypatch: pytest.MonkeyPat
     assert metrics["train/images_per_second"] == 2 * 8 / 4 and metrics["train/data_wait"] == 1 / 4
     made.clear()
     made.add({"loss": torch.tensor(1.0)})
-    now = 112.0
-    made.read_clock(7.0)
+    now = 110.5
+    made.read_clock(6.25)
     metrics = made.metrics(8)
-    assert metrics["train/images_per_second"] == 8 / 2 and metrics["train/data_wait"] == 1 / 2
+    assert metrics["train/images_per_second"] == 8 / 0.5 and metrics["train/data_wait"] == 1 / 2
 
 
 def test_a_window_goes_on_from_its_saved_state() -> None:
