@@ -97,7 +97,8 @@ def _run(args: list[str], stop: StopSignal) -> int:
     from sr_runner.attempt import logs
     from sr_runner.config.compose import CONFIG, Application, Request, normalised, refuse_sweep
 
-    logs.to_console() if is_main_process() else logs.to_nowhere()
+    if not (options.cfg or options.info):
+        logs.to_console() if is_main_process() else logs.to_nowhere()
     request = Request(
         normalised(options.overrides), options.config_name or CONFIG, options.config_path, options.config_dir
     )

@@ -239,7 +239,10 @@ def test_an_origin_that_cannot_be_read_is_an_empty_one(content: str | None, tmp_
 
 
 def test_an_origin_is_what_was_written(tmp_path: Path) -> None:
-    for origin in (Origin(facts={"a": 1}, attempt=ATTEMPT, parent="p", tracker={"run_id": "r"}), Origin(job="slurm 7")):
+    for origin in (
+        Origin(facts={"a": 1}, attempt=ATTEMPT, request={"overrides": ["a=1"]}, tracker={"run_id": "r"}),
+        Origin(job="slurm 7"),
+    ):
         (tmp_path / "state.json").write_text(json.dumps({**origin.tree(), "step": 3}))
         assert Origin.read(tmp_path) == origin
         assert ("job" in origin.tree()) == (origin.job is not None)

@@ -284,7 +284,7 @@ def test_run_dir_chdir_output_subdir_env_set_and_callbacks_do_what_hydra_says(as
 def test_a_callback_sees_that_a_run_failed_and_the_message_stays_one_sentence(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "recorder_of_failures.py").write_text(RECORDER)
     mine = ("+hydra.callbacks.mine._target_=recorder_of_failures.Recorder", "+hydra.callbacks.mine.to=callbacks.txt")
-    status, _, err = ask(*RUN, "trainer.resume=nosuchrun", *mine)
+    status, _, err = ask(*RUN, "checkpoint.init_from=nosuchrun", *mine)
     assert status == 2 and "no such run" in err and len(err.splitlines()) == 1
     assert "job_end FAILED" in (tmp_path / "callbacks.txt").read_text()
 

@@ -82,5 +82,7 @@ def test_the_json_holds_everything_and_is_strict() -> None:
 
 def test_the_ending_of_the_file_chooses_the_format() -> None:
     assert writer_for(Path("a/table.CSV")) is as_csv
-    with pytest.raises(RequestError, match=r"output=table\.xls: expected a name that ends in one of \.csv \.json \.md"):
+    with pytest.raises(
+        RequestError, match=r"output=table\.xls: expected the name of a file that ends in one of \.csv \.json \.md"
+    ):
         writer_for(Path("table.xls"))

@@ -43,8 +43,8 @@ def test_a_signal_in_the_second_of_three_jobs_keeps_its_checkpoint_and_the_same_
 
 
 def test_a_job_that_cannot_be_done_is_said_in_one_sentence(sr_run: SrRun, tmp_path: Path) -> None:
-    done = sr_run("-m", *TINY, "seed=0", "trainer.resume=nowhere-x2-000000000000", "tracker=none", code=1)
+    done = sr_run("-m", *TINY, "seed=0", "checkpoint.init_from=nowhere-x2-000000000000", "tracker=none", code=1)
     (log,) = tmp_path.glob("outputs/sweeps/*/0/job.log")
     for text in (done.stderr, log.read_text()):
-        assert text.count("trainer.resume=nowhere-x2-000000000000: ") == 1 and "Traceback" not in text, text
+        assert text.count("checkpoint.init_from=nowhere-x2-000000000000: ") == 1 and "Traceback" not in text, text
     assert "Error executing" not in done.stderr  # Hydra's line, a second message

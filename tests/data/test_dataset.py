@@ -270,7 +270,7 @@ def test_wrong_folders_are_refused(make: Make, photographs: Path, tmp_path: Path
         make(train=tmp_path / "photograhs")
     with refused("there is no such folder"):
         make(train="/nope/nope")
-    with refused(r"data\.train, a folder of HR images"):
+    with refused(r"data\.train=None: expected a folder of HR images"):
         make(train=None)
     (tmp_path / "notes.txt").touch()
     with refused("no image there"):

@@ -187,7 +187,7 @@ def test_keras_initialisation_is_glorot_with_zero_biases_and_slopes(name):
         (lambda: MSRResNet(scale=8), "scale=8: expected 2, 3 or 4 for MSRResNet"),
         (lambda: EDSR(scale=2, num_filters=0), "model.num_filters=0: expected a whole number from 1 to 8192 for EDSR"),
         (lambda: EDSR(scale=2, num_res_blocks=1.5), "model.num_res_blocks=1.5: expected a whole number"),
-        (lambda: EDSR(scale=2, rgb_range=0), "model.rgb_range=0: expected a number above 0 for EDSR"),
+        (lambda: EDSR(scale=2, rgb_range=0), "model.rgb_range=0: expected a number above 0 and at most 65535 for EDSR"),
         (lambda: EDSR(scale=2, res_block_scaling="a"), "model.res_block_scaling='a': expected a number"),
         (
             lambda: WDSRA(scale=2, num_res_blocks=1, res_block_expansion=-1),

@@ -19,7 +19,7 @@ def catalogue(tmp_path: Path) -> Catalogue:
 
 
 def begin(catalogue: Catalogue, attempt: Attempt, **facts: object) -> None:
-    files.begin(catalogue.folder(attempt), FACTS | facts, "", [], None)
+    files.begin(catalogue.folder(attempt), FACTS | facts, "", {})
 
 
 def test_attempts_are_numbered_on_from_the_newest_folder_or_checkpoint(catalogue: Catalogue) -> None:

@@ -60,7 +60,7 @@ def resumed(name: str, place: Path) -> float:
     """trainer.resume"""
     known = catalogue(place)
     parts = parts_of(place / "outputs", known.store, resume=name)
-    chosen = choose(parts, known, IDENTITY, FACTS, lambda attempt, fresh: None)
+    chosen = choose(parts, known, FACTS, lambda facts: IDENTITY, lambda attempt, fresh: None)
     assert chosen.state is not None
     return next(iter(chosen.state.model.values())).flatten()[0].item()
 
@@ -224,7 +224,7 @@ def test_a_weights_file_is_no_checkpoint_to_resume_or_to_look_into(
         (here / "edsr.pt").touch()
         with pytest.raises(RequestError, match=rf"trainer.resume={name}: a weights file; expected a run"):
             resumed(name, here)
-        assert ckpt.main(["verify", name]) == 2
+        assert ckpt.main(["diff", name, name]) == 2
         assert f"{name}: a weights file; expected a run or a checkpoint" in capsys.readouterr().err
 
 

@@ -379,7 +379,8 @@ def test_a_run_of_one_step_has_the_scores_of_all_images(bench: Bench) -> None:
 def test_where_there_is_no_terminal_the_log_says_the_step_the_loss_and_the_score(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sr_runner.training.progress._LINE_EVERY", 0.0)
+    for name in ("_FIRST_LINE", "_LINE_EVERY"):
+        monkeypatch.setattr(f"sr_runner.training.progress.{name}", 0.0)
     with caplog.at_level(logging.INFO):
         bench.make(steps=4, log_every=1, eval_every=2).train(bench.record())
     lines = [line for line in caplog.messages if line.startswith("step ") and " of 4: " in line]

@@ -114,12 +114,12 @@ class Artifacts:
     def peek(self, key: str, limit: int) -> bytes | None:
         attempt, folder, name = _split(key)
         for run in self._runs(attempt):
-            sizes = {file.path: file.file_size for file in self._list(run, folder)}
+            sizes = {file.path: file.file_size or 0 for file in self._list(run, folder)}
             if (size := sizes.get(f"{folder}/{name}")) is not None:
                 if size > limit:  # MLflow downloads files whole
                     return b""
                 with self._scratch() as scratch, suppress(FileNotFoundError):
-                    self._download(run, f"{folder}/{name}", scratch / name)
+                    self._download(run, f"{folder}/{name}", scratch / name, size)
                     return (scratch / name).read_bytes()[:limit]
         return None
 
@@ -194,6 +194,9 @@ class Artifacts:
     def _download(self, run: Run, path: str, file: Path, size: int | None = None) -> None:
         def download() -> None:
             file.unlink(missing_ok=True)
+            if size == 0:  # MLflow's client makes no file of an empty answer
+                file.touch()
+                return
             self._server.artifacts(run)._download_file(path, str(file))
             if size not in (None, file.stat().st_size):
                 raise OSError(f"{file.stat().st_size} bytes came instead of {size}")
