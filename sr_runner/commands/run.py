@@ -102,7 +102,8 @@ def _run(args: list[str], stop: StopSignal) -> int:
     request = Request(
         normalised(options.overrides), options.config_name or CONFIG, options.config_path, options.config_dir
     )
-    if not (options.hydra_help or options.shell_completion):
+    names_a_run = any(each.lstrip("+").startswith("trainer.resume=") for each in request.overrides)
+    if names_a_run and not (options.hydra_help or options.shell_completion):
         from sr_runner.attempt.base import with_recorded
 
         request = with_recorded(request)

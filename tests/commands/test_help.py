@@ -53,6 +53,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "hydra", "omegaconf", "numpy", "mlflow", "yaml"} & set(done.stderr.split())
 
 
+def test_printing_a_config_does_not_import_torch() -> None:
+    code = (
+        "import sys; from sr_runner.commands.run import main; main(['--cfg', 'job']); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, check=True)
+
+
 def test_a_folder_of_configs_adds_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for group, name, text in (("model", "mine", "# A network of mine\n"), ("experiment", "night", "trainer: {}\n")):
         (tmp_path / group).mkdir()
