@@ -74,7 +74,8 @@ def job_request() -> Request:
     written = OmegaConf.to_container(hydra.overrides)
     assert isinstance(written, dict)
     searched = [each for each in written["hydra"] if each.startswith(_SEARCH_PATH)]
-    places = {each.provider: str(each.path) for each in hydra.runtime.config_sources}
+    sources = hydra.runtime.config_sources
+    places = {each.provider: f"{'pkg://' * (each.schema == 'pkg')}{each.path}" for each in sources}
     own = places.get("main")
     return Request(
         [*searched, *written["task"]],

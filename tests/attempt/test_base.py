@@ -83,6 +83,7 @@ def test_options_that_were_changed_since_have_the_recorded_values() -> None:
         ("objective.loss._target_=torch.nn.MSELoss", "names code"),
         ("objective.loss={_target_: torch.nn.MSELoss}", "names code"),
         ("tracker.experiment=${oc.env:HOME}", "reads the environment"),
+        ("hydra.searchpath=[pkg://hydra]", "names code"),
     ],
 )
 def test_a_record_is_believed_neither_code_nor_the_environment_unless_they_are_asked_for_again(
