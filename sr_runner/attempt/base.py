@@ -81,7 +81,8 @@ class _Base:
                     f"{override.key_or_group}=... on this command line too"
                 )
         pinned = self._pinned(request, _lines(everything), catalogue.config(attempt), [*left_out, *own])
-        log.info("%s: upon what it was started with: %s", asked, " ".join([*_lines(base), *pinned]) or "no overrides")
+        before = " ".join([*_lines(base), *pinned]) or "no overrides"
+        log.info("%s was started with: %s. What is given now applies on top", asked, before)
         return Request(
             [*_lines(base), *pinned, *self.request.overrides],
             request.config_name, request.config_path, request.config_dir,

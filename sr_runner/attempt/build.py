@@ -287,7 +287,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     except Stopped:
         raise
     except (Exception, SystemExit) as error:
-        raise refusal("optimizer or scheduler", error) from error
+        raise refusal(f"{config.optimizer._target_} or {config.scheduler._target_}", error) from error
     tracker: Tracker = build(config.tracker, "tracker", Tracker) if world.is_main else NoTracker()
     store = build_store(config) if world.is_main else None
     return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep)

@@ -20,7 +20,7 @@ from sr_runner.attempt.logs import LogFile
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
 from sr_runner.attempt.record import record, start_of, write_record
-from sr_runner.attempt.report import Outcome, as_json, json_of, print_outcome, report_of
+from sr_runner.attempt.report import Outcome, Shown, as_json, json_of, print_outcome, report_of
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
 from sr_runner.config.compose import Request
@@ -53,9 +53,9 @@ def execute(
     sweep: SweepParent | None = None,
     *,
     command: str | None = None,
-    in_json: bool = False,
+    shown: Shown = "table",
 ) -> Outcome:
-    """Train (or go on with, or report) the run that `config` describes; print the outcome as a table, or `in_json`.
+    """Train (or go on with, or report) the run that `config` describes; print the outcome as `shown` says.
 
     `request` is what `config` was composed from, `command` what was typed for it.
 
@@ -116,9 +116,9 @@ def execute(
                 chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id,
             )  # fmt: skip
-            if in_json:
+            if shown == "json":
                 print_outcome(outcome, lambda: json_of(outcome))
-            else:
+            elif shown == "table":
                 seconds = time.perf_counter() - began
                 print_outcome(outcome, lambda: report_of(outcome, result, parts, choices, seconds))
     return outcome

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from sr_runner.attempt.build import Parts
 from sr_runner.errors import printable
@@ -18,6 +19,9 @@ from sr_runner.streams import ReaderGone, drop
 from sr_runner.training.result import Result
 
 log = logging.getLogger(__name__)
+
+Shown = Literal["table", "json", "nothing"]
+"""What a run that has finished prints."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ Common commands
   sr-run trainer.resume=RUN trainer.allow_changes=true optimizer.lr=1e-5 trainer.steps=2000     fork it
   sr-run -m model=edsr,wdsr_b optimizer.lr=1e-4,3e-4
   sr-run +experiment=edsr_x4 data=div2k          a paper's recipe
-Without a recipe, a run is experiment=quick: 800 steps, on whatever data. experiment=none takes the defaults below.
+Without a recipe, a run is experiment=quick: 800 steps, on any data set. experiment=none takes the defaults below.
 
 Groups
 {groups}
@@ -61,7 +61,7 @@ Common keys of the other groups; sr-run group=option --cfg job -p group prints a
 
 More
   sr-run ... --cfg job        print the composed config and exit
-  sr-run ... --json           print the outcome as JSON instead of the table
+  sr-run ... --json           print the outcome of a run or a sweep as JSON instead of the table
   sr-run --config-dir DIR     add your own configs: DIR/model/mine.yaml is model=mine
   sr-run --hydra-help         the options of Hydra itself
 Exit status: 0 finished, 2 the request was wrong, 1 it failed, 128+N stopped by signal N after a checkpoint.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from sr_runner.attempt.report import Shown
     from sr_runner.config.compose import Application
 
 _ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -121,26 +122,22 @@ def _run(args: list[str], stop: StopSignal) -> int:
             _show(app, name, options)
         else:
             if options.multirun or app.get_mode(name, overrides) == RunMode.MULTIRUN:
-                if options.json:
-                    raise RequestError(
-                        "--json: expected a single run; each job of a sweep leaves job-N.json in its folder"
-                    )
                 if is_distributed():
                     raise RequestError(
                         "-m: torchrun starts the processes of one run; start it once for each run of a sweep"
                     )
                 from sr_runner.commands.sweep import sweep
 
-                return sweep(app, name, overrides, stop)
+                return sweep(app, name, overrides, stop, in_json=options.json)
             refuse_sweep(overrides)
             command = shlex.join(["sr-run", *args])
-            app.run(name, lambda config: _job(config, stop, command, in_json=options.json), overrides)
+            app.run(name, lambda config: _job(config, stop, command, "json" if options.json else "table"), overrides)
     finally:
         GlobalHydra.instance().hydra = before
     return 0
 
 
-def _job(config: DictConfig, stop: StopSignal, command: str, *, in_json: bool) -> float | None:
+def _job(config: DictConfig, stop: StopSignal, command: str, shown: Shown) -> float | None:
     """What Hydra runs in the place that it has prepared."""
     from sr_runner.attempt.execute import execute, preview
     from sr_runner.config.compose import job_config, job_request
@@ -151,7 +148,7 @@ def _job(config: DictConfig, stop: StopSignal, command: str, *, in_json: bool) -
         if is_main_process():
             sys.stdout.write(f"{preview(config, request.overrides)}\n")
         return None
-    outcome = execute(config, choices, request, stop, command=command, in_json=in_json)
+    outcome = execute(config, choices, request, stop, command=command, shown=shown)
     return outcome.metrics.get("valid/psnr")
 
 
@@ -159,11 +156,13 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
     """Hydra's own options, and its parser. Raises `RequestError` for what none of them has a use for."""
     from hydra._internal.utils import get_args_parser
 
+    from sr_runner.config.hydra_keys import check_package
+
     def refuse(message: str) -> None:
         raise RequestError(message.removeprefix("argument "))
 
     parser = get_args_parser()
-    parser.add_argument("--json", action="store_true", help="Print the outcome of a run as JSON")
+    parser.add_argument("--json", action="store_true", help="Print the outcome of a run or a sweep as JSON")
     parser.allow_abbrev = False
     parser.error = refuse  # type: ignore[assignment, method-assign]
     options, unknown = parser.parse_known_intermixed_args(args)
@@ -180,7 +179,7 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
             raise RequestError(f"{'/'.join(action.option_strings)}: expected a value, not an empty one")
     if options.json and (options.cfg or options.info or options.shell_completion or options.hydra_help):
         raise RequestError(
-            "--json: expected a run, whose outcome it prints; --cfg, --info and the like print no outcome"
+            "--json: expected a run or a sweep, whose outcome it prints; --cfg, --info and the like print no outcome"
         )
     if sum(bool(getattr(options, name)) for name in _ONE_OF) > 1:
         raise RequestError("only one of --run, --multirun, --cfg, --info and --shell-completion can be asked for")
@@ -197,7 +196,9 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
         )
     for name in ("config_path", "config_dir"):
         folder = getattr(options, name)
-        if folder is not None and not folder.startswith("pkg://"):
+        if folder is not None and folder.startswith("pkg://"):
+            check_package(f"--{name.replace('_', '-')} ", folder.removeprefix("pkg://"))
+        elif folder is not None:
             if not Path(folder).is_dir():
                 raise RequestError(f"--{name.replace('_', '-')} {folder}: there is no such folder")
             setattr(options, name, str(Path(folder).absolute()))
@@ -213,11 +214,19 @@ def _show(app: Application, name: str, options: Namespace) -> None:
     if options.info:
         app.show_info(options.info, name, options.overrides)
         return
-    package = None if options.package == "_global_" else options.package
-    if package and OmegaConf.select(app.get_sanitized_cfg(whole, options.cfg), package) is None:
-        raise RequestError(f"--package {package}: there is no such key in --cfg {options.cfg}")
-    with app.explained(name, options.overrides):
-        app.show_cfg(name, options.overrides, options.cfg, package, options.resolve)
+    shown = app.get_sanitized_cfg(whole, options.cfg)
+    if options.package not in (None, "_global_"):
+        shown = OmegaConf.select(shown, options.package)
+        if shown is None:
+            raise RequestError(f"--package {options.package}: there is no such key in --cfg {options.cfg}")
+    if not OmegaConf.is_config(shown):
+        sys.stdout.write(f"{shown}\n")
+        return
+    if options.resolve:
+        with app.explained(name, options.overrides):
+            OmegaConf.resolve(shown)
+    header = f"# @package {options.package}\n" if options.package not in (None, "_global_") else ""
+    sys.stdout.write(header + OmegaConf.to_yaml(shown))
 
 
 def _complete(app: Application, name: str, arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sr_runner.attempt import logs
 from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
+from sr_runner.attempt.report import Shown
 from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, folder_named, own_folder, read_file, write_file
@@ -50,8 +52,10 @@ class Job:
     error: str = ""
 
 
-def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSignal) -> int:
+def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSignal, *, in_json: bool = False) -> int:
     """Run the jobs that `overrides` and `hydra.sweeper.params` describe, by Hydra's sweeper and launcher.
+
+    Prints how they ended as a table; `in_json` as a list of `Job`s, and nothing else.
 
     The exit status is 1 where a job failed. Raises `RequestError`, before any job starts, for a value that does not
     compose, and `Stopped` after a signal, once the job has its checkpoint: no further job is started.
@@ -81,7 +85,11 @@ def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSi
     status: Status = "KILLED"
     try:
         try:
-            app.multirun(config_name, job, [*overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{quoted}'"])
+            app.multirun(
+                config_name,
+                partial(job, shown="nothing" if in_json else "table"),
+                [*overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{quoted}'"],
+            )
         except Exception as error:
             if not any(each.status == "failed" for each in _read_jobs(folder)):
                 if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -91,26 +99,26 @@ def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSi
         jobs = _read_jobs(folder)
         failed = any(each.status != "finished" for each in jobs)
         status = "FAILED" if failed else "FINISHED"
-        sys.stdout.write(_table(jobs, folder) + "\n")
+        sys.stdout.write((json.dumps(list(map(asdict, jobs)), indent=1) if in_json else _table(jobs, folder)) + "\n")
         return int(failed)
     finally:
         with stop.deferred():  # what came is being heeded, or there is nothing left to stop
             tracker.close_parent(folder, status, wait=_PARENT_WAIT if status != "KILLED" else _STOPPED_WAIT)
 
 
-def job(config: DictConfig) -> float | None:
+def job(config: DictConfig, shown: Shown = "table") -> float | None:
     """One job of a sweep; its validation PSNR is what a sweeper optimises."""
     hydra = HydraConfig.get()
     folder, number = Path(hydra.sweep.dir).absolute(), int(hydra.job.num)
     request = job_request()
-    shown = masked(list(request.overrides))
+    given = masked(list(request.overrides))
     learn(OmegaConf.to_container(config))
     stop = StopSignal().install()
     logs.to_console()
     path = own_folder(folder, Path(hydra.runtime.output_dir).absolute()) / "job.log"
 
     def ended(status: str, **result: Any) -> None:
-        record = Job(number, shown, status, log=str(path), **result)
+        record = Job(number, given, status, log=str(path), **result)
         write_file(folder / f"job-{number}.json", json.dumps(asdict(record), indent=1) + "\n")
 
     def failed(reason: str) -> None:
@@ -120,17 +128,17 @@ def job(config: DictConfig) -> float | None:
         try:
             _check_launcher(hydra.launcher)
             config, choices = job_config(config)
-            outcome = execute(config, choices, request, stop, SweepParent(folder, folder.name))
+            outcome = execute(config, choices, request, stop, SweepParent(folder, folder.name), shown=shown)
         except Stopped:
             ended("stopped")
             stop.hand_over()
             raise
         except (RequestError, RunError) as error:
-            log.error("job %s failed: %s", " ".join(shown), error)
+            log.error("job %s failed: %s", " ".join(given), error)
             failed(f"{error}")
             raise
         except Exception as error:
-            log.error("job %s failed", " ".join(shown), exc_info=True)
+            log.error("job %s failed", " ".join(given), exc_info=True)
             failed(f"{error!r}")
             raise
         finally:

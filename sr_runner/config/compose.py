@@ -19,6 +19,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
@@ -161,6 +162,8 @@ class Application(Hydra):
             group = override.key_or_group
             if not group:
                 raise RequestError(f"{override.input_line}: expected key=value")
+            if override.is_delete() and group == "hydra":
+                raise RequestError(f"{override.input_line}: expected hydra to stay; hydra.KEY=VALUE changes a key")
             if group == _SEARCH_PATH:
                 hydra_keys.check_search_path(override)
             if override.is_delete() or override.is_sweep_override() or not self._options(group):
@@ -177,7 +180,9 @@ class Application(Hydra):
 
     def _options(self, group: str) -> list[str]:
         # What several options of a group share stands in `_<name>.yaml`.
-        return sorted(name for name in self.config_loader.get_group_options(group) if not name.startswith("_"))
+        assert isinstance(self.config_loader, ConfigLoaderImpl)
+        found = self.config_loader.repository.get_group_options(group, ObjectType.CONFIG)
+        return sorted(name for name in found if not name.startswith("_"))
 
     def _no_such_option(self, group: str, option: str) -> str:
         options = self._options(group)
@@ -198,6 +203,9 @@ class Application(Hydra):
         if match := re.search(r"Could not find '([\w/.-]+)'", text):
             group, _, option = match[1].rpartition("/")
             return self._no_such_option(group, option)
+        if match := re.search(r"Multiple values for ([\w/]+)\.", text):
+            added = next((each for each in overrides if each.startswith(f"+{match[1]}=")), f"+{match[1]}")
+            return f"{added}: {match[1]} has an option already; expected {added[1:]}"
         key, kind = "", None
         cause: BaseException | None = error
         while cause is not None:
@@ -238,6 +246,9 @@ class Application(Hydra):
         names = ", ".join(s.rpartition(".")[2] for s in siblings)
         which = f" Keys of {parent}: {names}." if parent and siblings else ""
         top = "" if which or guess else " sr-run --help lists the groups and keys."
+        own = next((o.partition("=")[2] for o in overrides if o.startswith(f"{parent}._target_=")), None)
+        if own is not None:
+            top += f" If {own} takes it: +{given}."
         return f"{given or full}: there is no key {full}.{guess}{which}{top}"
 
     def _known_keys(self, config_name: str | None, overrides: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import EnumMeta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -34,9 +35,13 @@ def check(hydra: DictConfig, options: Callable[[str], list[str]]) -> None:
     verbose = OmegaConf.to_container(hydra.verbose) if OmegaConf.is_config(hydra.verbose) else hydra.verbose
     if not types.fits(verbose, bool | str | list[str]):
         raise RequestError(f"hydra.verbose={verbose}: expected true, false, or the names of loggers")
-    folder = hydra.output_subdir
-    if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
-        raise RequestError(f"hydra.output_subdir={folder}: expected the name of a folder in that of the job, or null")
+    places = {
+        "output_subdir": (hydra.output_subdir, "in that of the job, or null"),
+        "sweep.subdir": (hydra.sweep._get_node("subdir")._value(), "in that of the sweep"),
+    }
+    for key, (folder, where) in places.items():
+        if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+            raise RequestError(f"hydra.{key}={folder}: expected the name of a folder {where}")
 
 
 def check_search_path(override: Override) -> None:
@@ -44,10 +49,21 @@ def check_search_path(override: Override) -> None:
     value = override.value()
     for place in value if isinstance(value, list) else [value]:
         scheme, _, path = str(place).partition("://")
-        if scheme != "pkg" and not (scheme == "file" and Path(path).is_dir()):
+        if scheme == "pkg":
+            check_package("hydra.searchpath=", path)
+        elif not (scheme == "file" and Path(path).is_dir()):
             raise RequestError(
                 f"hydra.searchpath={place}: there is no such folder; expected file:///folder or pkg://package"
             )
+
+
+def check_package(given: str, name: str) -> None:
+    """Raises `RequestError` where the configs of package `name`, which `given` asks for, cannot be read."""
+    found = None
+    with suppress(Exception):  # whatever the packages around it raise
+        found = find_spec(name)
+    if found is None or found.submodule_search_locations is None:
+        raise RequestError(f"{given}pkg://{name}: there is no such package; expected one that can be imported")
 
 
 def expected(kind: Any, name: str) -> str:

@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import dataclass, field
 from numbers import Real
-from types import NoneType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -50,6 +49,7 @@ def check(config: DictConfig) -> None:
         # OmegaConf takes any whole number for a boolean, and the words of YAML 1.1: `off`, `no`, `n`.
         if isinstance(value, bool) and str(given.get(key, value)).lower() not in ("true", "false"):
             raise RequestError(f"{key}={given[key]}: expected true or false")
+    _check_ranges(plain)
     config = typed  # type: ignore[assignment]
     RunSettings(scale=config.scale, seed=config.seed, outputs=config.outputs)
     own = OmegaConf.select(config, "data.scale")
@@ -63,25 +63,49 @@ _ABOVE_0, _BELOW_1, _STEPS = math.ulp(0.0), math.nextafter(1.0, 0.0), 2**31
 _RATE = (_ABOVE_0, 1000, "a number above 0, such as 1e-4, and at most 1000")
 _SHARE = (0, _BELOW_1, "a number from 0 up to, but not including, 1")
 _DIVISOR = (_ABOVE_0, 1e9, "a number above 0 and at most 1e9")
-_RANGES = {
-    "optimizer.lr": _RATE,
-    "optimizer.weight_decay": (0, 100, "a number from 0 to 100"),
-    "optimizer.eps": (_ABOVE_0, 1, "a number above 0, such as 1e-8, and at most 1"),
-    "optimizer.betas": _SHARE,
-    "optimizer.momentum": _SHARE,
-    "optimizer.momentum_decay": _SHARE,
-    "optimizer.alpha": _SHARE,
-    "scheduler.max_lr": _RATE,
-    "scheduler.pct_start": (0, 1, "a number from 0 to 1"),
-    "scheduler.div_factor": _DIVISOR,
-    "scheduler.final_div_factor": _DIVISOR,
-    "scheduler.gamma": (_ABOVE_0, 10, "a number above 0 and at most 10"),
-    "scheduler.factor": (_ABOVE_0, 1, "a number above 0 and at most 1"),
-    "scheduler.total_iters": (0, _STEPS, f"0 to {_STEPS} steps"),
-    "scheduler.milestones": (1, _STEPS, f"steps, each from 1 to {_STEPS}"),
+_OPTIMIZER = {
+    "lr": _RATE,
+    "weight_decay": (0, 100, "a number from 0 to 100"),
+    "eps": (_ABOVE_0, 1, "a number above 0, such as 1e-8, and at most 1"),
+    "betas": _SHARE,
+    "momentum": _SHARE,
+    "momentum_decay": _SHARE,
+    "alpha": _SHARE,
 }
-"""Least, most and the words for it, of keys whose classes are torch's, which check less or do not name the key. Of a
-list each number counts; those of `objective.discriminator_optimizer` are among them."""
+_ANY = (0, 0, "")
+_RANGES: dict[str, dict[str, tuple[float, float, str]]] = {
+    **{f"torch.optim.{name}": _OPTIMIZER for name in ("Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")},
+    "torch.optim.lr_scheduler.ConstantLR": {
+        "factor": (_ABOVE_0, 1, "a number above 0 and at most 1"),
+        "total_iters": (0, _STEPS, f"0 to {_STEPS} steps"),
+    },
+    "torch.optim.lr_scheduler.OneCycleLR": {
+        "max_lr": _RATE,
+        "pct_start": (0, 1, "a number from 0 to 1"),
+        "div_factor": _DIVISOR,
+        "final_div_factor": _DIVISOR,
+    },
+    "torch.optim.lr_scheduler.MultiStepLR": {
+        "milestones": (1, _STEPS, f"steps, each from 1 to {_STEPS}"),
+        "gamma": (_ABOVE_0, 10, "a number above 0 and at most 10"),
+    },
+}
+"""Per class and argument: least, most, and the words for it. These classes are torch's, which check less or do not
+name the key; a class of one's own decides about its arguments itself. Of a list each number counts."""
+
+
+def _check_ranges(tree: Any, prefix: str = "") -> None:
+    """Of every part in `tree` that `_RANGES` knows, its arguments."""
+    ranges = _RANGES.get(str(tree.get("_target_")), {}) if isinstance(tree, dict) else {}
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        key = f"{prefix}{name}"
+        least, most, words = ranges.get(str(name), _ANY)
+        for number in value if isinstance(value, list) else [value]:
+            is_number = isinstance(number, Real) and not isinstance(number, bool)
+            if words and number is not None and not (is_number and least <= number <= most):
+                raise RequestError(f"{key}={number}: expected {words}")
+        if isinstance(value, dict | list):
+            _check_ranges(value, f"{key}.")
 
 
 def _check_value(key: str, value: Any) -> None:
@@ -96,11 +120,6 @@ def _check_value(key: str, value: Any) -> None:
         raise RequestError(f"{key}={value}: expected a number below 2^63")
     if isinstance(value, float) and not abs(value) < 2.0**127:
         raise RequestError(f"{key}={value}: expected a finite number below 2^127")
-    least, most, words = next((_RANGES[name] for name in _RANGES if key.endswith(name)), (None, None, ""))
-    if least is not None and not isinstance(value, list | NoneType):
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (is_number and least <= value <= most):
-            raise RequestError(f"{key}={value}: expected {words}")
 
 
 def settings(config: DictConfig, group: str, kind: type[Any]) -> Any:

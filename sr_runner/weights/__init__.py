@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sr_runner.weights.applying import apply
 from sr_runner.weights.digests import digest
-from sr_runner.weights.exporting import describe, export
+from sr_runner.weights.exporting import check_layout, describe, export
 from sr_runner.weights.loading import load_model, spandrel_network, vgg19_features
 from sr_runner.weights.reading import LoadedWeights, read
 from sr_runner.weights.sources import is_url, shown
@@ -16,6 +16,7 @@ from sr_runner.weights.sources import is_url, shown
 __all__ = [
     "LoadedWeights",
     "apply",
+    "check_layout",
     "describe",
     "digest",
     "export",

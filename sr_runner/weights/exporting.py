@@ -13,12 +13,13 @@ from torch import nn
 from sr_runner.errors import RequestError, check_choice
 from sr_runner.files import draft_of
 from sr_runner.models import SpandrelNetwork
-from sr_runner.weights import layouts
+from sr_runner.weights import layouts, shapes
 from sr_runner.weights.applying import hyperparameters_of, name_of, unwrap
 
 log = logging.getLogger(__name__)
 
-LAYOUTS = ("safetensors", "basicsr", "edsr-pytorch")
+LAYOUTS: dict[str, tuple[str, ...]] = {"safetensors": (), "basicsr": ("edsr", "msrresnet"), "edsr-pytorch": ("edsr",)}
+"""The networks of each layout; safetensors has any."""
 
 
 def describe(network: nn.Module) -> dict[str, str]:
@@ -34,6 +35,14 @@ def describe(network: nn.Module) -> dict[str, str]:
     return {"format": "pt", "sr_run": json.dumps(body)}
 
 
+def check_layout(layout: str, network: str | None, shown: str) -> None:
+    """Raises `RequestError` where `layout` is unknown or has no `network` (a name of `shapes.CLASSES`)."""
+    check_choice("layout", layout, LAYOUTS)
+    if (networks := LAYOUTS[layout]) and network not in networks:
+        names = " and ".join(shapes.CLASSES[name].__name__ for name in networks)
+        raise RequestError(f"layout={layout}: it has only {names}, not {shown}: use safetensors")
+
+
 def export(network: nn.Module, path: str | Path, layout: str = "safetensors") -> Path:
     """Write the network's weights to `path` in `layout`, at once or not at all; returns the path.
 
@@ -44,9 +53,9 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
     Raises:
         RequestError: the layout is unknown, has no such network, or the path cannot be written.
     """
-    check_choice("layout", layout, LAYOUTS)
     inner, path = unwrap(network), Path(path)
     name = name_of(inner)
+    check_layout(layout, name, type(inner).__name__)
     # Copies: safetensors refuses tensors that share memory (tied weights).
     state = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -54,15 +63,12 @@ def export(network: nn.Module, path: str | Path, layout: str = "safetensors") ->
     }
     content: object = state
     if layout != "safetensors":
-        if name != "edsr" and not (name == "msrresnet" and layout == "basicsr"):
-            networks = "EDSR and MSRResNet" if layout == "basicsr" else "EDSR"
-            raise RequestError(f"layout={layout}: it has only {networks}, not {type(inner).__name__}: use safetensors")
         if name == "edsr":
             if inner.res_block_scaling != 1:
                 log.warning("%s does not hold res_block_scaling: set res_scale=%g there", path, inner.res_block_scaling)
             state = layouts.rescale_range(state, float(inner.rgb_range), layouts.RGB_RANGE)  # type: ignore[arg-type]
         if layout == "basicsr":
-            content = {"params": layouts.basicsr(name, state, to_theirs=True)}
+            content = {"params": layouts.basicsr(str(name), state, to_theirs=True)}
         else:
             content = layouts.to_edsr_pytorch(state)
     try:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,24 +64,27 @@ def committed(folder: Path) -> int:
     return max((int(p.parent.name[5:]) for p in folder.glob("outputs/checkpoints/*/*/step-*/manifest.json")), default=0)
 
 
+@pytest.mark.parametrize(
+    ("end", "signum"),
+    [
+        (Terminal.close, signal.SIGHUP),
+        pytest.param(lambda run: run.type(b"\x1c"), signal.SIGQUIT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_terminal_that_is_closed_or_quits_stops_the_run_after_a_checkpoint_and_everything_in_mlflow(
-    tmp_path: Path, image_cache: Path
+    end: Callable[[Terminal], None], signum: int, tmp_path: Path, image_cache: Path
 ) -> None:
     """Both go to all processes of the terminal: to the one that brings the points to MLflow as well."""
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
-    before = 0
-    arguments = (*RUN, f"data.cache_dir={image_cache}", "trainer.resume=true")
-    for end, signum in ((Terminal.close, signal.SIGHUP), (lambda run: run.type(b"\x1c"), signal.SIGQUIT)):
-        run = Terminal(arguments, tmp_path)
-        wait_until(lambda at=before: committed(tmp_path) >= at + 20, "a checkpoint")
-        end(run)
-        assert run.wait() == 128 + signum, run.shown.decode()
-        (log,) = tmp_path.glob("outputs/runs/*/*/run.log")
-        assert f"stopping on signal {signum} at step {committed(tmp_path)}" in log.read_text()
-        (found,) = client.search_runs(["1"])
-        assert (found.info.status, found.data.tags["sr_run.status"]) == ("KILLED", "stopped")
-        assert b"Traceback" not in run.shown
-        before = committed(tmp_path)
+    run = Terminal((*RUN, f"data.cache_dir={image_cache}", "trainer.resume=true"), tmp_path)
+    wait_until(lambda: committed(tmp_path) >= 20, "a checkpoint")
+    end(run)
+    assert run.wait() == 128 + signum, run.shown.decode()
+    (log,) = tmp_path.glob("outputs/runs/*/*/run.log")
+    assert f"stopping on signal {signum} at step {committed(tmp_path)}" in log.read_text()
+    (found,) = client.search_runs(["1"])
+    assert (found.info.status, found.data.tags["sr_run.status"]) == ("KILLED", "stopped")
+    assert b"Traceback" not in run.shown
 
 
 def test_a_run_that_was_started_without_streams_is_one_like_any_other(tmp_path: Path, image_cache: Path) -> None:

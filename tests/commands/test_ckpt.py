@@ -14,6 +14,7 @@ from sr_runner.commands.arguments import parse
 from sr_runner.commands.ckpt import main
 from sr_runner.commands.options import Places
 from sr_runner.config.compose import composed
+from sr_runner.weights import export
 
 IDENTITY = "edsr-x2-0123456789ab"
 
@@ -75,6 +76,16 @@ def test_export_writes_a_file_that_other_readers_read(
     assert "exists already" in again
     run(capsys, "export", str(tmp_path / "w.safetensors"), str(tmp_path / "copy.safetensors"))
     assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["basicsr", "edsr-pytorch"])
+def test_a_network_of_ones_own_has_no_layout_of_other_projects(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = export(torch.nn.Conv2d(3, 3, 1), tmp_path / "own.safetensors")
+    said = run(capsys, "export", str(file), str(tmp_path / "own.pth"), f"layout={layout}", code=2)
+    assert f"layout={layout}: it has only EDSR" in said and "use safetensors" in said
+    assert not (tmp_path / "own.pth").exists()
 
 
 def test_prune_only_says_what_would_go_until_it_is_told_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,11 @@ def final_bytes(outputs: Path) -> list[bytes]:
 def test_with_json_the_outcome_is_one_document_instead_of_the_table(sr_run: SrRun, tmp_path: Path) -> None:
     outcome = json.loads(sr_run(*TINY, "tracker=none", "--json").stdout)
     assert outcome["step"] == 6 and Path(outcome["checkpoint"]).is_dir() and outcome["metrics"]["valid/psnr"] > 0
-    assert "--json: expected a single run" in sr_run(*TINY, "-m", "seed=0,1", "--json", code=2).stderr
+    jobs = json.loads(sr_run(*TINY, "tracker=none", "-m", "seed=0,1", "--json").stdout)
+    assert [(job["number"], job["status"], job["overrides"][-2]) for job in jobs] == [
+        (0, "finished", "seed=0"), (1, "finished", "seed=1"),
+    ]  # fmt: skip
+    assert jobs[0]["identity"] == outcome["identity"] and jobs[0]["psnr"] == outcome["metrics"]["valid/psnr"]
 
 
 def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, tmp_path: Path) -> None:

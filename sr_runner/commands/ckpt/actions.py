@@ -149,8 +149,9 @@ def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Repo
     if options.layout == "safetensors":
         write_file(file, model.read_bytes())
     else:
-        from sr_runner.weights import export, load_model
+        from sr_runner.weights import check_layout, export, load_model
 
+        check_layout(options.layout, read(model).network, f"{model.name} of {wanted}")
         export(load_model(model), file, options.layout)
     return [{"file": str(file)}], [f"wrote {file}"]
 
