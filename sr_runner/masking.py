@@ -273,7 +273,7 @@ def _values(text: str, pair: tuple[re.Pattern[str], re.Pattern[str]]) -> Iterato
     while found := keys.search(text, position):
         position = found.end()
         key = found["key"]
-        if is_secret(key) or (key == "key" and text[: found.start()].endswith(("?", "&"))):
+        if is_secret(key) or (key in ("key", "code") and text[: found.start()].endswith(("?", "&"))):
             given = whole.match(text, found.start())
             assert given, "a value may be empty"
             yield given.span("value")

@@ -181,6 +181,7 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ("postgresql://db/x?user=u&password=p&sslmode=on", "postgresql://db/x?user=u&password=*****&sslmode=on"),
         ("http://host:5000/a@b and mail@example.org", "http://host:5000/a@b and mail@example.org"),
         ("https://maps/x?key=AIzaSy&b=1", "https://maps/x?key=*****&b=1"),
+        ("https://f/x?a=1&code=AIzaSy&b=1 error code=5", "https://f/x?a=1&code=*****&b=1 error code=5"),
         ("x?odbc_connect=DRIVER%3Dx%3BPWD%3Dhunter2%3B&y=1", "x?odbc_connect=DRIVER%3Dx%3BPWD%3D*****&y=1"),
         ("{'Authorization': 'Bearer abc.def'}", "{'Authorization': *****}"),
         ("sent Authorization: Basic dXNlcjpw", "sent Authorization: Basic *****"),

@@ -47,7 +47,7 @@ from sr_runner.masking import masked
 CONFIG = "config"
 _MOST_CHECKED = 64
 _LONGEST_NAME = 200  # a file system has no room for longer ones
-_SEARCH_PATH = "hydra.searchpath"
+_SEARCH_PATH, _SWEPT = "hydra.searchpath", "hydra.sweeper.params."
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,10 @@ class Application(Hydra):
                 raise RequestError(f"{override.input_line}: expected key=value")
             if override.is_delete() and group == "hydra":
                 raise RequestError(f"{override.input_line}: expected hydra to stay; hydra.KEY=VALUE changes a key")
+            if f"{group}.".startswith(_SWEPT) and not (override.is_delete() or override.value() is None):
+                raise RequestError(
+                    f"{override.input_line}: expected in a config file; on the command line it is -m KEY=VALUE,VALUE"
+                )
             if group == _SEARCH_PATH:
                 hydra_keys.check_search_path(override)
             if override.is_delete() or override.is_sweep_override() or not self._options(group):
@@ -203,6 +207,8 @@ class Application(Hydra):
         if match := re.search(r"Could not find '([\w/.-]+)'", text):
             group, _, option = match[1].rpartition("/")
             return self._no_such_option(group, option)
+        if isinstance(error, KeyError) and any("hydra.job.env_copy" in each for each in overrides):
+            return f"hydra.job.env_copy: the environment has no variable {text}; expected the names of variables"
         if match := re.search(r"Multiple values for ([\w/]+)\.", text):
             added = next((each for each in overrides if each.startswith(f"+{match[1]}=")), f"+{match[1]}")
             return f"{added}: {match[1]} has an option already; expected {added[1:]}"

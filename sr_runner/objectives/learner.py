@@ -75,6 +75,12 @@ class Learner:
         if scheduler is not None:
             scheduler = with_own_peaks(scheduler, groups, self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
+        if scheduler is not None and not all(
+            hasattr(self.scheduler, name) for name in ("step", "state_dict", "load_state_dict")
+        ):
+            raise RequestError(
+                f"scheduler._target_ makes a {type(self.scheduler).__name__}: expected a torch.optim.lr_scheduler"
+            )
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite
         self._gradient_average = gradient_average(network) if gradient_average is not None else None

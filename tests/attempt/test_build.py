@@ -44,6 +44,10 @@ def not_a_network(scale):
     return "EDSR"
 
 
+def no_schedule(optimizer):
+    return None
+
+
 class Charbonnier(torch.nn.Module):
     def __init__(self, eps=1e-6):
         super().__init__()
@@ -278,6 +282,7 @@ def test_dropped_keys_are_no_part_of_the_identity_and_those_of_the_class_are(bui
         ("tracker._target_=own_parts.Charbonnier", "expected a sr_runner.tracking.tracker.Tracker"),
         ("checkpoint.store._target_=own_parts.Charbonnier", "own_parts.Charbonnier refuses this"),
         ("model._target_=own_parts.not_a_network", "makes a str: expected a torch.nn.Module"),
+        ("scheduler._target_=own_parts.no_schedule", "makes a NoneType: expected a torch.optim.lr_scheduler"),
         ("model._target_=own_parts.Picky", "model: own_parts.Picky refuses this: not at scale 2"),
         ("model._target_=own_parts.Nett", "own_parts has no 'Nett'. Did you mean 'Net'?"),
         ("model._target_=no.such.Net", "there is no module 'no' that can be imported"),
