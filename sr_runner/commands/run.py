@@ -93,10 +93,9 @@ def _run(args: list[str], stop: StopSignal) -> int:
         sys.path.insert(0, str(Path.cwd()))
     options, parser = _parse(args)
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
 
     from sr_runner.attempt import logs
-    from sr_runner.config.compose import CONFIG, Application, Request, normalised, refuse_sweep
+    from sr_runner.config.compose import CONFIG, Application, Request, normalised
 
     if not (options.cfg or options.info):
         logs.to_console() if is_main_process() else logs.to_nowhere()
@@ -121,7 +120,8 @@ def _run(args: list[str], stop: StopSignal) -> int:
         elif options.cfg or options.info:
             _show(app, name, options)
         else:
-            if options.multirun or app.get_mode(name, overrides) == RunMode.MULTIRUN:
+            composed = None if options.multirun else app.single_run(name, overrides)
+            if composed is None:
                 if is_distributed():
                     raise RequestError(
                         "-m: torchrun starts the processes of one run; start it once for each run of a sweep"
@@ -129,9 +129,9 @@ def _run(args: list[str], stop: StopSignal) -> int:
                 from sr_runner.commands.sweep import sweep
 
                 return sweep(app, name, overrides, stop, in_json=options.json)
-            refuse_sweep(overrides)
             command = shlex.join(["sr-run", *args])
-            app.run(name, lambda config: _job(config, stop, command, "json" if options.json else "table"), overrides)
+            shown: Shown = "json" if options.json else "table"
+            app.run_composed(composed, name, lambda config: _job(config, stop, command, shown))
     finally:
         GlobalHydra.instance().hydra = before
     return 0

@@ -133,14 +133,23 @@ class Application(Hydra):
         except Exception as error:
             raise RequestError(self._explain(error, config_name, overrides)) from error
 
-    def run(
-        self, config_name: str | None, task_function: TaskFunction, overrides: list[str], *_: Any, **__: Any
-    ) -> JobReturn:
+    def single_run(self, config_name: str | None, overrides: list[str]) -> DictConfig | None:
+        """The config of the one run that is asked for; None where a config asks for a sweep. Raises `RequestError`."""
+        try:
+            refuse_sweep(overrides)
+            whole = self.compose_config(config_name, overrides, RunMode.RUN)
+        except RequestError:
+            # A config of one's own may ask for a sweep, and sweep what is missing here.
+            if self.get_mode(config_name, overrides) is RunMode.MULTIRUN:
+                return None
+            raise
+        return None if whole.hydra.mode is RunMode.MULTIRUN else whole
+
+    def run_composed(self, config: DictConfig, config_name: str | None, task_function: TaskFunction) -> JobReturn:
         """Hydra's own steps; a folder that cannot be written is the request's fault."""
-        config = self.compose_config(config_name, overrides, RunMode.RUN)
         config.hydra.mode = RunMode.RUN
         folder_named("hydra.run.dir", config.hydra.run.dir)
-        with self.explained(config_name, overrides):
+        with self.explained(config_name, config.hydra.overrides.task):
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=config_name)
@@ -187,6 +196,13 @@ class Application(Hydra):
         assert isinstance(self.config_loader, ConfigLoaderImpl)
         found = self.config_loader.repository.get_group_options(group, ObjectType.CONFIG)
         return sorted(name for name in found if not name.startswith("_"))
+
+    def _groups(self, parent: str = "") -> Iterator[str]:
+        assert isinstance(self.config_loader, ConfigLoaderImpl)
+        for name in self.config_loader.repository.get_group_options(parent, ObjectType.GROUP):
+            group = f"{parent}/{name}".lstrip("/")
+            yield group
+            yield from self._groups(group)
 
     def _no_such_option(self, group: str, option: str) -> str:
         options = self._options(group)
@@ -259,7 +275,7 @@ class Application(Hydra):
 
     def _known_keys(self, config_name: str | None, overrides: Sequence[str]) -> list[str]:
         """The groups, and all keys of the config that the choices of groups among `overrides` compose."""
-        groups = list(self.list_all_config_groups())
+        groups = list(self._groups())
         choices = [override for override in overrides if override.partition("=")[0] in groups]
         try:
             whole = self.config_loader.load_configuration(config_name, choices, RunMode.RUN)
