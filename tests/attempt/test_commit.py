@@ -102,7 +102,7 @@ def check(root: Path, least: int) -> int:
     return restored.step
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["before", "after"])
 def test_a_kill_at_any_operation_of_a_commit_loses_no_committed_state(tmp_path: Path, after: bool) -> None:
     root = tmp_path / "store"
     for step in (1, 2, 3):

@@ -76,6 +76,7 @@ def test_the_identity_holds_what_a_vgg19_file_contains_and_not_its_place(tmp_pat
     assert str(tmp_path) not in str(facts)
 
 
+@pytest.mark.slow
 def test_a_wdsr_pre_trained_in_the_same_outputs_is_named_by_its_run_id(sr_run: SrRun, tmp_path: Path) -> None:
     sr_run(*TINY, "model=wdsr_b", "tracker=none")
     (identity,) = (tmp_path / "outputs" / "runs").iterdir()

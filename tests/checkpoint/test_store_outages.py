@@ -99,7 +99,7 @@ def killed_at_each_change(medium: Medium, act: Callable[[Store], object]) -> Ite
     raise AssertionError("it never came through")
 
 
-@pytest.mark.parametrize("kind", ["memory", "s3"])
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
 class TestKilledAtEachChange:
     def test_a_replacement_is_the_old_or_the_new_one_at_every_moment(
         self, kind: str, medium_of: Callable[[str], Medium], tmp_path: Path

@@ -147,7 +147,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, image_cache: Path, run_se
     return folder / "outputs"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "signum",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGUSR1))],
+)
 def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_same(
     signum: signal.Signals, sr_run: SrRun, run_server: RunServer, unbroken: Path, tmp_path: Path, image_cache: Path
 ) -> None:

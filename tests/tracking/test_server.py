@@ -28,6 +28,7 @@ def _log(run_dir: Path) -> str:
     return Path(f"{run_dir}.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_late_gets_everything_and_is_missed_once(server: TrackingServer, tmp_path: Path) -> None:
     server.kill()
     run_dir = tmp_path / "late"
