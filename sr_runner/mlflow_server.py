@@ -5,6 +5,7 @@ MLflow is imported by the first request and not before: the training process nev
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from sr_runner.errors import RequestError, nearest
 from sr_runner.files import check_writable, file_lock
@@ -84,12 +85,18 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.partition("://")[2].partition("?")[0][1:])
 
 
-def ui_hint(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> tuple[str, str]:
-    """The command that opens MLflow's UI on `uri` (empty where a server shows it by itself) and the page of the run.
+def ui_hint(uri: str, experiment_id: str | None = None, *run_ids: str | None) -> tuple[str, str]:
+    """The command that opens MLflow's UI on `uri` (empty where a server shows it by itself) and the page of the run, or
+    that which compares several.
 
     Without ids the page is the UI's first one.
     """
-    path = f"/#/experiments/{experiment_id}/runs/{run_id}{_TRAINING_VIEW}" if experiment_id and run_id else "/"
+    path, ids = "/", [run_id for run_id in run_ids if run_id]
+    if experiment_id and len(ids) == 1:
+        path = f"/#/experiments/{experiment_id}/runs/{ids[0]}{_TRAINING_VIEW}"
+    elif experiment_id and ids:
+        lists = (quote(json.dumps(each, separators=(",", ":"))) for each in (ids, [experiment_id]))
+        path = "/#/compare-runs?runs={}&experiments={}".format(*lists)
     if not is_database(uri):
         return "", masked_text(uri).replace(f"{MASK}@", "").rstrip("/") + path
     return f"mlflow ui --backend-store-uri {shlex.quote(masked_text(uri))}", f"http://127.0.0.1:5000{path}"

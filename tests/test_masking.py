@@ -20,7 +20,7 @@ from sr_runner import masking
 from sr_runner.config.compose import Masking
 from sr_runner.config.schema import as_yaml
 from sr_runner.masking import MASK, digested, is_secret, masked, masked_output, masked_text
-from sr_runner.tracking import MlflowTracker, RunRecord, mlflow_tracker
+from sr_runner.tracking import MlflowTracker, RunRecord, mlflow_tracker, sender_process
 
 ROOT = Path(__file__).parents[1]
 SECRET = "hunter2/correct+horse"
@@ -314,10 +314,11 @@ def test_the_tracker_writes_no_secret(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_command_line_of_the_sender_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def run(command: list[str], **others: object) -> None:
+    def start(command: list[str], **others: object) -> None:
         started.append(command)
         raise OSError
 
-    monkeypatch.setattr(mlflow_tracker.subprocess, "run", run)
-    assert not MlflowTracker(uri=f"http://me:{SECRET}@host").close_parent(tmp_path, "FAILED")
+    monkeypatch.setattr(sender_process.subprocess, "Popen", start)
+    tracker = MlflowTracker(uri=f"http://me:{SECRET}@host", outputs=tmp_path)
+    tracker.start(RunRecord(run_dir=tmp_path / "run", attempt="a/1", run_name="a", params={}))
     assert started and SECRET not in str(started)

@@ -19,8 +19,8 @@ from sr_runner.attempt.lock import AttemptLock
 from sr_runner.attempt.logs import LogFile
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
-from sr_runner.attempt.record import record, start_of, write_record
-from sr_runner.attempt.report import Outcome, Shown, as_json, json_of, print_outcome, report_of
+from sr_runner.attempt.record import SweepJob, record, start_of, write_record
+from sr_runner.attempt.report import Outcome, Shown, as_json, json_of, print_outcome, report_of, result_of
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
 from sr_runner.config.compose import Request
@@ -34,7 +34,7 @@ from sr_runner.masking import learn, masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
-from sr_runner.tracking import RunRecord, Status, SweepParent
+from sr_runner.tracking import RunRecord, Status, is_delivered
 from sr_runner.training.orchestrator import Orchestrator
 from sr_runner.training.result import Result
 
@@ -50,7 +50,7 @@ def execute(
     choices: dict[str, str],
     request: Request,
     stop: StopSignal,
-    sweep: SweepParent | None = None,
+    sweep: SweepJob | None = None,
     *,
     command: str | None = None,
     shown: Shown = "table",
@@ -82,11 +82,15 @@ def execute(
         identify = partial(identity_of, choices.get("model", "model"), config.scale)
         lock = AttemptLock(parts, catalogue, stop)
         with lock:
-            chosen = choose(parts, catalogue, facts, identify, lock.hold)
+            chosen = choose(parts, catalogue, facts, identify, lock.hold, in_sweep=sweep is not None)
             folder = catalogue.folder(chosen.attempt)
+            if sweep is not None and sweep.finished == str(chosen.attempt):
+                old = _finished(parts, chosen, folder)
+                if old is not None:
+                    return old
             run_log = lock.enter_context(logs.to_file(folder / files.LOG))
             start = start_of(request, command, chosen)
-            run = record(parts, chosen, folder, start, sweep)
+            run = record(parts, chosen, folder, start, choices, sweep)
 
             def made_again() -> None:
                 lock.hold_again(folder)
@@ -114,7 +118,7 @@ def execute(
                 raise
             outcome = Outcome(
                 chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
-                dict(result.metrics), parts.tracker.run_id,
+                dict(result.metrics), parts.tracker.run_id, result.gain,
             )  # fmt: skip
             if shown == "json":
                 print_outcome(outcome, lambda: json_of(outcome))
@@ -198,6 +202,19 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Cho
                 tracker.artifact(folder / name)
             wait = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else _FINISHED_WAIT
             tracker.finish(ended, {"sr_run.status": status}, wait=wait)
+
+
+def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:
+    """What a run that needs nothing more came to; None where it is not done, or not all of it recorded."""
+    result = result_of(folder)
+    is_done = chosen.state is not None and result is not None and result.step == parts.trainer.steps
+    if not is_done or result is None or not is_delivered(folder):
+        return None
+    attempt, metrics = chosen.attempt, dict(result.metrics)
+    checkpoint = _checkpoint(parts, chosen, result)
+    return Outcome(
+        attempt.identity, str(attempt), folder, checkpoint, result.step, metrics, None, result.gain, run_is_old=True
+    )
 
 
 def _say_how_to_go_on(manager: CheckpointManager, parts: Parts, chosen: Chosen, request: Request) -> None:

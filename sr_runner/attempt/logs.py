@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -23,8 +23,9 @@ class _ByLevel(logging.Formatter):
         return (_WARNING if record.levelno >= logging.WARNING else _SHORT).format(record)
 
 
-def to_console() -> None:
-    """Log to standard error, above a running progress bar. Calling it again changes nothing."""
+def to_console(only: Sequence[str] = ()) -> None:
+    """Log to standard error, above a running progress bar; with `only`, beside warnings no more than what these loggers
+    say. Calling it again changes no more than that."""
     mask_logs()
     root = logging.getLogger()
     logging.getLogger("sr_runner").setLevel(logging.INFO)
@@ -34,6 +35,9 @@ def to_console() -> None:
         handler.setFormatter(_ByLevel())
         handler.addFilter(lambda record: record.name != "py.warnings")  # those are for the file
         root.addHandler(handler)
+    for each in root.handlers if only else ():
+        if isinstance(each, BarSafeHandler):
+            each.addFilter(lambda record: record.levelno == logging.WARNING or record.name in only)
 
 
 def remember() -> None:

@@ -5,30 +5,39 @@ from __future__ import annotations
 import functools
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from sr_runner.attempt import scheduler
+from sr_runner.attempt import labels, scheduler
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
 from sr_runner.config.compose import Request
-from sr_runner.config.identity import flatten
 from sr_runner.files import write_file
 from sr_runner.masking import masked, masked_text
 from sr_runner.runs import folder as files
-from sr_runner.tracking import RunRecord, SweepParent
+from sr_runner.tracking import SWEEP_TAG, RunRecord
 from sr_runner.training.device import device_name
 
 _PACKAGE = Path(__file__).parent.parent
 _LONGEST_DIFF = 200_000  # bytes
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What a job knows of its sweep."""
+
+    folder: Path
+    keys: tuple[str, ...]
+    """What the sweep sweeps, in the order of its command line."""
+    finished: str = ""
+    """The run that this job was when it finished before; nothing is done again where it still is."""
 
 
 def start_of(request: Request, command: str | None, chosen: Chosen) -> dict[str, Any]:
@@ -56,14 +65,14 @@ def start_of(request: Request, command: str | None, chosen: Chosen) -> dict[str,
     return {key: value for key, value in start.items() if value not in (None, "")}
 
 
-def record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any], sweep: SweepParent | None) -> RunRecord:
+def record(
+    parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any], choices: Mapping[str, str],
+    sweep: SweepJob | None,
+) -> RunRecord:  # fmt: skip
     """Write the files of the run's folder that say what is started; return what the tracker records."""
     write_record(parts, chosen, folder, start)
-    plain = OmegaConf.to_container(parts.config, resolve=True)
-    # How this process was started is no property of the run: a resume would contradict what the first start recorded.
-    passing = ("trainer.resume", "trainer.allow_changes")
-    flat = flatten(masked(plain))
-    params = {key: str(value) for key, value in flat.items() if key not in passing}
+    overrides, swept = start["request"]["overrides"], sweep.keys if sweep is not None else ()
+    params = labels.params(parts.config, choices, chosen.facts, overrides, swept)
     tags = {
         "sr_run.identity": chosen.attempt.identity,
         "sr_run.host": platform.node(),
@@ -77,14 +86,18 @@ def record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any], sw
         tags["mlflow.source.git.commit"] = start["folder_commit"].partition("+")[0]
     if chosen.parent:
         tags["sr_run.forked_from"] = chosen.parent
+    if sweep is not None:
+        tags[SWEEP_TAG] = "_".join(sweep.folder.name.split())
+    tags["sr_run.parameters"] = str(sum(each.numel() for each in parts.model.parameters()))
+    tags["sr_run.steps"] = str(parts.trainer.steps)
     return RunRecord(
         run_dir=folder,
         attempt=str(chosen.attempt),
-        run_name=parts.config.tracker.get("run_name") or str(chosen.attempt.identity),
-        params=params,
+        run_name=labels.run_name(parts.config, choices, chosen.facts, overrides, swept),
+        params={key: str(value) for key, value in masked(params).items()},
         tags=tags,
         dataset=dict(parts.data.summary()) | {"digest": parts.data.fingerprint},
-        parent=sweep,
+        sweep=sweep.folder if sweep is not None else None,
     )
 
 

@@ -14,6 +14,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.errors import printable
 from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation
+from sr_runner.files import read_file
 from sr_runner.runs.folder import RESULT
 from sr_runner.streams import ReaderGone, drop
 from sr_runner.training.result import Result
@@ -39,6 +40,10 @@ class Outcome:
     """`valid/psnr` and so on, of the last evaluation."""
     run_id: str | None
     """MLflow's id of the run."""
+    gain: float | None = None
+    """The last evaluation's PSNR over that of bicubic, in dB."""
+    run_is_old: bool = False
+    """It had finished before: nothing was done."""
 
     @property
     def psnr(self) -> float:
@@ -49,6 +54,16 @@ def as_json(result: Result) -> str:
     content = dataclasses.asdict(result)
     content["images"] = content.pop("scores")
     return json.dumps(content, indent=1)
+
+
+def result_of(folder: Path) -> Result | None:
+    """The inverse of `as_json`, out of a run's folder; None where there is none that can be read."""
+    try:
+        content = json.loads(read_file(folder / RESULT))
+        scores, bicubic = (tuple(Score(**row) for row in content.pop(name)) for name in ("images", "bicubic"))
+        return Result(scores=scores, bicubic=bicubic, **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def print_outcome(outcome: Outcome, text: Callable[[], str]) -> None:

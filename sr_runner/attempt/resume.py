@@ -41,12 +41,15 @@ Identify = Callable[[Mapping[str, Any]], str]
 """The identity of a run that these facts determine."""
 
 
-def choose(parts: Parts, catalogue: Catalogue, facts: Mapping[str, Any], identify: Identify, hold: Hold) -> Chosen:
+def choose(
+    parts: Parts, catalogue: Catalogue, facts: Mapping[str, Any], identify: Identify, hold: Hold,
+    *, in_sweep: bool = False,
+) -> Chosen:  # fmt: skip
     """What `trainer.resume` means here. Raises `RequestError` where it cannot be had.
 
     The attempt is held before anything of it is restored: a checkpoint that its holder is deleting looks damaged.
     """
-    return _Choice(parts, catalogue, facts, identify, hold).made()
+    return _Choice(parts, catalogue, facts, identify, hold, in_sweep).made()
 
 
 def spool_of(parts: Parts) -> LocalStore | None:
@@ -66,6 +69,7 @@ class _Choice:
     facts: Mapping[str, Any]
     identify: Identify
     hold: Hold
+    in_sweep: bool
 
     def made(self) -> Chosen:
         wanted, store = self.parts.trainer.resume, self.parts.store
@@ -122,17 +126,21 @@ class _Choice:
                 hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
                 log.warning("%s has no checkpoint yet: it starts at step 0%s", attempt, hint)
             return Chosen(attempt, self.facts, state)
-        log.warning("nothing to resume for %s: starting a first attempt", identity)
+        # In a sweep that grows that is how things are, and others of its jobs are its near misses.
+        level = logging.INFO if self.in_sweep else logging.WARNING
+        log.log(level, "nothing to resume for %s: starting a first attempt", identity)
         for other, differing in self.catalogue.near_misses(self.facts, identity):
             keys = ", ".join(f"{key}={here} (there {there})" for key, (here, there) in differing.items())
             if self._is_stretched(differing):
-                log.warning(
+                log.log(
+                    level,
                     "  near miss: %s differs in %s (the schedule is stretched over trainer.steps, so the length "
                     "matters). trainer.resume=%s trainer.steps=%d makes that run longer",
                     other, keys, other, self.parts.trainer.steps,
                 )  # fmt: skip
             else:
-                log.warning(
+                log.log(
+                    level,
                     "  near miss: %s differs in %s. trainer.resume=%s trainer.allow_changes=true and what differs goes "
                     "on from it, as a fork", other, keys, other,
                 )  # fmt: skip

@@ -128,7 +128,7 @@ def _run(args: list[str], stop: StopSignal) -> int:
                     )
                 from sr_runner.commands.sweep import sweep
 
-                return sweep(app, name, overrides, stop, in_json=options.json)
+                return sweep(app, name, overrides, stop, args, in_json=options.json)
             command = shlex.join(["sr-run", *args])
             shown: Shown = "json" if options.json else "table"
             app.run_composed(composed, name, lambda config: _job(config, stop, command, shown))

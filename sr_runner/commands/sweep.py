@@ -1,61 +1,68 @@
-"""`sr-run -m`: the jobs of a sweep, how each ended, and their parent run."""
+"""`sr-run -m`: the jobs of a sweep, by Hydra's sweeper and launcher."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sr_runner.attempt import logs
+from sr_runner.attempt import labels, logs
 from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
-from sr_runner.attempt.report import Shown
-from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check
+from sr_runner.attempt.record import SweepJob
+from sr_runner.commands.sweep_board import Board, Job, SweepRun, planned, quoted, read_job, write_job
+from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import LinkError, folder_named, own_folder, read_file, write_file
+from sr_runner.files import LinkError, folder_named, own_folder
 from sr_runner.masking import learn, masked, masked_text
 from sr_runner.signals import Stopped, StopSignal
-from sr_runner.tracking import Status, SweepParent, Tracker
+from sr_runner.tracking import Status, Tracker
 
 log = logging.getLogger(__name__)
 
-_PARENT_WAIT, _STOPPED_WAIT = 120.0, 15.0
-"""Seconds to close the parent run: MLflow has to be imported for it. Who stops a sweep expects it to be gone soon."""
-_RECORDS = "job-*.json"
+_WAIT, _STOPPED_WAIT = 120.0, 15.0
+"""Seconds that the sweep's own run gets at the end. Who stops a sweep expects it to be gone soon."""
+_MOST_PLANNED = 10_000
 
 
 @dataclass(frozen=True)
-class Job:
-    """How one job of a sweep ended. Its record is `job-<number>.json` in the sweep's folder."""
+class Plan:
+    """What each job is told of the sweep, by whatever launches it."""
 
-    number: int
-    overrides: list[str]
-    status: str
-    """finished, failed or stopped."""
-    identity: str = ""
-    log: str = ""
-    psnr: float | None = None
-    error: str = ""
+    folder: Path
+    keys: tuple[str, ...]
+    process: int
+    """The sweep's own."""
+    resumes: bool
 
 
-def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSignal, *, in_json: bool = False) -> int:
+_boards: dict[Path, Board] = {}
+"""Of the sweeps that this process runs: their jobs are told of at once, and those of others at the next look."""
+
+
+def sweep(
+    app: Application, config_name: str, overrides: list[str], stop: StopSignal, words: Sequence[str],
+    *, in_json: bool = False,
+) -> int:  # fmt: skip
     """Run the jobs that `overrides` and `hydra.sweeper.params` describe, by Hydra's sweeper and launcher.
 
-    Prints how they ended as a table; `in_json` as a list of `Job`s, and nothing else.
+    Prints how they ended as a table; `in_json` as a list of `Job`s, and nothing else. `words` are the command line.
 
     The exit status is 1 where a job failed. Raises `RequestError`, before any job starts, for a value that does not
     compose, and `Stopped` after a signal, once the job has its checkpoint: no further job is started.
@@ -65,10 +72,12 @@ def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSi
     all_overrides = [*params, *overrides]
     checked = [app.compose_config(config_name, each, RunMode.RUN) for each in jobs_to_check(all_overrides)]
     HydraConfig.instance().set_config(checked[0])
-    config, _ = job_config(checked[0])
+    config, choices = job_config(checked[0])
     tracker: Tracker = build(config.tracker, "tracker")
+    swept = swept_values(all_overrides, _MOST_PLANNED)
+    resumes = config.trainer.resume is not False
     if not whole.hydra.sweep.dir:
-        folder = _folder(Path(config.outputs), all_overrides, resume=config.trainer.resume is not False)
+        folder = _folder(Path(config.outputs), all_overrides, list(swept), resume=resumes)
     else:
         folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
     try:
@@ -79,74 +88,98 @@ def sweep(app: Application, config_name: str, overrides: list[str], stop: StopSi
     for path in (folder / "multirun.yaml", *folder.glob(hydras), *folder.glob(f"{hydras}/*.yaml")):
         if path.is_symlink():
             raise LinkError(path)  # Hydra writes there, and follows links
-    for record in folder.glob(_RECORDS):  # of an earlier life of this sweep
-        record.unlink()
-    quoted = str(folder).replace("'", "\\'")
+    is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+    combinations = planned(swept) if is_grid and all(swept.values()) else ()
+    board = Board(
+        folder, list(swept), masked_text(quoted(words)), masked(combinations),
+        Path(config.outputs) / "runs", [key for key in swept if key in choices],
+    )  # fmt: skip
+    plan = Plan(folder, tuple(swept), os.getpid(), resumes)
+    constant = dict.fromkeys(each.key_or_group for each in parse(all_overrides) if each.key_or_group not in swept)
+    hydra = [
+        "hydra.mode=MULTIRUN", "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
+        "hydra.job.config.override_dirname.exclude_keys=[{}]".format(",".join(f"'{key}'" for key in constant)),
+    ]  # fmt: skip
+    run = SweepRun(tracker, board)
     status: Status = "KILLED"
+    _boards[folder] = board
+    board.begin()
+    run.start()
     try:
         try:
-            app.multirun(
-                config_name,
-                partial(job, shown="nothing" if in_json else "table"),
-                [*overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{quoted}'"],
-            )
+            app.multirun(config_name, partial(job, plan=plan), [*overrides, *hydra])
         except Exception as error:
-            if not any(each.status == "failed" for each in _read_jobs(folder)):
+            if not any(each.status == "failed" for each in board.jobs()):
                 if not isinstance(error, HydraException | OmegaConfBaseException):
                     raise
                 with app.explained(config_name, overrides):
                     raise
-        jobs = _read_jobs(folder)
-        failed = any(each.status != "finished" for each in jobs)
-        status = "FAILED" if failed else "FINISHED"
-        sys.stdout.write((json.dumps(list(map(asdict, jobs)), indent=1) if in_json else _table(jobs, folder)) + "\n")
-        return int(failed)
+        status = "FAILED" if any(each.status != "finished" for each in board.of_this_start()) else "FINISHED"
+        return int(status == "FAILED")
     finally:
         with stop.deferred():  # what came is being heeded, or there is nothing left to stop
-            tracker.close_parent(folder, status, wait=_PARENT_WAIT if status != "KILLED" else _STOPPED_WAIT)
+            del _boards[folder]
+            jobs = run.finish(status, wait=_WAIT if status != "KILLED" else _STOPPED_WAIT)
+            if any(each.status != "left" for each in jobs):
+                text = json.dumps(list(map(asdict, jobs)), indent=1) if in_json else board.table(jobs)
+                sys.stdout.write(text + ("" if in_json else _where(tracker, jobs, board.runs)) + "\n")
 
 
-def job(config: DictConfig, shown: Shown = "table") -> float | None:
+def job(config: DictConfig, plan: Plan) -> float | None:
     """One job of a sweep; its validation PSNR is what a sweeper optimises."""
     hydra = HydraConfig.get()
-    folder, number = Path(hydra.sweep.dir).absolute(), int(hydra.job.num)
-    request = job_request()
-    given = masked(list(request.overrides))
+    request, number = job_request(), int(hydra.job.num)
     learn(OmegaConf.to_container(config))
     stop = StopSignal().install()
-    logs.to_console()
-    path = own_folder(folder, Path(hydra.runtime.output_dir).absolute()) / "job.log"
+    logs.to_console(only=_SHOWN)
+    output = own_folder(plan.folder, Path(hydra.runtime.output_dir).absolute())
+    before, began = read_job(output), time.monotonic()
+    given = labels.given(request.overrides)
+    values = masked({key: given[key] for key in plan.keys if key in given})
+    name = " ".join(labels.short_names(values, hydra.runtime.choices).values()) or "job"
+    record = Job(number, name, values, masked(list(request.overrides)), "running", log=str(output / "job.log"))
+    done = before.run if before is not None and plan.resumes and before.status == "finished" else ""
+    board = _boards.get(plan.folder) if os.getpid() == plan.process else None
 
-    def ended(status: str, **result: Any) -> None:
-        record = Job(number, given, status, log=str(path), **result)
-        write_file(folder / f"job-{number}.json", json.dumps(asdict(record), indent=1) + "\n")
+    def tell(status: str, **result: Any) -> None:
+        now = replace(record, status=status, **result)
+        write_job(output, now)
+        if board is not None:
+            board.note(now)
 
     def failed(reason: str) -> None:
-        ended("failed", error=masked_text(re.sub(r"\s+", " ", reason)))
+        tell("failed", error=masked_text(re.sub(r"\s+", " ", reason)), seconds=time.monotonic() - began)
 
-    with logs.to_file(path):
+    with logs.to_file(output / "job.log"):
         try:
+            if not done:
+                tell("running")
             _check_launcher(hydra.launcher)
             config, choices = job_config(config)
-            outcome = execute(config, choices, request, stop, SweepParent(folder, folder.name), shown=shown)
+            outcome = execute(config, choices, request, stop, SweepJob(plan.folder, plan.keys, done), shown="nothing")
         except Stopped:
-            ended("stopped")
+            tell("stopped", seconds=time.monotonic() - began)
             stop.hand_over()
             raise
         except (RequestError, RunError) as error:
-            log.error("job %s failed: %s", " ".join(given), error)
+            log.info("%s failed: %s", name, error)
             failed(f"{error}")
             raise
         except Exception as error:
-            log.error("job %s failed", " ".join(given), exc_info=True)
+            log.info("%s failed", name, exc_info=True)  # the console has the reason only
             failed(f"{error!r}")
             raise
         finally:
             stop.uninstall()
+    seconds = before.seconds if before is not None and outcome.run_is_old else time.monotonic() - began
     psnr = outcome.metrics.get("valid/psnr")
-    ended("finished", identity=outcome.identity, psnr=psnr)
+    tell("finished", run=outcome.attempt, psnr=psnr, gain=outcome.gain, seconds=seconds)
     stop.raise_if_requested()  # it came too late for this job: the next one is not to start
     return psnr
+
+
+_SHOWN = ("sr_runner.commands.sweep_board", "sr_runner.training.progress")
+"""Whose messages a sweep shows beside warnings; all of a job's are in its log."""
 
 
 def _check_launcher(launcher: DictConfig) -> None:
@@ -158,38 +191,24 @@ def _check_launcher(launcher: DictConfig) -> None:
         )
 
 
-def _folder(outputs: Path, overrides: Sequence[str], *, resume: bool) -> Path:
-    """Where a sweep keeps its record: `sweeps/<time>-<hash of what it sweeps>`.
+def _folder(outputs: Path, overrides: Sequence[str], keys: Sequence[str], *, resume: bool) -> Path:
+    """Where a sweep keeps its record: `sweeps/<time>-<hash of what it sweeps and of what stays the same>`.
 
-    With `resume`, the newest folder of the same sweep, so that its jobs and its parent run go on.
+    With `resume`, the newest folder of the same sweep: it goes on, and may have grown by other values.
     """
-    what = sorted(o for o in overrides if not o.lstrip("+").startswith(("trainer.resume=", "hydra.", "hydra/")))
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+    others = ("trainer.resume", "hydra.", "hydra/", *(f"{key}=" for key in keys))
+    constant = [each for each in overrides if not each.lstrip("+~").startswith(others)]
+    digest = hashlib.sha256(json.dumps([sorted(keys), sorted(constant)]).encode()).hexdigest()[:8]
     earlier = sorted(path for path in (outputs / "sweeps").glob(f"*-{digest}") if not path.is_symlink())
     if resume and earlier:
         return earlier[-1]
     return outputs / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
 
 
-def _read_jobs(folder: Path) -> list[Job]:
-    """The jobs that have ended, in order."""
-    jobs = []
-    for path in folder.glob(_RECORDS):
-        try:
-            jobs.append(Job(**json.loads(read_file(path))))
-        except (OSError, ValueError, TypeError, RecursionError):
-            continue
-    return sorted(jobs, key=lambda job: job.number)
-
-
-def _table(jobs: Sequence[Job], sweep: Path) -> str:
-    """The table that ends a sweep."""
-    lines = [f"\nSweep {sweep}"]
-    for job in jobs:
-        result = f"PSNR {job.psnr:.2f} dB" if job.psnr is not None else job.error
-        lines.append(f"  {job.number:>3}  {job.status:<8}  {' '.join(job.overrides)}  {job.identity}  {result}")
-        if job.status == "failed" and job.log:
-            lines.append(f"       log: {job.log}")
-    done = sum(job.status == "finished" for job in jobs)
-    lines.append(f"{done} of {len(jobs)} jobs finished")
-    return "\n".join(lines)
+def _where(tracker: Tracker, jobs: Sequence[Job], runs: Path) -> str:
+    """Where the jobs are compared."""
+    hint = tracker.ui_hint([runs / each.run for each in jobs if each.run])
+    if hint is None:
+        return ""
+    command, address = hint
+    return f"\nCompare     {command}\n            then open {address}" if command else f"\nCompare     {address}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import shlex
@@ -94,6 +95,7 @@ class Application(Hydra):
 
     def __init__(self, config_path: str | None = None, extra_dir: str | None = None) -> None:
         configs.register_schema()
+        OmegaConf.register_new_resolver("folder_named", _as_folder, replace=True)
         version.setbase("1.3")
         search_path = create_config_search_path(config_path or str(config_dir()))
         if extra_dir is not None:
@@ -295,6 +297,12 @@ def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:
             raise RequestError(f"{override.input_line}: expected true or false")
 
 
+def _as_folder(text: str) -> str:
+    """The name of a folder for a job that sweeps `text`, another for each text."""
+    name = re.sub(r"[^\w.,=+-]", "_", str(text))[:_LONGEST_NAME] or "job"
+    return name if name == text else f"{name[:120]}-{hashlib.sha256(str(text).encode()).hexdigest()[:8]}"
+
+
 class Returned(JobReturn):
     """What Hydra learns of a job: where it failed, its error without a line of Hydra's, a second message."""
 
@@ -411,11 +419,22 @@ def jobs_to_check(overrides: Sequence[str]) -> Iterator[list[str]]:
     return itertools.islice(itertools.chain([first], others), _MOST_CHECKED)
 
 
-def _values(override: Override) -> list[str]:
+def swept_values(overrides: Sequence[str], most: int) -> dict[str, list[str]]:
+    """What is swept: per key its values, as a job is given them; none where they are not known beforehand, or more than
+    `most`."""
+    swept: dict[str, list[str]] = {}
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            found = [each.partition("=")[2].strip("'\"") for each in _values(override, most + 1)]
+            swept[override.key_or_group] = found if len(found) <= most else []
+    return swept
+
+
+def _values(override: Override, most: int = _MOST_CHECKED) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key = override.get_key_element()
     if not (override.is_discrete_sweep() and (override.is_choice_sweep() or override.is_range_sweep())):
         return []  # an interval: whoever samples it decides
     values: Iterator[str] = override.sweep_string_iterator()
-    return [f"{key}={value}" for value in itertools.islice(values, _MOST_CHECKED)]
+    return [f"{key}={value}" for value in itertools.islice(values, most)]

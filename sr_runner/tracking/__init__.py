@@ -6,7 +6,8 @@ process of its own (`sr_runner.tracking.sender`) brings the journal to the track
 
 from __future__ import annotations
 
+from sr_runner.tracking.journal import is_delivered, points
 from sr_runner.tracking.mlflow_tracker import MlflowTracker
-from sr_runner.tracking.tracker import NoTracker, RunRecord, Status, SweepParent, Tracker
+from sr_runner.tracking.tracker import SWEEP_TAG, NoTracker, RunRecord, Status, Tracker
 
-__all__ = ["MlflowTracker", "NoTracker", "RunRecord", "Status", "SweepParent", "Tracker"]
+__all__ = ["SWEEP_TAG", "MlflowTracker", "NoTracker", "RunRecord", "Status", "Tracker", "is_delivered", "points"]

@@ -17,11 +17,11 @@ from sr_runner.tracking.journal import (
     Line,
     crc_of,
     fits_journals,
+    read_json,
     read_lines,
     read_sent,
     write_json,
 )  # fmt: skip
-from sr_runner.tracking.parent_run import parent_run_id
 from sr_runner.tracking.run_writer import Report, RunWriter
 
 _MOST_METRICS = 1000
@@ -189,6 +189,8 @@ class Delivery:
                     writer.start(first, self._parent_id(first))
                 case "picture":
                     writer.picture(first)
+                case "tags":
+                    writer.tags(first["tags"])
                 case "artifact":
                     writer.artifact(first)
                 case "finish":
@@ -198,10 +200,13 @@ class Delivery:
             self._report(f"MLflow refuses {_name(first)}: {refusal}", level="warning")
 
     def _parent_id(self, start: dict[str, Any]) -> str | None:
-        parent = start.get("parent")
-        if parent is None:
+        """The id of the sweep's run, which the sweep's own sender makes."""
+        if start.get("below") is None:
             return None
-        return parent_run_id(self._server, self._experiment_id, Path(parent["folder"]), parent["name"], start["time"])
+        run_id = read_json(Path(start["below"]) / IDS).get("run_id")
+        if not isinstance(run_id, str):
+            raise Unreachable("the run of the sweep is not in MLflow yet")
+        return run_id
 
     def _answers(self) -> bool:
         assert self._writer is not None

@@ -4,6 +4,7 @@
     {"crc": "…", "at": 512, "time": …, "event": "metrics", "step": 10, "values": {"train/loss": 0.0413, …}}
     {"crc": "…", "at": 655, "time": …, "event": "picture", "step": 100, "key": "valid/chelsea", "file": "…png", …}
     {"crc": "…", "at": 840, "time": …, "event": "artifact", "file": "run.log"}
+    {"crc": "…", "at": 890, "time": …, "event": "tags", "tags": {…}}
     {"crc": "…", "at": 931, "time": …, "event": "finish", "status": "FINISHED", "tags": {…}}
 
 `crc` is the CRC-32 of what follows it in the line: a line that it does not fit, or that is no entry of a journal, is
@@ -183,6 +184,23 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[Line]:
             offset = line.end
 
 
+def points(run_dir: Path, key: str) -> list[tuple[int, float]]:
+    """The points of the metric `key` in the journal of `run_dir`, in order; none where there is no journal."""
+    events = (line.event for line in read_lines(run_dir / JOURNAL) if line.kind == "metrics")
+    found = {event["step"]: float(event["values"][key]) for event in events if event and key in event["values"]}
+    return sorted(found.items())
+
+
+def is_delivered(run_dir: Path) -> bool:
+    """Whether the server has all of the journal in `run_dir`; true where there is none."""
+    try:
+        size = (run_dir / JOURNAL).stat().st_size
+    except OSError:
+        return True
+    sent = read_sent(run_dir)
+    return bool(sent) and sent["sent"] == size and not sent["left_over"]
+
+
 def read_sent(run_dir: Path) -> dict[str, Any]:
     """The sender's notes in `journal.sent`; empty where they are missing or damaged."""
     notes = read_json(run_dir / SENT)
@@ -261,7 +279,7 @@ def _sealed(content: bytes, at: int) -> bytes:
 
 def _is_event(event: Mapping[str, Any]) -> bool:
     """Whether it has what its kind has to have. Raises ValueError, TypeError or OverflowError for what is no number."""
-    match {"dataset": None, "parent": None, **event}:
+    match {"dataset": None, "below": None, **event}:
         case {"event": "metrics", "step": int(), "values": dict(values)}:
             for value in values.values():
                 float(value)
@@ -270,12 +288,14 @@ def _is_event(event: Mapping[str, Any]) -> bool:
             return True
         case {"event": "artifact", "file": str()}:
             return True
+        case {"event": "tags", "tags": dict(tags)}:
+            return _are_texts(tags)
         case {"event": "finish", "status": "FINISHED" | "FAILED" | "KILLED", "tags": dict(tags)}:
             return _are_texts(tags)
         case {
             "event": "start", "attempt": str(), "experiment": str(), "run_name": str(), "resumed_at": int(),
             "run_id": str() | None, "artifacts": str(), "params": dict(params), "tags": dict(tags),
-            "dataset": None | {"name": str(), "digest": str()}, "parent": None | {"folder": str(), "name": str()},
+            "dataset": None | {"name": str(), "digest": str()}, "below": None | str(),
         }:  # fmt: skip
             return _are_texts(params) and _are_texts(tags)
     return False

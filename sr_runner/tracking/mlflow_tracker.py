@@ -5,11 +5,10 @@ from __future__ import annotations
 import getpass
 import logging
 import shlex
-import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from sr_runner.tracking.journal import (
     read_lines,
     read_sent,
 )
-from sr_runner.tracking.sender_process import SenderProcess, sender_command, sender_environment
+from sr_runner.tracking.sender_process import SenderProcess, sender_command
 from sr_runner.tracking.tracker import RunRecord, Status
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,8 @@ class MlflowTracker:
     `uri` is MLflow's tracking URI; without one `$MLFLOW_TRACKING_URI` counts, and without that the SQLite file
     `outputs/mlflow.db`, whose artifacts go to `outputs/artifacts`. `run_name` overrides the name the run brings.
     `system_metrics` adds the load of CPU, memory, disk, network and GPU every 10 s
-    (`$MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`). Raises `RequestError` for a URI that MLflow has no store for.
+    (`$MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`). `nested` puts the jobs of a sweep below the run that stands for it.
+    Raises `RequestError` for a URI that MLflow has no store for.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class MlflowTracker:
         run_name: str | None = None,
         outputs: str | Path = "outputs",
         system_metrics: bool = True,
+        nested: bool = False,
     ) -> None:
         for key, name in (("experiment", experiment), ("run_name", "run" if run_name is None else run_name)):
             if not name or not name.strip():
@@ -63,6 +64,7 @@ class MlflowTracker:
         self._experiment = experiment
         self._run_name = run_name
         self._system_metrics = system_metrics
+        self._nested = nested
         self._lock = threading.Lock()
         self._journal: JournalWriter | None = None
         self._sender: SenderProcess | None = None
@@ -77,29 +79,6 @@ class MlflowTracker:
     def run_id(self) -> str | None:
         run_id: str | None = self._fact("run_id")
         return run_id
-
-    def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
-        """Gives the parent run of the sweep in `folder` its end, by a process that imports MLflow.
-
-        True too where no job of the sweep ever reached the server; False comes with a warning.
-        """
-        try:
-            ended = subprocess.run(
-                sender_command("--close-sweep", status, str(folder.absolute())),
-                env=sender_environment(self._uri),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=wait,
-                text=True,
-                start_new_session=True,  # a signal to the terminal's processes is for this one
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            logger.warning("tracking: the sweep's parent run stays open: %s", type(error).__name__)
-            return False
-        if ended.returncode != 0:
-            reason = masked_text(ended.stdout + ended.stderr).strip().splitlines()
-            logger.warning("tracking: the sweep's parent run stays open: %s", (reason or ["no reason given"])[-1])
-        return ended.returncode == 0
 
     def attempt_of(self, run_id: str) -> str | None:
         """Asks the server; the one place where this process imports MLflow, before it trains."""
@@ -123,7 +102,8 @@ class MlflowTracker:
         self._ids = self._known_ids(run)
         self._append(self._start_event(run))
         self._take_up(run)
-        options = ["--system-metrics"] if self._system_metrics else []
+        computes = run.sweep != run.run_dir  # what stands for a sweep does not
+        options = ["--system-metrics"] if self._system_metrics and computes else []
         self._sender = SenderProcess(self._run_dir, self._uri, options)
         self._sender.start()
 
@@ -140,6 +120,10 @@ class MlflowTracker:
             if self._is_new(f"picture {key}", step):
                 name = {"step": step, "key": key, "file": self._relative(image), "id": str(uuid.uuid4())}
                 self._append({"event": "picture", **name})
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        with self._lock:
+            self._append({"event": "tags", "tags": masked(tags)})
 
     def artifact(self, path: Path) -> None:
         with self._lock:
@@ -184,8 +168,9 @@ class MlflowTracker:
             self._started().close()
         return self._delivered
 
-    def ui_hint(self) -> tuple[str, str]:
-        return ui_hint(self._uri, self._fact("experiment_id"), self.run_id)
+    def ui_hint(self, runs: Sequence[Path] = ()) -> tuple[str, str]:
+        ids: list[str | None] = [read_json(folder / IDS).get("run_id") for folder in runs]
+        return ui_hint(self._uri, self._fact("experiment_id"), *ids or [self.run_id])
 
     def _start_event(self, run: RunRecord) -> dict[str, Any]:
         event: dict[str, Any] = {
@@ -201,8 +186,8 @@ class MlflowTracker:
         }
         if run.dataset is not None:
             event["dataset"] = masked(run.dataset)
-        if run.parent is not None:
-            event["parent"] = {"folder": str(run.parent.folder.absolute()), "name": run.parent.name}
+        if run.sweep is not None and self._nested and run.sweep != run.run_dir:
+            event["below"] = str(run.sweep.absolute())
         return event
 
     def _open_journal(self) -> JournalWriter:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sr_runner.files import open_own, scratch_folder
 from sr_runner.mlflow_server import Refused, Server, Unreachable
+from sr_runner.tracking.tracker import SWEEP_TAG
 
 _PARAM_LENGTH, _TAG_LENGTH, _KEY_LENGTH, _DIGEST_LENGTH = 6000, 8000, 250, 36
 _NOT_IN_KEYS = re.compile(r"[^/\w.\- :]")
@@ -57,7 +58,11 @@ class RunWriter:
         run = self.run()
         self._ask("update_run", status="RUNNING")
         self._params(event["params"], run.data.params)
-        self.tags(event["tags"] | ({"mlflow.parentRunId": parent_id} if parent_id else {}))
+        tags = dict(event["tags"])
+        sweeps = run.data.tags.get(SWEEP_TAG, "").split()
+        if SWEEP_TAG in tags:  # a job of two sweeps is one of both
+            tags[SWEEP_TAG] = " ".join(dict.fromkeys([*sweeps, tags[SWEEP_TAG]]))
+        self.tags(tags | ({"mlflow.parentRunId": parent_id} if parent_id else {}))
         if event.get("dataset"):
             self._ask("log_inputs", datasets=[_dataset_input(event["dataset"])])
 

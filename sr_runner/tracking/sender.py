@@ -257,26 +257,13 @@ def _only_sender(run_dir: Path, life: LifeLine) -> Iterator[None]:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sr_runner.tracking.sender", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the run's folder, or the sweep's")
+    parser.add_argument("folder", type=Path, help="the run's folder")
     parser.add_argument("--deliver", action="store_true", help="send what is left of an ended run, and end")
     parser.add_argument("--system-metrics", action="store_true", help="measure the machine's load as well")
-    parser.add_argument("--close-sweep", metavar="STATUS", help="close the parent run of the sweep in the folder")
     arguments = parser.parse_args(argv)
     if arguments.deliver and not (arguments.folder / JOURNAL).is_file():
         parser.error(f"{arguments.folder}: expected the folder of a run, with {JOURNAL} in it")
     return arguments
-
-
-def _close_sweep(uri: str, arguments: argparse.Namespace) -> int:
-    from sr_runner.tracking.parent_run import close_parent_run
-
-    try:
-        server = Server(uri, arguments.folder / "artifacts")
-        close_parent_run(server, arguments.folder, arguments.close_sweep)
-    except (Unreachable, Refused) as fault:
-        print(f"{masked_text(uri)}: {fault}")
-        return 1
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -292,8 +279,6 @@ def main(argv: list[str] | None = None) -> int:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         raise SystemExit("set MLFLOW_TRACKING_URI to where the run is to be recorded")
-    if arguments.close_sweep:
-        return _close_sweep(uri, arguments)
     life = LifeLine(None, _DELIVER_SECONDS) if arguments.deliver else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)
     try:
         with _only_sender(folder, life):

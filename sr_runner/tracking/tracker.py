@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,14 +11,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words: FINISHED all steps done, FAILED by an error, KILLED by a signal."""
 
 
-@dataclass(frozen=True)
-class SweepParent:
-    """The sweep that a run is one job of. In MLflow it is a run too, and its jobs are nested below it."""
-
-    folder: Path
-    """The sweep's folder: `sweep.json` in it holds the MLflow id of the parent once there is one."""
-    name: str
-    """What the parent is called in MLflow."""
+SWEEP_TAG = "sr_run.sweep"
+"""On the jobs of a sweep and on the run that stands for it: the name of its folder. A job of two sweeps has both."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class RunRecord:
     """`<identity>/<attempt>`: unique. Everything recorded under one attempt is one run of the tracking server."""
     run_name: str
     params: Mapping[str, str]
-    """The whole config, flattened: `optimizer.lr` -> `0.0001`."""
+    """What runs are compared by: `optimizer.lr` -> `0.0001`."""
     tags: Mapping[str, str] = field(default_factory=dict)
     dataset: Mapping[str, Any] | None = None
     """What the run trains on: `name`, `source` and `digest`; every other key is kept as the data set's profile."""
@@ -39,7 +33,8 @@ class RunRecord:
     """The step that was restored from a checkpoint; 0 for a run that starts afresh."""
     state: Mapping[str, Any] | None = None
     """What `Tracker.state` gave when that checkpoint was written."""
-    parent: SweepParent | None = None
+    sweep: Path | None = None
+    """The folder of the sweep that the run is a job of; its own where it stands for the sweep."""
 
 
 class Tracker(Protocol):
@@ -77,14 +72,12 @@ class Tracker(Protocol):
     def attempt_of(self, run_id: str) -> str | None:
         """`<identity>/<attempt>` of the run with this id at the server; None where it has no such run."""
 
-    def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
-        """Closes the record of the sweep in `folder`, whose jobs have ended; False if `wait` seconds are too few.
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of the run, in the place of earlier ones of the same names."""
 
-        The only call that needs no `start`: the sweep's own process makes it.
-        """
-
-    def ui_hint(self) -> tuple[str, str] | None:
-        """The command that opens a viewer (may be empty) and the address of this run in it; None without a viewer."""
+    def ui_hint(self, runs: Sequence[Path] = ()) -> tuple[str, str] | None:
+        """The command that opens a viewer (may be empty) and the address of this run in it, or of the comparison of
+        those in the folders `runs`; None without a viewer."""
 
 
 class NoTracker:
@@ -112,8 +105,7 @@ class NoTracker:
     def attempt_of(self, run_id: str) -> str | None:
         return None
 
-    def close_parent(self, folder: Path, status: Status, wait: float = 30.0) -> bool:
-        return True
+    def tag(self, tags: Mapping[str, str]) -> None: ...
 
-    def ui_hint(self) -> tuple[str, str] | None:
+    def ui_hint(self, runs: Sequence[Path] = ()) -> tuple[str, str] | None:
         return None

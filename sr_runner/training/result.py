@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sr_runner.evaluation.metrics import Score
+from sr_runner.evaluation.protocol import Evaluation
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,9 @@ class Result:
     """The same images enlarged by MATLAB bicubic."""
     best: Mapping[str, float] = field(default_factory=dict)
     """The evaluation of the highest `valid/psnr` on the way, with its `step`."""
+
+    @property
+    def gain(self) -> float | None:
+        """PSNR over that of bicubic, on the mean of the images, in dB; None without images."""
+        means = [Evaluation(list(rows)).mean["psnr"] for rows in (self.scores, self.bicubic) if rows]
+        return means[0] - means[1] if len(means) == 2 else None

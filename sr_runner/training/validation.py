@@ -129,6 +129,8 @@ class Validation:
         self._drawing += [self._background.submit(strip) for strip in strips]
         if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
             self.best = metrics | {"step": float(step)}
+        if self.best:  # a PSNR that is no number is no best one
+            self._tracker.log(step, self._best())
         if self.is_lacking(step):
             self._score_all(step, network)
         return evaluation
@@ -162,6 +164,11 @@ class Validation:
         if evaluation is not None:
             self.final = Scored(step, tuple(evaluation.scores), self._score_bicubic(pairs))
             self._record("at the end, step %d", self.final, "final", began)
+
+    def _best(self) -> dict[str, float]:
+        """Under `best/`, which MLflow's pages show first and begin a comparison with."""
+        psnr, bicubic = self.best["valid/psnr"], Evaluation(list(self.last.bicubic)).mean["psnr"]
+        return {"best/psnr": psnr, "best/psnr_over_bicubic": psnr - bicubic}
 
     def _record(self, when: str, scored: Scored, prefix: str, began: float) -> dict[str, float]:
         metrics = scored.metrics(prefix)

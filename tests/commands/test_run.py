@@ -38,10 +38,11 @@ def test_with_json_the_outcome_is_one_document_instead_of_the_table(sr_run: SrRu
     outcome = json.loads(sr_run(*TINY, "tracker=none", "--json").stdout)
     assert outcome["step"] == 6 and Path(outcome["checkpoint"]).is_dir() and outcome["metrics"]["valid/psnr"] > 0
     jobs = json.loads(sr_run(*TINY, "tracker=none", "-m", "seed=0,1", "--json").stdout)
-    assert [(job["number"], job["status"], job["overrides"][-2]) for job in jobs] == [
-        (0, "finished", "seed=0"), (1, "finished", "seed=1"),
-    ]  # fmt: skip
-    assert jobs[0]["identity"] == outcome["identity"] and jobs[0]["psnr"] == outcome["metrics"]["valid/psnr"]
+    assert {(job["name"], job["status"], job["values"]["seed"]) for job in jobs} == {
+        ("seed=0", "finished", "0"), ("seed=1", "finished", "1"),
+    }  # fmt: skip
+    jobs.sort(key=lambda job: job["number"])
+    assert jobs[0]["run"].startswith(f"{outcome['identity']}/") and jobs[0]["psnr"] == outcome["metrics"]["valid/psnr"]
 
 
 def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, tmp_path: Path) -> None:
@@ -57,8 +58,12 @@ def test_a_run_leaves_checkpoint_record_pictures_and_says_where(sr_run: SrRun, t
 
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
+    assert (run.info.run_name, run.data.params["model"]) == (
+        "edsr x2 num_res_blocks=1 num_filters=8 batch_size=2 patch_size=32 precision=fp32",
+        "edsr",
+    )
     assert run.data.params["optimizer.lr"] == "0.001" and run.data.params["model.num_filters"] == "8"
-    assert run.data.params["data.scale"] == "2" and not any("${" in value for value in run.data.params.values())
+    assert run.data.params["scale"] == "2" and not any("${" in value for value in run.data.params.values())
     assert run.data.tags["sr_run.status"] == "finished" and run.data.tags["sr_run.identity"] == folder.parent.name
     assert run.inputs.dataset_inputs[0].dataset.name == "sample"
     for key in ("train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait"):
@@ -270,14 +275,22 @@ def test_a_sweep_gives_runs_of_their_own_under_one_parent_and_goes_on_past_a_fai
     done = sr_run("-m", "--config-dir", "mine", "model=wdsr_a,broken,wdsr_b", *tiny, "trainer.steps=3", code=1)
     assert "2 of 3 jobs finished" in done.stdout and "this network is broken" in done.stdout
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert "ArithmeticError: this network is broken" in (folder / "1" / "job.log").read_text()
+    assert "ArithmeticError: this network is broken" in (folder / "model=broken" / "job.log").read_text()
     assert len(list((tmp_path / "outputs" / "checkpoints").glob("*/*"))) == 2
-    everything = runs(tmp_path)
-    (parent,) = (run for run in everything if "mlflow.parentRunId" not in run.data.tags)
-    children = [run for run in everything if run is not parent]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    (one,) = (run for run in runs(tmp_path) if run.info.run_name == "sweep model")
+    children = [run for run in runs(tmp_path) if run.info.run_id != one.info.run_id]
+    assert {run.data.tags["sr_run.sweep"] for run in children} == {one.data.tags["sr_run.sweep"]} == {folder.name}
+    assert {run.info.run_name for run in children} == {run.data.params["model"] for run in children}
+    assert {run.info.run_name for run in children} == {"wdsr_a", "wdsr_b", "broken"}
+    assert not any("mlflow.parentRunId" in run.data.tags for run in children)
+    note = one.data.tags["mlflow.note.content"]
+    assert (
+        "**Best: wdsr_" in note and "2 of 3 jobs finished, 1 failed" in note and "sr-run -m --config-dir mine" in note
+    )
+    assert one.data.metrics["jobs/finished"] == 2 and one.data.metrics["jobs/best_psnr"] > 0
+    assert (folder / "sweep.csv").read_text().splitlines()[0].startswith("model,name,status,run,")
     assert sorted(run.info.status for run in children) == ["FAILED", "FINISHED", "FINISHED"]
-    assert parent.info.status == "FAILED"
+    assert one.info.status == "FAILED"
     assert len({run.data.tags["sr_run.identity"] for run in children}) == 3
 
 

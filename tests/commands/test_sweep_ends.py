@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -32,19 +34,24 @@ def test_a_signal_in_the_second_of_three_jobs_keeps_its_checkpoint_and_the_same_
     os.killpg(run.pid, signal.SIGHUP)  # as a terminal that is closed
     assert run.wait() == 128 + signal.SIGHUP, said.read_text()
     (sweep,) = tmp_path.glob("outputs/sweeps/*")
-    records = [json.loads((sweep / f"job-{number}.json").read_text()) for number in (0, 1)]
-    assert [record["status"] for record in records] == ["finished", "stopped"] and not (sweep / "job-2.json").exists()
+    records = [json.loads((sweep / f"seed={seed}" / "job.json").read_text()) for seed in (0, 1)]
+    assert [record["status"] for record in records] == ["finished", "stopped"] and not (sweep / "seed=2").exists()
+    report = (tmp_path / "report").read_text()
+    assert "1 of 3 jobs finished, 1 stopped, 1 left" in report
+    (command,) = re.findall("Go on with: sr-run (.*)", report)
     assert len(list(tmp_path.glob(saved))) == 2 and "Traceback" not in said.read_text()
 
-    done = sr_run(*SWEEP, "trainer.resume=true")
-    assert "3 of 3 jobs finished" in done.stdout and "complete already" in done.stderr
-    assert "resumed at step" in done.stderr and list(tmp_path.glob("outputs/sweeps/*")) == [sweep]
+    done = sr_run(*shlex.split(command))
+    assert "3 of 3 jobs finished" in done.stdout and "job 1 of 3: seed=0: finished, PSNR" in done.stderr
+    assert "resumed at step" in (sweep / "seed=1" / "job.log").read_text()
+    assert "resumed" not in (sweep / "seed=0" / "job.log").read_text()
+    assert list(tmp_path.glob("outputs/sweeps/*")) == [sweep]
     assert len(list(tmp_path.glob(saved))) == 3 and len(list(tmp_path.glob(f"{saved}/*"))) == 3
 
 
 def test_a_job_that_cannot_be_done_is_said_in_one_sentence(sr_run: SrRun, tmp_path: Path) -> None:
     done = sr_run("-m", *TINY, "seed=0", "checkpoint.init_from=nowhere-x2-000000000000", "tracker=none", code=1)
-    (log,) = tmp_path.glob("outputs/sweeps/*/0/job.log")
+    (log,) = tmp_path.glob("outputs/sweeps/*/job/job.log")
     for text in (done.stderr, log.read_text()):
         assert text.count("checkpoint.init_from=nowhere-x2-000000000000: ") == 1 and "Traceback" not in text, text
     assert "Error executing" not in done.stderr  # Hydra's line, a second message

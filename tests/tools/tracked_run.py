@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sr_runner.tracking import MlflowTracker, RunRecord, SweepParent
+from sr_runner.tracking import MlflowTracker, RunRecord
 
 
 def loss(step: int) -> float:
@@ -42,7 +42,7 @@ def main() -> int:
     saved = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "tracker": None}
 
     tracker = MlflowTracker(
-        uri=arguments.uri, outputs=arguments.outputs, experiment="tests", system_metrics=arguments.system
+        uri=arguments.uri, outputs=arguments.outputs, experiment="tests", system_metrics=arguments.system, nested=True
     )
     record = RunRecord(
         run_dir=run_dir,
@@ -53,7 +53,7 @@ def main() -> int:
         dataset={"name": "sample", "source": "scikit-image", "digest": "0" * 64, "train_images": 5},
         resumed_at=saved["step"],
         state=saved["tracker"],
-        parent=SweepParent(arguments.sweep, "the sweep") if arguments.sweep else None,
+        sweep=arguments.sweep,
     )
     tracker.start(record)
     for step in range(saved["step"] + 1, arguments.steps + 1):

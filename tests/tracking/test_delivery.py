@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sr_runner.mlflow_server import Unreachable
+from sr_runner.tracking import SWEEP_TAG
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, metrics_event, read_json, write_json
 
 
@@ -413,36 +415,24 @@ def test_a_journal_without_the_end_of_its_run_is_said_when_it_is_delivered(house
     assert ("journal.jsonl has no entry of the run's end" in said.getvalue()) == (not ended)
 
 
-def test_the_jobs_of_a_sweep_share_one_parent_that_can_be_closed_and_opened_again(house: House) -> None:
-    from sr_runner.mlflow_server import Server
-    from sr_runner.tracking.parent_run import close_parent_run
-
-    server = Server(house.uri, house.folder / "artifacts")
-    sweep = house.folder / "sweep"
-    sweep.mkdir()
-    (sweep / "sweep.json").write_text('{"jobs": 2}')
-    close_parent_run(server, sweep, "FINISHED")
-    parent = {"folder": str(sweep), "name": "the sweep"}
-    for number in (1, 2):
-        job = House(house.folder / str(number), house.uri)
-        job.start(attempt=f"tiny/{number}", parent=parent)
+def test_a_job_stands_below_the_run_of_its_sweep_once_that_is_there(house: House) -> None:
+    sweep, job = House(house.folder / "sweep", house.uri), House(house.folder / "job", house.uri)
+    job.start(attempt="tiny/1", below=str(sweep.run_dir))
+    with pytest.raises(Unreachable, match="the run of the sweep is not in MLflow yet"):
         job.deliver()
-        notes = read_json(sweep / "sweep.json")
-        assert job.run.data.tags["mlflow.parentRunId"] == notes["parent_run_id"]
-        assert notes["jobs"] == 2
-    parent_id = notes["parent_run_id"]
-    assert house.client.get_run(parent_id).info.run_name == "the sweep"
-    close_parent_run(server, sweep, "FAILED")
-    assert house.client.get_run(parent_id).info.status == "FAILED"
-    # Without its id the parent is found again by its tag.
-    write_json(sweep / "sweep.json", {key: value for key, value in notes.items() if key != "parent_run_id"})
-    close_parent_run(server, sweep, "KILLED")
-    assert house.client.get_run(parent_id).info.status == "KILLED"
-    job = House(house.folder / "3", house.uri)
-    job.start(attempt="tiny/3", parent=parent)
+    sweep.start(attempt="sweep/1")
+    sweep.deliver()
     job.deliver()
-    assert job.run.data.tags["mlflow.parentRunId"] == parent_id
-    assert house.client.get_run(parent_id).info.status == "RUNNING"
+    assert job.run.data.tags["mlflow.parentRunId"] == sweep.run.info.run_id
+
+
+def test_tags_are_replaced_and_a_job_of_two_sweeps_has_both(house: House) -> None:
+    for name in ("first", "second", "first"):
+        house.start(tags={SWEEP_TAG: name})
+        house.writer.append({"event": "tags", "tags": {"mlflow.note.content": f"of {name}"}})
+    house.deliver()
+    assert house.run.data.tags[SWEEP_TAG] == "first second"
+    assert house.run.data.tags["mlflow.note.content"] == "of first"
 
 
 def test_lines_keep_the_time_they_were_made_with(house: House) -> None:

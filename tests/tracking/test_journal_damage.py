@@ -8,7 +8,7 @@ import journal_damage
 
 
 def test_no_damage_of_a_journal_doubles_a_point_or_loses_one_without_a_warning(empty_database: Path) -> None:
-    tally = journal_damage.fuzz(24, seed=1, empty=empty_database)
+    tally = journal_damage.fuzz(24, seed=3, empty=empty_database)
     assert tally.faults == []
     assert tally.trials == 24
     assert tally.harmed > 18

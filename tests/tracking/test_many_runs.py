@@ -16,7 +16,6 @@ from postgres_server import postgres
 from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.mlflow_server import ui_hint
-from sr_runner.tracking import MlflowTracker
 
 
 def _free_port() -> int:
@@ -39,28 +38,17 @@ def test_a_first_run_makes_the_database_and_a_run_whose_page_is_known(tmp_path: 
 
 
 @pytest.mark.slow
-def test_eight_first_runs_at_once_are_eight_whole_runs_below_one_parent(tmp_path: Path) -> None:
+def test_eight_first_runs_at_once_are_eight_whole_runs_below_that_of_their_sweep(tmp_path: Path) -> None:
     outputs, sweep = tmp_path / "outputs", tmp_path / "sweep"
-    sweep.mkdir()
     options = ("--steps", 30, "--sweep", sweep, "--wait", 200)
     jobs = [launch(tmp_path / str(n), outputs, *options, "--attempt", f"tiny/{n}") for n in range(8)]
-    assert [job.wait(280) for job in jobs] == [0] * 8
+    jobs.append(launch(sweep, outputs, *options, "--attempt", "sweep/1"))
+    assert [job.wait(280) for job in jobs] == [0] * 9
     uri = f"sqlite:///{outputs}/mlflow.db"
     runs = [the_run(uri, f"tiny/{n}") for n in range(8)]
     for run in runs:
         assert_one_point_a_step(uri, run.info.run_id, 30)
-    (parent_id,) = {run.data.tags["mlflow.parentRunId"] for run in runs}
-    assert MlflowTracker(outputs=outputs).close_parent(sweep, "FAILED")
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    parent = client.get_run(parent_id)
-    assert (parent.info.run_name, parent.info.status) == ("the sweep", "FAILED")
-    assert len(client.search_runs([parent.info.experiment_id])) == 9
-
-
-def test_a_sweep_that_never_reached_a_server_has_nothing_to_close(tmp_path: Path) -> None:
-    assert MlflowTracker(uri="http://127.0.0.1:9").close_parent(tmp_path, "FINISHED")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {the_run(uri, "sweep/1").info.run_id}
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,7 +21,7 @@ from tracking_servers import wait_for
 
 import sr_runner.tracking as tracking
 from sr_runner.errors import RequestError
-from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord, SweepParent, Tracker
+from sr_runner.tracking import MlflowTracker, NoTracker, RunRecord, Tracker
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, metrics_event, read_lines, write_json
 
 NOBODY = "http://127.0.0.1:9"
@@ -53,8 +52,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts trackers of a run in `tmp_path` whose server is away, and ends them after the test."""
     started: list[MlflowTracker] = []
 
-    def make(uri: str = NOBODY, **changes: object) -> MlflowTracker:
-        tracker = MlflowTracker(uri=uri, outputs=tmp_path, system_metrics=False)
+    def make(uri: str = NOBODY, nested: bool = False, **changes: object) -> MlflowTracker:
+        tracker = MlflowTracker(uri=uri, outputs=tmp_path, system_metrics=False, nested=nested)
         tracker.start(_record(tmp_path, **changes))
         started.append(tracker)
         return tracker
@@ -286,15 +285,15 @@ def test_what_comes_after_the_end_or_before_the_start_is_not_recorded(tmp_path: 
 
 
 def test_what_a_run_is_stands_in_the_first_line(tmp_path: Path, start: Start) -> None:
-    parent = SweepParent(tmp_path / "sweep", "the sweep")
     dataset = {"name": "d", "digest": "5"}
     for given, expected in (
-        ({"dataset": dataset, "parent": parent}, (dataset, {"folder": str(tmp_path / "sweep"), "name": "the sweep"})),
+        ({"dataset": dataset, "sweep": tmp_path / "sweep"}, (dataset, None)),
+        ({"sweep": tmp_path / "sweep", "nested": True}, (None, str(tmp_path / "sweep"))),
         ({}, (None, None)),
     ):
         start(tags={"a": "b"}, resumed_at=7, **given).log(8, {"loss": 1.0})
         event = [line.event for line in read_lines(tmp_path / JOURNAL) if line.kind == "start"][-1]
-        assert event is not None and (event.get("dataset"), event.get("parent")) == expected
+        assert event is not None and (event.get("dataset"), event.get("below")) == expected
         assert (event["run_name"], event["resumed_at"], event["params"]) == ("tiny", 7, {"a": "1"})
         assert event["tags"]["a"] == "b" and event["artifacts"] == str(tmp_path / "artifacts")
 
@@ -311,28 +310,6 @@ def test_a_half_written_end_is_said_to_be_cut_off(
 def test_an_experiment_needs_a_name(experiment: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"tracker\.experiment=.* is empty"):
         MlflowTracker(uri=NOBODY, outputs=tmp_path, experiment=experiment)
-
-
-def test_a_parent_that_cannot_be_closed_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = MlflowTracker(uri=NOBODY, outputs=tmp_path)
-    answers: list[Any] = [
-        subprocess.CompletedProcess([], 1, "", "first\nno answer\n"), subprocess.CompletedProcess([], 1, "", ""),
-        subprocess.TimeoutExpired("x", 1), OSError("x"), subprocess.CompletedProcess([], 0, "", ""),
-    ]  # fmt: skip
-
-    def run(*_: object, **__: object) -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(subprocess, "run", run)
-    assert [tracker.close_parent(tmp_path, "FAILED") for _ in range(5)] == [False, False, False, False, True]
-    assert [line.rpartition(": ")[2] for line in caplog.messages] == [
-        "no answer", "no reason given", "TimeoutExpired", "OSError",
-    ]  # fmt: skip
 
 
 def test_no_tracker_takes_every_call_and_imports_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,315 @@
+"""What is known of the jobs of a sweep: their records on the disk, and what people read of them, as a table on the
+terminal, `sweep.csv`, `sweep.html`, and the run of the tracking server that stands for the sweep."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import logging
+import shlex
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from sr_runner.attempt.labels import short_names
+from sr_runner.commands.sweep_page import JobRow, SweepRows, page
+from sr_runner.errors import printable
+from sr_runner.files import file_lock, read_file, write_file
+from sr_runner.tracking import SWEEP_TAG, RunRecord, Status, Tracker, points
+
+log = logging.getLogger(__name__)
+
+RECORD = "job.json"
+"""In the folder of each job."""
+_FILE, _CSV, _PAGE = "sweep.json", "sweep.csv", "sweep.html"
+_LOOK_EVERY = 2.0  # seconds
+_REST = 10
+"""Between two accounts passes this many times what the first one took: with many jobs they are not a load."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of one job. Its record is `job.json` in its folder."""
+
+    number: int
+    """Place in the sweep that it was started in last, from 0."""
+    name: str
+    """What it is called: `edsr lr=0.003 seed=1`."""
+    values: Mapping[str, str]
+    """What is swept, as it was written: `{"model": "edsr", "optimizer.lr": "0.003", "seed": "1"}`."""
+    overrides: Sequence[str]
+    status: str
+    """running, finished, failed, stopped, or left: not started yet."""
+    run: str = ""
+    """`<identity>/<attempt>`"""
+    log: str = ""
+    psnr: float | None = None
+    """The last evaluation's mean, in dB."""
+    gain: float | None = None
+    """Over bicubic, in dB."""
+    seconds: float | None = None
+    error: str = ""
+
+    def __str__(self) -> str:
+        gain = f" ({self.gain:+.2f} dB over bicubic)" if self.gain is not None else ""
+        result = f", PSNR {self.psnr:.2f} dB{gain}" if self.psnr is not None else ""
+        reason = f": {self.error}" if self.error else ""
+        took = f", {self.seconds:.0f} s" if self.seconds is not None and not reason else ""
+        return f"{self.status}{result}{took}{reason}"
+
+
+def write_job(folder: Path, job: Job) -> None:
+    """Replace the record in `folder`, that of the job."""
+    write_file(folder / RECORD, json.dumps(asdict(job), indent=1) + "\n")
+
+
+def read_job(folder: Path) -> Job | None:
+    """The record in `folder`; None where there is none, or one that cannot be read."""
+    try:
+        return Job(**json.loads(read_file(folder / RECORD)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+@dataclass
+class Board:
+    """The jobs of one sweep, while it runs and afterwards."""
+
+    folder: Path
+    keys: Sequence[str]
+    """What is swept."""
+    command: str
+    """What starts or goes on with the sweep."""
+    planned: Sequence[Mapping[str, str]] = ()
+    """What the jobs of this start have for `keys`, where that is known beforehand."""
+    runs: Path = Path()
+    """`outputs/runs`"""
+    groups: Collection[str] = ()
+    """Those of `keys` that are groups of the config."""
+    _told: dict[str, Job] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def jobs(self) -> list[Job]:
+        """All jobs, those of earlier starts and those that are left included: best first, then in their order."""
+        found = [job for path in sorted(self.folder.glob(f"*/{RECORD}")) if (job := read_job(path.parent))]
+        known = {tuple(job.values.items()) for job in found}
+        left = [
+            Job(number, self.name(values), values, [], "left")
+            for number, values in enumerate(self.planned)
+            if tuple(values.items()) not in known
+        ]
+        order = ("finished", "running", "stopped", "failed", "left")
+        ranked = [*found, *left]
+        return sorted(ranked, key=lambda job: (order.index(job.status), -(job.psnr or 0), job.number))
+
+    def name(self, values: Mapping[str, str]) -> str:
+        """What a job is called: `edsr lr=0.003 seed=1`."""
+        return " ".join(short_names(values, self.groups).values()) or "job"
+
+    def swept(self) -> dict[str, str]:
+        """Per key its values, those of earlier starts included."""
+        jobs = sorted(self.jobs(), key=lambda job: job.number)
+        return {key: ", ".join(dict.fromkeys(job.values.get(key, "") for job in jobs)) for key in self.keys}
+
+    def of_this_start(self) -> list[Job]:
+        """The jobs that this start was asked for; where they are not known beforehand, all."""
+        asked = [tuple(values.items()) for values in self.planned]
+        return [job for job in self.jobs() if not asked or tuple(job.values.items()) in asked]
+
+    def look(self) -> list[Job]:
+        """Tell of the jobs that other processes began and ended; all jobs."""
+        jobs = self.jobs()
+        for job in sorted(jobs, key=lambda job: job.number):
+            if job.status != "left" and job != self._told.get(job.name):
+                self.note(job)
+        return jobs
+
+    def note(self, job: Job) -> None:
+        """Tell of a job that began or ended."""
+        with self._lock:
+            self._told[job.name] = job
+        place = f"job {job.number + 1}" + (f" of {len(self.planned)}" if self.planned else "")
+        level = logging.WARNING if job.status == "failed" else logging.INFO
+        log.log(level, "%s: %s%s", place, job.name, f": {job}" if job.status != "running" else "")
+
+    def begin(self) -> None:
+        """What ended before this start is no news."""
+        self._told = {job.name: job for job in self.jobs()}
+
+    def table(self, jobs: Sequence[Job]) -> str:
+        """What ends a sweep on a terminal."""
+        head = [*(key.rpartition(".")[2] for key in self.keys), "PSNR", "gain", "status", "time", "run"]
+        rows = [head, *(_cells(job, self.keys) for job in jobs)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        right = range(len(self.keys), len(self.keys) + 2)
+        lines = [f"\nSweep {self.folder}"]
+        best = jobs[0] if jobs and jobs[0].psnr is not None else None
+        for job, row in zip((None, *jobs), rows, strict=True):
+            cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            mark = "*" if best is not None and job is best else " "
+            lines.append(f"{mark} {'  '.join(cells)}".rstrip())
+            if job is not None and job.error:
+                lines.append(f"      {job.error}")
+            if job is not None and job.status == "failed" and job.log:
+                lines.append(f"      log: {job.log}")
+        lines += [f"  {text}" for text in self.over_seeds(jobs)]
+        if best is not None:
+            lines.append(f"Best: {best.name}, PSNR {best.psnr:.2f} dB")
+        lines.append(count(jobs))
+        if any(job.status != "finished" for job in jobs):
+            lines.append(f"Go on with: {self.command}")
+        return "\n".join(map(printable, "\n".join(lines).split("\n")))
+
+    def over_seeds(self, jobs: Sequence[Job]) -> Iterator[str]:
+        """Mean and deviation over the seeds of each setting, best first, where seeds were swept."""
+        others = [key for key in self.keys if key != "seed"]
+        if "seed" not in self.keys:
+            return
+        groups: dict[tuple[str, ...], list[float]] = {}
+        for job in jobs:
+            if job.psnr is not None:
+                groups.setdefault(tuple(job.values.get(key, "") for key in others), []).append(job.psnr)
+        if all(len(group) < 2 for group in groups.values()):
+            return
+        yield ""
+        yield "PSNR over seeds: mean and standard deviation"
+        for setting, group in sorted(groups.items(), key=lambda each: -statistics.mean(each[1])):
+            names = self.name(dict(zip(others, setting, strict=True)))
+            spread = f" ± {statistics.stdev(group):.2f}" if len(group) > 1 else ""
+            yield f"{statistics.mean(group):.2f}{spread} dB ({len(group)} seeds)  {names}"
+
+    def write(self, jobs: Sequence[Job]) -> list[Path]:
+        """Write `sweep.csv` and `sweep.html`; their paths."""
+        text = io.StringIO()
+        columns = [each.name for each in fields(Job) if each.name not in ("values", "overrides", "number")]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*self.keys, *columns])
+        for job in jobs:
+            writer.writerow([*(job.values.get(key, "") for key in self.keys), *(getattr(job, c) for c in columns)])
+        write_file(self.folder / _CSV, text.getvalue())
+        rows = [self._row(job) for job in jobs]
+        write_file(self.folder / _PAGE, page(SweepRows(self.folder.name, self.command, list(self.keys), rows)))
+        return [self.folder / _CSV, self.folder / _PAGE]
+
+    def _row(self, job: Job) -> JobRow:
+        folder = self.runs / job.run
+        pictures: dict[str, Path] = {}
+        if job.run:
+            for path in sorted((folder / "pictures").glob("step-*-*.png")):  # the newest of each image
+                pictures[path.stem.split("-", 2)[2]] = path
+        curve = points(folder, "valid/psnr") if job.run else []
+        return JobRow(
+            job.name, dict(job.values), "left" if job.status == "running" else job.status, job.psnr, job.gain,
+            job.seconds, job.run, job.error, curve, pictures,
+        )  # fmt: skip
+
+
+class SweepRun:
+    """The run of the tracking server that stands for the sweep, kept up to date while its jobs run."""
+
+    def __init__(self, tracker: Tracker, board: Board) -> None:
+        self._tracker, self._board = tracker, board
+        self._ended = threading.Event()
+        self._began = 0.0
+        self._thread = threading.Thread(target=self._keep_up, name="sweep", daemon=True)
+
+    def start(self) -> None:
+        """Raises `RequestError` where the tracker cannot record."""
+        board = self._board
+        with file_lock(board.folder / "sweep.lock"):
+            try:
+                known = json.loads(read_file(board.folder / _FILE))
+                name, self._began = str(known["id"]), float(known["time"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                name, self._began = f"sweep/{board.folder.name}-{uuid.uuid4().hex[:8]}", time.time()
+                write_file(board.folder / _FILE, json.dumps({"id": name, "time": self._began}) + "\n")
+        words = [key.rpartition(".")[2] for key in board.keys]
+        record = RunRecord(
+            run_dir=board.folder, attempt=name, run_name=" ".join(["sweep", *words]), params={},
+            tags={SWEEP_TAG: board.folder.name, "sr_run.swept": json.dumps(board.swept())}, sweep=board.folder,
+        )  # fmt: skip
+        self._tracker.start(record)
+        self._thread.start()
+
+    def finish(self, status: Status, wait: float) -> list[Job]:
+        """Give the run its end; all jobs as they are then."""
+        self._ended.set()
+        self._thread.join()
+        board = self._board
+        board.look()
+        jobs = [replace(job, status="stopped") if job.status == "running" else job for job in board.jobs()]
+        self._account(jobs)
+        self._tracker.finish(status, {"sr_run.status": status.lower()}, wait=wait)
+        return jobs
+
+    def _keep_up(self) -> None:
+        shown: list[Job] = []
+        rest = 0.0
+        while not self._ended.wait(_LOOK_EVERY):
+            jobs = self._board.look()
+            rest -= _LOOK_EVERY
+            if jobs != shown and rest <= 0:
+                began, shown = time.monotonic(), jobs
+                self._account(jobs)
+                rest = _REST * (time.monotonic() - began)
+
+    def _account(self, jobs: Sequence[Job]) -> None:
+        board, tracker = self._board, self._tracker
+        finished = [job for job in jobs if job.status == "finished" and job.psnr is not None]
+        counts = {state: sum(job.status == state for job in jobs) for state in ("finished", "failed")}
+        metrics: dict[str, float] = {f"jobs/{state}": float(number) for state, number in counts.items()}
+        metrics["jobs/left"] = float(len(jobs) - sum(counts.values()))
+        if finished and finished[0].psnr is not None:
+            metrics["jobs/best_psnr"] = finished[0].psnr
+        tracker.log(int(time.time() - self._began), metrics)
+        tracker.tag({"mlflow.note.content": _description(board, jobs)})
+        try:
+            for path in board.write(jobs):
+                tracker.artifact(path)
+        except OSError as error:
+            log.warning("the account of the sweep could not be written: %s", error)
+
+
+def planned(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """Every combination of the values of the keys, in the order in which Hydra runs them."""
+    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+
+
+def count(jobs: Sequence[Job]) -> str:
+    """`2 of 3 jobs finished, 1 failed`"""
+    done = sum(job.status == "finished" for job in jobs)
+    others = [f"{number} {s}" for s in ("failed", "stopped", "left") if (number := sum(j.status == s for j in jobs))]
+    return ", ".join([f"{done} of {len(jobs)} jobs finished", *others])
+
+
+def _cells(job: Job, keys: Sequence[str]) -> list[str]:
+    psnr = f"{job.psnr:.2f}" if job.psnr is not None else ""
+    gain = f"{job.gain:+.2f}" if job.gain is not None else ""
+    took = f"{job.seconds:.0f} s" if job.seconds is not None else ""
+    return [*(job.values.get(key, "") for key in keys), psnr, gain, job.status, took, job.run.partition("/")[0]]
+
+
+def _description(board: Board, jobs: Sequence[Job]) -> str:
+    """Markdown for the page of the sweep's run."""
+    keys = list(board.keys)
+    best = jobs[0] if jobs and jobs[0].psnr is not None else None
+    head = f"**Best: {best.name}, {best.psnr:.2f} dB.** " if best is not None else ""
+    lines = [f"{head}{count(jobs)}", "", *(f"- {key}: {values}" for key, values in board.swept().items()), ""]
+    lines += [f"    {board.command}", ""]
+    lines += [f"| {' | '.join([*keys, 'PSNR', 'gain', 'status', 'time', 'run'])} |", "|---" * (len(keys) + 5) + "|"]
+    rows = ([*_cells(job, keys)] for job in jobs[:100])
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    lines += ["", *(f"    {text}" for text in board.over_seeds(jobs) if text)]
+    return "\n".join(map(printable, lines))
+
+
+def quoted(words: Sequence[str]) -> str:
+    """The command line of `words` that goes on with what they started."""
+    kept = [word for word in words if not word.lstrip("+").startswith("trainer.resume=")]
+    return shlex.join(["sr-run", *kept, "trainer.resume=true"])
