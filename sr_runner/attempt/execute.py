@@ -111,7 +111,8 @@ def execute(
             broadcast_start(parts, chosen, folder)
             announce(parts, chosen, folder)
             try:
-                result = _train(orchestrator, parts, run, chosen, run_log)
+                wait = _FINISHED_WAIT if sweep is None or sweep.settles else None
+                result = _train(orchestrator, parts, run, chosen, run_log, wait)
             except Stopped:
                 if manager is not None and sweep is None:
                     _say_how_to_go_on(manager, parts, chosen, request)
@@ -170,7 +171,9 @@ def _check_writable(outputs: Path) -> None:
         raise RequestError(f"outputs={outputs}: nothing can be written there ({error.strerror})") from error
 
 
-def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, run_log: LogFile) -> Result:
+def _train(
+    orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, run_log: LogFile, wait: float | None
+) -> Result:
     tracker, folder, status = parts.tracker, run.run_dir, "failed"
     try:
         with orchestrator.stop.deferred():
@@ -200,8 +203,8 @@ def _train(orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Cho
         if orchestrator.recording:
             for name in (files.CONFIG, files.STARTS, files.LOG):
                 tracker.artifact(folder / name)
-            wait = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else _FINISHED_WAIT
-            tracker.finish(ended, {"sr_run.status": status}, wait=wait)
+            limit = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else wait
+            tracker.finish(ended, {"sr_run.status": status}, wait=limit)
 
 
 def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:

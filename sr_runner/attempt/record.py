@@ -38,6 +38,8 @@ class SweepJob:
     """What the sweep sweeps, in the order of its command line."""
     finished: str = ""
     """The run that this job was when it finished before; nothing is done again where it still is."""
+    settles: bool = True
+    """Whether the job waits until the tracking server has all of it; else the sweep does, once for all jobs."""
 
 
 def start_of(request: Request, command: str | None, chosen: Chosen) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, folder_named, own_folder
 from sr_runner.masking import learn, masked, masked_text
 from sr_runner.signals import Stopped, StopSignal
-from sr_runner.tracking import Status, Tracker
+from sr_runner.tracking import Status, Tracker, settle
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,9 @@ def sweep(
     finally:
         with stop.deferred():  # what came is being heeded, or there is nothing left to stop
             del _boards[folder]
-            jobs = run.finish(status, wait=_WAIT if status != "KILLED" else _STOPPED_WAIT)
+            wait = _WAIT if status != "KILLED" else _STOPPED_WAIT
+            settle(wait)
+            jobs = run.finish(status, wait=wait)
             if any(each.status != "left" for each in jobs):
                 text = json.dumps(list(map(asdict, jobs)), indent=1) if in_json else board.table(jobs)
                 sys.stdout.write(text + ("" if in_json else _where(tracker, jobs, board.runs)) + "\n")
@@ -140,6 +142,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     record = Job(number, name, values, masked(list(request.overrides)), "running", log=str(output / "job.log"))
     done = before.run if before is not None and plan.resumes and before.status == "finished" else ""
     board = _boards.get(plan.folder) if os.getpid() == plan.process else None
+    of = SweepJob(plan.folder, plan.keys, done, settles=board is None)
 
     def tell(status: str, **result: Any) -> None:
         now = replace(record, status=status, **result)
@@ -156,7 +159,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
                 tell("running")
             _check_launcher(hydra.launcher)
             config, choices = job_config(config)
-            outcome = execute(config, choices, request, stop, SweepJob(plan.folder, plan.keys, done), shown="nothing")
+            outcome = execute(config, choices, request, stop, of, shown="nothing")
         except Stopped:
             tell("stopped", seconds=time.monotonic() - began)
             stop.hand_over()

@@ -29,7 +29,7 @@ RECORD = "job.json"
 """In the folder of each job."""
 _FILE, _CSV, _PAGE = "sweep.json", "sweep.csv", "sweep.html"
 _LOOK_EVERY = 2.0  # seconds
-_REST = 10
+_REST = 30
 """Between two accounts passes this many times what the first one took: with many jobs they are not a load."""
 
 

@@ -299,8 +299,8 @@ def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:
 
 def _as_folder(text: str) -> str:
     """The name of a folder for a job that sweeps `text`, another for each text."""
-    name = re.sub(r"[^\w.,=+-]", "_", str(text))[:_LONGEST_NAME] or "job"
-    return name if name == text else f"{name[:120]}-{hashlib.sha256(str(text).encode()).hexdigest()[:8]}"
+    name = re.sub(r"[^\w.,=+-]", "_", str(text))[:_LONGEST_NAME]
+    return name or "job" if name == text else f"{name[:120]}-{hashlib.sha256(str(text).encode()).hexdigest()[:8]}"
 
 
 class Returned(JobReturn):

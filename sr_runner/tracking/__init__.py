@@ -7,7 +7,17 @@ process of its own (`sr_runner.tracking.sender`) brings the journal to the track
 from __future__ import annotations
 
 from sr_runner.tracking.journal import is_delivered, points
-from sr_runner.tracking.mlflow_tracker import MlflowTracker
+from sr_runner.tracking.mlflow_tracker import MlflowTracker, settle
 from sr_runner.tracking.tracker import SWEEP_TAG, NoTracker, RunRecord, Status, Tracker
 
-__all__ = ["SWEEP_TAG", "MlflowTracker", "NoTracker", "RunRecord", "Status", "Tracker", "is_delivered", "points"]
+__all__ = [
+    "SWEEP_TAG",
+    "MlflowTracker",
+    "NoTracker",
+    "RunRecord",
+    "Status",
+    "Tracker",
+    "is_delivered",
+    "points",
+    "settle",
+]

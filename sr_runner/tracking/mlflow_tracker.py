@@ -7,7 +7,9 @@ import logging
 import shlex
 import sys
 import threading
+import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,8 +154,9 @@ class MlflowTracker:
             except OSError as error:
                 self._warn(error)
 
-    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
-        """Closes the journal with `status` and gives the sender up to `wait` seconds to bring the rest to MLflow."""
+    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float | None = 30.0) -> bool:
+        """Closes the journal with `status` and gives the sender up to `wait` seconds to bring the rest to MLflow; None:
+        until `settle`."""
         if self._delivered is not None:
             return self._delivered
         with self._lock:
@@ -161,7 +164,18 @@ class MlflowTracker:
         self.sync()
         if lost := len(self._started().unwritten):
             logger.warning("tracking: %s cannot be written; %d entries are lost", self._run_dir / JOURNAL, lost)
-        self._delivered = self._sender is not None and self._sender.finish(wait) and not lost
+        self._delivered = False
+        if self._sender is not None:
+            self._sender.leave()
+        if wait is None:
+            _unsettled.append(self)
+            if len(_unsettled) > _MOST_UNSETTLED:
+                _unsettled.popleft()._settle(_PATIENCE, lost)
+            return False
+        return self._settle(wait, lost)
+
+    def _settle(self, wait: float, lost: int = 0) -> bool:
+        self._delivered = self._sender is not None and self._sender.settle(wait) and not lost
         if not self._delivered:
             logger.warning("tracking: %s", self._what_is_left())
         with self._lock:
@@ -275,6 +289,20 @@ class MlflowTracker:
             f"{left} entries are not in MLflow yet{f' ({trouble})' if trouble else ''}. They are kept in "
             f"{self._started().path} and get there at the next resume, or with: {command}"
         )
+
+
+_unsettled: deque[MlflowTracker] = deque()
+_MOST_UNSETTLED, _PATIENCE = 3, 30.0
+"""Senders take some 250 MB each, and are not to pile up where the server is away. Seconds for the one too many."""
+
+
+def settle(wait: float) -> bool:
+    """Gives the senders of all runs that this process finished without waiting up to `wait` seconds; False where
+    something did not get to the server."""
+    deadline, all_delivered = time.monotonic() + wait, True
+    while _unsettled:
+        all_delivered &= _unsettled.popleft()._settle(max(0.0, deadline - time.monotonic()))
+    return all_delivered
 
 
 def _points_from(lines: Iterable[Line], step: int) -> dict[str, set[int]]:

@@ -39,7 +39,7 @@ def sender_environment(uri: str) -> dict[str, str]:
 
 
 class SenderProcess:
-    """One sender for one run, alive from `start` to `finish`.
+    """One sender for one run, alive from `start` to `settle`.
 
     Its standard input is its life line: when that closes without a report of the end, the training process has died.
     """
@@ -62,10 +62,13 @@ class SenderProcess:
             logger.warning("tracking: the sender could not be started (%s); points are kept in the journal", error)
             self._ended.set()
 
-    def finish(self, wait: float) -> bool:
-        """Tells the sender that nothing more comes; True when it has delivered everything within `wait` seconds."""
+    def leave(self) -> None:
+        """Tells the sender that nothing more comes."""
         self._finishing.set()
         self._tell(b"finish\n")
+
+    def settle(self, wait: float) -> bool:
+        """After `leave`: True when the sender has delivered everything within `wait` seconds; it has ended then."""
         self._wait(wait)
         self._give_up()
         return bool(self.reports.get("done"))

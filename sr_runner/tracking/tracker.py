@@ -66,8 +66,9 @@ class Tracker(Protocol):
     def sync(self) -> None:
         """Returns when all that was recorded so far is on the disk: before a checkpoint is committed."""
 
-    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
-        """Closes the record and waits up to `wait` seconds until the server has it all; False where it does not."""
+    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float | None = 30.0) -> bool:
+        """Closes the record and waits up to `wait` seconds until the server has it all; False where it does not. With
+        None it does not wait: the process does so once, for all its runs."""
 
     def attempt_of(self, run_id: str) -> str | None:
         """`<identity>/<attempt>` of the run with this id at the server; None where it has no such run."""
@@ -99,7 +100,7 @@ class NoTracker:
 
     def sync(self) -> None: ...
 
-    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float = 30.0) -> bool:
+    def finish(self, status: Status, tags: Mapping[str, str] | None = None, wait: float | None = 30.0) -> bool:
         return True
 
     def attempt_of(self, run_id: str) -> str | None:

@@ -311,10 +311,10 @@ def test_a_sweep_runs_by_option_by_mode_and_by_the_sweepers_params_in_the_folder
     assert status == 0 and "2 of 2 jobs finished" in out, err
     folder = tmp_path / "swept here"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "job 0", "job 1", "job-0.json", "job-1.json", "multirun.yaml",
+        "job 0", "job 1", "multirun.yaml", "sweep.csv", "sweep.html", "sweep.json", "sweep.lock",
     ]  # fmt: skip
-    assert sorted(path.name for path in (folder / "job 1").iterdir()) == [".hydra", "job.log"]
-    assert "seed=2" in json.loads((folder / "job-1.json").read_text())["overrides"]
+    assert sorted(path.name for path in (folder / "job 1").iterdir()) == [".hydra", "job.json", "job.log"]
+    assert "seed=2" in json.loads((folder / "job 1" / "job.json").read_text())["overrides"]
     said = (tmp_path / "callbacks.txt").read_text().split("\n")
     assert said[:-1] == ["multirun_start", *2 * ["job_start", "job_end COMPLETED"], "multirun_end"]
     assert len(list((tmp_path / "outputs" / "runs").glob("*/a0001-*"))) == 2
