@@ -165,7 +165,8 @@ def job(config: DictConfig, plan: Plan) -> float | None:
             stop.hand_over()
             raise
         except (RequestError, RunError) as error:
-            log.info("%s failed: %s", name, error)
+            if board is None:  # who tells of it is elsewhere
+                log.error("%s failed: %s", name, error)
             failed(f"{error}")
             raise
         except Exception as error:
