@@ -1,0 +1,123 @@
+"""The table of a sweep, and what a person finds of it on MLflow's pages."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import TINY, SrRun
+
+from sr_runner.commands.sweep_board import Board, Job, planned, quoted, write_job
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    """A sweep of two rates and two seeds: three jobs have ended, one by a fault; one is left."""
+    plan = planned({"optimizer.lr": ["1e-4", "1e-3"], "seed": ["0", "1"]})
+    board = Board(tmp_path, ["optimizer.lr", "seed"], "sr-run -m ... trainer.resume=true", plan)
+    for number, (psnr, error) in enumerate([(30.0, ""), (31.0, ""), (None, "it broke\x1b[31m")]):
+        job = Job(number, board.name(plan[number]), plan[number], [], "failed" if error else "finished", error=error)
+        (tmp_path / str(number)).mkdir()
+        write_job(
+            tmp_path / str(number), replace(job, psnr=psnr, gain=0.5, seconds=3.0, run="edsr-x2-0123456789ab/a0001-00")
+        )
+    return board
+
+
+def test_the_best_job_comes_first_then_those_that_failed_and_are_left(board: Board) -> None:
+    jobs = board.jobs()
+    assert [(job.name, job.status) for job in jobs] == [
+        ("lr=1e-4 seed=1", "finished"), ("lr=1e-4 seed=0", "finished"), ("lr=1e-3 seed=0", "failed"),
+        ("lr=1e-3 seed=1", "left"),
+    ]  # fmt: skip
+    table = board.table(jobs)
+    assert [line.split()[:4] for line in table.splitlines() if line.startswith("*")] == [["*", "1e-4", "1", "31.00"]]
+    assert "30.50 ± 0.71 dB (2 seeds)  lr=1e-4" in table and "Best: lr=1e-4 seed=1, PSNR 31.00 dB" in table
+    assert "2 of 4 jobs finished, 1 failed, 1 left" in table and "Go on with: sr-run -m ... trainer" in table
+    assert "it broke" in table and "\x1b" not in table
+
+
+def test_a_sweep_that_grew_has_the_jobs_of_both_grids_and_its_status_is_that_of_the_new_one(board: Board) -> None:
+    board.planned = planned({"optimizer.lr": ["1e-4", "1e-2"], "seed": ["0", "1"]})
+    assert len(board.jobs()) == 5 and board.swept()["optimizer.lr"] == "1e-4, 1e-3, 1e-2"
+    assert [job.name for job in board.of_this_start()] == [
+        "lr=1e-4 seed=1", "lr=1e-4 seed=0", "lr=1e-2 seed=0", "lr=1e-2 seed=1",
+    ]  # fmt: skip
+
+
+def test_a_record_that_cannot_be_read_is_a_job_that_is_left(board: Board) -> None:
+    for number, text in enumerate(["", "[" * 100_000, '{"number": 1}']):
+        (board.folder / str(number) / "job.json").write_text(text)
+    assert {job.status for job in board.jobs()} == {"left"}
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_typed() -> None:
+    assert quoted(["-m", "seed=0,1", "+trainer.resume=false", "data.train='a b'"]) == (
+        "sr-run -m seed=0,1 'data.train='\"'\"'a b'\"'\"'' trainer.resume=true"
+    )
+
+
+@pytest.fixture
+def mlflow_ui(tmp_path: Path) -> Iterator[str]:
+    """The address of a real `mlflow ui` on the database of `tmp_path`'s outputs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
+    uri = f"sqlite:///{tmp_path}/outputs/mlflow.db"
+    with subprocess.Popen([*command, "--backend-store-uri", uri], cwd=tmp_path, start_new_session=True) as server:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def page(address: str) -> str:
+    """The text of a page once its scripts have run."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1600,2400"]
+    limits = ["--virtual-time-budget=30000", "--dump-dom"]
+    done = subprocess.run([*command, *limits, address], capture_output=True, text=True, timeout=120, check=True)
+    return re.sub(r"<[^>]*>", " ", done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser")
+def test_mlflows_pages_show_the_jobs_by_what_was_swept_and_compare_them_by_it(
+    sr_run: SrRun, tmp_path: Path, mlflow_ui: str
+) -> None:
+    done = sr_run("-m", *TINY, "model=edsr,wdsr_b", "optimizer.lr=1e-3,3e-3")
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(mlflow_ui, timeout=5).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    names = [f"{model} lr={rate}" for model in ("edsr", "wdsr_b") for rate in ("0.001", "0.003")]
+    runs = page(f"{mlflow_ui}/#/experiments/1/runs?workflowType=machine_learning")
+    charts = page(f"{mlflow_ui}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    assert all(name in runs and name in charts for name in [*names, "sweep model lr"])
+    assert "No charts in this section" not in charts and charts.index("best/psnr") < charts.index("checkpoint/")
+    (path,) = re.findall(r"http://127.0.0.1:5000(/#/compare-runs\S+)", done.stdout)
+    compared = page(mlflow_ui + path)
+    assert "Comparing 4 Runs" in compared and all(name in compared for name in names)
+    axes = compared.partition("Parameters:")[2].partition("Clear All")[0]
+    assert re.findall(r"model|optimizer\.lr|[a-z]+/psnr", axes.partition("Metrics:")[0]) == ["model", "optimizer.lr"]
+    assert "valid/psnr" in axes.partition("Metrics:")[2] or "best/psnr" in axes.partition("Metrics:")[2]
+    (sweep,) = tmp_path.glob("outputs/sweeps/*/tracker.json")
+    parent = page(f"{mlflow_ui}/#/experiments/1/runs/{json.loads(sweep.read_text())['run_id']}")
+    assert "Best: " in parent and "4 of 4 jobs finished" in parent and "jobs/best_psnr" in parent
