@@ -265,7 +265,7 @@ class Orchestrator:
         own = dict(Origin.of(state.training).tracker) if state is not None else None
         self.tracker.start(dataclasses.replace(run, resumed_at=self.step if own is not None else 0, state=own))
         self.recording = True
-        self.validation.begin(run.run_dir)
+        self.validation.begin(run.run_dir, self.step if not own else None)
 
     def _begin_checkpoints(self) -> None:
         self._gather()

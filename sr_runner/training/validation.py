@@ -101,9 +101,12 @@ class Validation:
         at_end = step == self._last_step and len(self._data.valid_all) > len(self._data.valid)
         return self.last.step != step or (at_end and self.final.step != step)
 
-    def begin(self, run_dir: Path) -> None:
-        """Pictures go into `run_dir` from now on."""
+    def begin(self, run_dir: Path, first: int | None = None) -> None:
+        """Pictures go into `run_dir` from now on. `first` is the step at which a record that is empty begins."""
         self._folder = run_dir / "pictures"
+        if first is not None and len(self._data.valid):
+            # A comparison in MLflow shows the metric that its runs got first.
+            self._tracker.log(first, {"best/psnr": math.nan})
 
     def run(self, step: int, network: nn.Module) -> Evaluation | None:
         """Score `network`; None where a signal cut it short, or where there are no validation images."""
