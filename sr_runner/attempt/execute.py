@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sr_runner.attempt import logs, scheduler
+from sr_runner.attempt import logs, own_code, scheduler
 from sr_runner.attempt.announce import announce, going_on
 from sr_runner.attempt.build import Parts, build_parts
 from sr_runner.attempt.lock import AttemptLock
@@ -83,6 +83,7 @@ def execute(
         lock = AttemptLock(parts, catalogue, stop)
         with lock:
             chosen = choose(parts, catalogue, facts, identify, lock.hold, in_sweep=sweep is not None)
+            own_code.warn_of_changes(parts.config, chosen, catalogue)
             folder = catalogue.folder(chosen.attempt)
             if sweep is not None and sweep.finished == str(chosen.attempt):
                 old = _finished(parts, chosen, folder)

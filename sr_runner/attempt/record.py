@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sr_runner.attempt import labels, scheduler
+from sr_runner.attempt import labels, own_code, scheduler
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
@@ -108,7 +108,8 @@ _TAGGED = ("command", "folder", "commit", "folder_commit", "sr_run", "python", "
 
 def write_record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any]) -> None:
     """The files of the run's folder that say what was started."""
-    files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start)
+    code = own_code.digests(parts.config)
+    files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start | ({"code": code} if code else {}))
     number = len(files.starts(folder))
     for name, where in (("sr-run", _PACKAGE), ("folder", Path.cwd())):
         if start.get("commit" if name == "sr-run" else "folder_commit", "").endswith(_CHANGED):
