@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from sr_runner.data.sampling import Sampler
 from sr_runner.data.sources import PairSource, Photographs
 from sr_runner.errors import RequestError, check_choice
 from sr_runner.files import folder_named
+
+logger = logging.getLogger(__name__)
 
 _MAPPED_HR, _MAPPED_LR = 160 * 2**20, 32 * 2**20
 """Bytes of images mapped at a time: with the batches they stay well below 1 GB, however large the data set."""
@@ -118,6 +121,7 @@ class PairData:
             valid = cached(self._wanted_valid, maker=Degraded(self._degradation, self.scale))
         for pair in train:
             self._check_covers_patch(pair)
+        _warn_of_known(train, valid)
         sampler = Sampler(
             np.array([(pair.height, pair.width) for pair in train]),
             lr_patch=self.patch_size // self.scale,
@@ -233,6 +237,18 @@ class _Prepared:
     sampler: Sampler
     lr: Callable[[torch.device], Images]
     hr: Callable[[torch.device], Images]
+
+
+def _warn_of_known(train: Sequence[CachedPair], valid: Sequence[CachedPair]) -> None:
+    """By content: a copy under another name is the same image."""
+    trained = {pair.hr.digest for pair in train}
+    known = [pair.name for pair in valid if pair.hr.digest in trained]
+    if known:
+        more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+        logger.warning(
+            "%d of the %d validation images are training images too (%s%s): their scores say little about new images",
+            *(len(known), len(valid), ", ".join(known[:3]), more),
+        )
 
 
 def _read(pair: CachedPair, scale: int) -> Pair:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -262,3 +263,16 @@ def test_a_damaged_database_is_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "a.lmdb" / "data.mdb").write_bytes(b"damaged" * 1000)
     with pytest.raises(RequestError, match="damaged LMDB database"):
         make(train=tmp_path / "a.lmdb")
+
+
+def test_validation_images_that_are_trained_on_are_named_in_one_warning(
+    make: Make, roots: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(train=roots[0], valid=roots[1])
+    assert not caplog.records
+    for index in range(3):
+        shutil.copy(roots[0] / f"{index}.png", tmp_path / f"copy{index}.png")
+    make(train=roots[0], valid=[str(roots[1]), f"{tmp_path}/copy*.png", str(roots[0] / "0.png")])
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "4 of the 7 validation images are training images too" in warning
+    assert re.search(r"\([^ ]*copy0, [^ ]*copy1, [^ ]*copy2 and 1 more\)", warning)
