@@ -13,12 +13,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sr_runner.commands.console import ended, print_page
 from sr_runner.commands.help import own_folder, page
-from sr_runner.config.settings import config_dir
+from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings, config_dir
 from sr_runner.distributed.processes import is_distributed, is_main_process
 from sr_runner.errors import RequestError, nearest
 from sr_runner.masking import masked_output
@@ -168,7 +169,13 @@ def _parse(args: list[str]) -> tuple[Namespace, ArgumentParser]:
     options, unknown = parser.parse_known_intermixed_args(args)
     names = [name for action in parser._actions for name in action.option_strings]
     if unknown:
-        guess = nearest(unknown[0].partition("=")[0], names)
+        word, _, value = unknown[0].partition("=")
+        groups = (("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings))
+        for key, field in ((f"{prefix}{each.name}", each) for prefix, kind in groups for each in fields(kind)):
+            if word.lstrip("-").replace("-", "_") == field.name:  # as other programs have it
+                value = value or ("true" if field.default is False else "VALUE")
+                raise RequestError(f"{unknown[0]}: no such option; expected {key}={value}")
+        guess = nearest(word, names)
         raise RequestError(f"{unknown[0]}: no such option.{guess} sr-run --help lists them")
     given = [arg.partition("=")[0] for arg in args]
     for action in parser._actions:

@@ -8,7 +8,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from sr_runner.config import hydra_keys
+from sr_runner.config import hydra_keys, tree
 from sr_runner.config import schema as configs
 from sr_runner.config.identity import flatten
 from sr_runner.config.options import network_name
@@ -209,11 +209,19 @@ class Application(Hydra):
     def _no_such_option(self, group: str, option: str) -> str:
         options = self._options(group)
         shown = option if len(option) <= _LONGEST_NAME else f"{option[:60]}..."
-        return f"{group}={shown}: no such {group}.{nearest(option, options)} Options: {', '.join(options)}"
+        near, searched = nearest(option, options), self.config_loader.get_search_path().get_path()
+        is_given = any(each.provider == "command-line" for each in searched)
+        own = "" if is_given or (near and group != "experiment") else "; --config-dir FOLDER adds those of your own"
+        return f"{group}={shown}: no such {group}.{near} Options: {', '.join(options)}{own}"
 
     def _explain(self, error: Exception, config_name: str | None, overrides: Sequence[str]) -> str:
         """One sentence for what Hydra or OmegaConf raised: what is wrong, what was expected."""
-        text = str(error).strip()
+        text, files = str(error).strip(), self._chosen_files(config_name, overrides)
+        if (wrong := tree.without_package(files)) is not None:
+            return wrong
+        in_recipe = re.search(r"Could not (?:find|override) 'experiment/([\w/-]+?)(?:/\w+)?['@]", text)
+        if in_recipe and (wrong := tree.not_overridden(in_recipe[1], files)) is not None:
+            return wrong
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, option = str(error.missing_cfg_file).rpartition("/")
             if group:
@@ -228,7 +236,10 @@ class Application(Hydra):
         if isinstance(error, KeyError) and any("hydra.job.env_copy" in each for each in overrides):
             return f"hydra.job.env_copy: the environment has no variable {text}; expected the names of variables"
         if match := re.search(r"Multiple values for ([\w/]+)\.", text):
-            added = next((each for each in overrides if each.startswith(f"+{match[1]}=")), f"+{match[1]}")
+            added = next((each for each in overrides if each.startswith(f"+{match[1]}=")), None)
+            if added is None and (wrong := tree.not_overridden(match[1], files)) is not None:
+                return wrong
+            added = added or f"+{match[1]}"
             return f"{added}: {match[1]} has an option already; expected {added[1:]}"
         key, kind = "", None
         cause: BaseException | None = error
@@ -261,30 +272,59 @@ class Application(Hydra):
 
     def _unknown_key(self, key: str, config_name: str | None, overrides: Sequence[str]) -> str:
         given = next((o for o in overrides if re.match(rf"[+~]*([\w./@]+\.)?{re.escape(key)}(=|$)", o)), None)
-        full = given.lstrip("+~").partition("=")[0] if given else key
+        full, file = given.lstrip("+~").partition("=")[0] if given else key, None
+        if given is None:
+            full, file = next(
+                ((found, file) for file in self._chosen_files(config_name, overrides) if (found := file.find(key))),
+                (full, None),
+            )
         parent = full.rpartition(".")[0]
         known = self._known_keys(config_name, overrides)
         below = [k.removeprefix(f"{parent}.").partition(".")[0] for k in known if k.startswith(f"{parent}.")]
         siblings = [f"{parent}.{name}" for name in dict.fromkeys(below)] if parent else []
-        guess = nearest(full, siblings) or nearest(full, known)
+        below = [] if parent else [each for each in known if re.fullmatch(rf"(?!hydra).*\.{re.escape(key)}", each)]
+        in_groups = " or ".join(f"'{each}'" for each in below)
+        guess = f" Did you mean {in_groups}?" if in_groups else nearest(full, siblings)
+        guess = self._other_options(parent, key) or guess or nearest(full, known)
         names = ", ".join(s.rpartition(".")[2] for s in siblings)
         which = f" Keys of {parent}: {names}." if parent and siblings else ""
         top = "" if which or guess else " sr-run --help lists the groups and keys."
         own = next((o.partition("=")[2] for o in overrides if o.startswith(f"{parent}._target_=")), None)
         if own is not None:
             top += f" If {own} takes it: +{given}."
-        return f"{given or full}: there is no key {full}.{guess}{which}{top}"
+        where = f"{file}: " if file is not None else ""
+        return f"{where}{given or full}: there is no key {full}.{guess}{which}{top}"
+
+    def _other_options(self, group: str, key: str) -> str:
+        """Which options of `group` have a `key`."""
+        options = [(group, name) for name in (self._options(group) if group else [])]
+        having = [f"{group}={each.path.stem}" for each in tree.read(self._folders, options) if key in each.content]
+        return f" {' or '.join(having)} has it." if having else ""
+
+    @property
+    def _folders(self) -> list[Path]:
+        assert isinstance(self.config_loader, ConfigLoaderImpl)
+        return [Path(each.path) for each in self.config_loader.repository.get_sources() if each.scheme() == "file"]
+
+    def _chosen_files(self, config_name: str | None, overrides: Sequence[str]) -> list[tree.File]:
+        """The config itself and the options among `overrides` that are files, with what each of them is based on."""
+        groups = list(self._groups())
+        wanted: list[tuple[str, Any]] = [("", config_name or CONFIG)]
+        for override in parse(overrides):
+            if override.key_or_group in groups and not override.is_delete() and not override.is_sweep_override():
+                value = override.value()
+                wanted += [(override.key_or_group, each) for each in (value if isinstance(value, list) else [value])]
+        return tree.read(self._folders, wanted)
 
     def _known_keys(self, config_name: str | None, overrides: Sequence[str]) -> list[str]:
         """The groups, and all keys of the config that the choices of groups among `overrides` compose."""
         groups = list(self._groups())
         choices = [override for override in overrides if override.partition("=")[0] in groups]
-        try:
-            whole = self.config_loader.load_configuration(config_name, choices, RunMode.RUN)
-        except (HydraException, OmegaConfBaseException, ValueError):
-            return groups
-        keys = flatten(OmegaConf.to_container(whole, resolve=False))
-        return [*keys, *groups]
+        for chosen in (choices, [each for each in choices if not each.startswith("experiment=")]):
+            with suppress(HydraException, OmegaConfBaseException, ValueError):
+                whole = self.config_loader.load_configuration(config_name, chosen, RunMode.RUN)
+                return [*flatten(OmegaConf.to_container(whole, resolve=False)), *groups]
+        return groups
 
 
 def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:

@@ -87,7 +87,25 @@ WRONG = {
     "optimizer._target_=torch.nn.Identity": ["optimizer._target_ makes a Identity", "torch.optim.Optimizer"],
     "objective._target_=sys.exit": ["objective._target_=sys.exit", "expected a class"],
     "objective.loss._target_=sys.exit": ["objective.loss._target_=sys.exit", "expected a class"],
+    "lr=1e-4": ["no key lr. Did you mean 'optimizer.lr'?"],
+    "data.train=photos": ["no key data.train. data=div2k or data=folder has it"],
+    "--resume": ["--resume: no such option; expected trainer.resume=true"],
+    "--ema-decay=0.9 seed=1": ["--ema-decay=0.9: no such option; expected trainer.ema_decay=0.9"],
+    "experiment=night": ["experiment=night: no such experiment", "--config-dir FOLDER adds those of your own"],
     "model._target_=math.pi": ["model._target_=math.pi", "expected a class"],
+}
+
+
+GLOBAL = "# @package _global_\n"
+WRONG_RECIPES = {
+    "trainer: {steps: 3}": ["expected the line '# @package _global_' at its top"],
+    f"{GLOBAL}defaults: [{{/model: wdsr_b}}]": ["'/model: wdsr_b'", "expected 'override /model: wdsr_b'"],
+    f"{GLOBAL}defaults: [{{model: wdsr_b}}]": ["'model: wdsr_b'", "expected 'override /model: wdsr_b'"],
+    f"{GLOBAL}defaults: [{{override model: wdsr_b}}]": ["expected 'override /model: wdsr_b'"],
+    f"{GLOBAL}defaults: [{{data/degradation: bsrgan}}]": ["expected 'override /data/degradation: bsrgan'"],
+    f"{GLOBAL}defaults: [{{override /modle: wdsr_b}}]": ["no key modle. Did you mean 'model'?"],
+    f"{GLOBAL}trainer: {{stepz: 3}}": ["no key trainer.stepz. Did you mean 'trainer.steps'?"],
+    f"{GLOBAL}schale: 3": ["no key schale. Did you mean 'scale'?"],
 }
 
 
@@ -116,6 +134,20 @@ def refused(
 def test_a_wrong_request_gets_one_clear_message_and_status_2(request_: str, refused: Refused) -> None:
     said = refused(*request_.split(" "))
     assert all(words in said for words in WRONG[request_]), said
+
+
+@pytest.mark.parametrize("recipe", WRONG_RECIPES)
+def test_what_is_wrong_in_a_recipe_of_ones_own_is_one_sentence_that_names_its_file(
+    recipe: str, refused: Refused, tmp_path: Path
+) -> None:
+    file = tmp_path / "my" / "experiment" / "night.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(recipe)
+    (file.parent / "based.yaml").write_text(f"{GLOBAL}defaults: [night]\nscale: 2\n")
+    for name in ("night", "based") if GLOBAL in recipe else ("night",):
+        said = refused("--config-dir", str(tmp_path / "my"), f"experiment={name}")
+        assert said.startswith("sr-run: my/experiment/night.yaml: "), said
+        assert all(words in said for words in WRONG_RECIPES[recipe]), said
 
 
 @pytest.mark.parametrize(
