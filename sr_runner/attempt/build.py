@@ -226,6 +226,8 @@ class Parts:
     world: World
     keep: list[Policy]
     """Which checkpoints stay."""
+    overrides: Sequence[str] = ()
+    """What the config was composed from."""
 
     def identity_facts(self, init_from: str | None = None) -> dict[str, Any]:
         """What determines the weights; `data` are prepared by now. `init_from`: digest of the pre-trained weights."""
@@ -290,7 +292,9 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
         raise refusal(f"{config.optimizer._target_} or {config.scheduler._target_}", error) from error
     tracker: Tracker = build(config.tracker, "tracker", Tracker) if world.is_main else NoTracker()
     store = build_store(config) if world.is_main else None
-    return Parts(config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep)
+    return Parts(
+        config, trainer, checkpoint, device, model, objective, data, tracker, store, learners, world, keep, overrides
+    )
 
 
 def build_store(config: DictConfig) -> Store | None:

@@ -13,6 +13,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import LocalStore, Name, Store, TrainingState
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import steps_of
+from sr_runner.config.compose import parse
 from sr_runner.errors import RequestError
 from sr_runner.objectives.base import MODEL
 from sr_runner.runs import folder as files
@@ -33,6 +34,8 @@ class Chosen:
     parent: str | None = None
     """The checkpoint of another attempt that the state is taken from."""
 
+
+_STEPS = "trainer.steps"
 
 Hold = Callable[[Attempt, bool], None]
 """Makes an attempt (a fresh one, says the flag) this process's own. Raises `RequestError` where it is taken."""
@@ -121,6 +124,8 @@ class _Choice:
         if attempt is not None:
             self.hold(attempt, False)
             state = self._restored(store, attempt)
+            if any(each.key_or_group == _STEPS for each in parse(self.parts.overrides)):
+                self._check_steps(str(attempt), state)
             if state is None:
                 older = [a for a in self.catalogue.attempts(identity)[:-1] if steps_of(store, str(a))]
                 hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
@@ -159,11 +164,21 @@ class _Choice:
         if found.catalogue is self.catalogue and step in (None, *steps_of(store, str(attempt))[-1:]):
             if attempt != begun:
                 self.hold(attempt, False)
-            return Chosen(attempt, theirs, self._restored(store, attempt, step))
+            own = self._restored(store, attempt, step)
+            self._check_steps(wanted, own)
+            return Chosen(attempt, theirs, own)
         # An older step, or a checkpoint from elsewhere: the attempt it belongs to stays as it is.
         state = found.restored()
+        self._check_steps(wanted, state)
         parent = str(Name.of(str(attempt), state.step))
         return Chosen(begun or self._opened(attempt.identity), theirs, state, parent)
+
+    def _check_steps(self, name: str, state: TrainingState | None) -> None:
+        """Raises `RequestError` where the run is longer already: a slip, which later resumes would repeat."""
+        if state is not None and state.step > self.parts.trainer.steps:
+            raise RequestError(
+                f"{_STEPS}={self.parts.trainer.steps}: {name} is at step {state.step}; expected at least that"
+            )
 
     def _forked(self, found: Found, store: Store, differing: dict[str, tuple[Any, Any]]) -> Chosen:
         """A run under other settings that starts with the state of `found`. The same request goes on with it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def chosen(store: LocalStore, outputs: Path) -> Choose:
     """`chosen(resume, ...)`: what a process with this config comes to, while it really holds its attempt."""
 
     def chosen(
-        resume: object, facts: dict[str, Any] = FACTS, identity: str = IDENTITY, store: Any = store, **trainer: Any
-    ) -> Chosen:
-        parts = parts_of(outputs, store, resume=resume, **trainer)
+        resume: object, facts: dict[str, Any] = FACTS, identity: str = IDENTITY, store: Any = store,
+        overrides: Sequence[str] = (), **trainer: Any,
+    ) -> Chosen:  # fmt: skip
+        parts = replace(parts_of(outputs, store, resume=resume, **trainer), overrides=overrides)
         catalogue = Catalogue(outputs / "runs", store, outputs / "scratch", lambda run_id: None)
 
         def identify(of: Mapping[str, Any]) -> str:
@@ -97,6 +99,19 @@ def test_true_takes_the_newest_checkpoint_of_the_newest_attempt(chosen: Choose) 
     result = chosen(True)
     assert str(result.attempt) == NEWER and result.state is not None and result.state.step == 40
     assert result.parent is None
+
+
+def test_fewer_steps_than_the_run_has_are_refused_and_nothing_is_begun(chosen: Choose, outputs: Path) -> None:
+    before = content(outputs)
+    for name, step in ((IDENTITY, 40), (NEWER, 40), (OLDER, 20), (f"{NEWER}/step-30", 30)):
+        with pytest.raises(RequestError, match=rf"^trainer.steps=15: {name} is at step {step}; expected at least"):
+            chosen(name, steps=15)
+    with pytest.raises(RequestError, match=rf"^trainer.steps=39: {NEWER} is at step 40; expected at least that$"):
+        chosen(True, steps=39, overrides=["trainer.steps=39"])
+    assert attempts(outputs) == [OLDER, NEWER] and before.items() <= content(outputs).items()
+    for resume, steps, given in ((True, 40, ["trainer.steps=40"]), (NEWER, 40, []), (True, 39, [])):
+        result = chosen(resume, steps=steps, overrides=given)
+        assert str(result.attempt) == NEWER and result.state is not None and result.state.step == 40
 
 
 def test_true_with_nothing_to_resume_starts_a_first_attempt_and_names_near_misses(
