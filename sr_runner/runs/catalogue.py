@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -76,9 +77,12 @@ class Catalogue:
         return self.runs / attempt.identity / attempt.name
 
     def named(self, identity: str, attempt: str | None = None) -> Attempt | None:
-        """That attempt of the run, or its newest one; None where there is none."""
+        """That attempt of the run, or its newest one; None where there is none. Its number (`a0001`) is enough where
+        only one has it: two machines may have started one each."""
         known = self.attempts(identity) if re.fullmatch(PART, identity) else []
-        return next((each for each in reversed(known) if attempt in (None, each.name)), None)
+        if attempt is not None:
+            known = [each for each in known if attempt in (each.name, each.name.partition("-")[0])]
+        return known[-1] if known and (attempt is None or len(known) == 1) else None
 
     def of_run_id(self, run_id: str) -> Attempt | None:
         """The attempt whose run in MLflow has this id: by the folders of runs, by the tracking server, and by the
@@ -126,6 +130,16 @@ class Catalogue:
         """What the newest checkpoint of the attempt says of it, not checked; empty where there is none to be had."""
         names = self._checkpoints(f"{attempt}/")
         return self._origin(names[-1]) if names else Origin()
+
+    def nearest(self, name: str, most: int = 5) -> list[str]:
+        """The identity that is closest to `name`, where one is close, and the newest ones, by their folders."""
+
+        def begun(identity: str) -> float:
+            folder = self.runs / identity
+            return folder.stat().st_mtime if folder.is_dir() else 0.0
+
+        newest = sorted(sorted(self.identities()), key=begun, reverse=True)
+        return list(dict.fromkeys([*difflib.get_close_matches(name, newest, n=1), *newest]))[:most]
 
     def near_misses(self, facts: Mapping[str, Any], identity: str) -> list[tuple[str, dict[str, Any]]]:
         """Three runs that differ from `facts` in the fewest keys, nearest first: (identity, key -> (here, there))."""

@@ -6,7 +6,8 @@ Tried in this order, the first that fits counts:
  2. the path of a file: a weights file
  3. a path or a store's URL (s3://..., mlflow:...) that ends in IDENTITY, IDENTITY/ATTEMPT, or either with /step-N;
     below the folder of checkpoints or that of runs, of this or of another folder of outputs
- 4. IDENTITY, IDENTITY/ATTEMPT, or either with /step-N, of the configured store and folder of runs
+ 4. IDENTITY, IDENTITY/ATTEMPT, or either with /step-N, of the configured store and folder of runs; of ATTEMPT, the
+    number (a0001) is enough where there is only one of it
  5. the path of a checkpoint's folder under another name: somebody's copy
  6. the id of a run in MLflow
 
@@ -40,6 +41,7 @@ from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue
 
 log = logging.getLogger(__name__)
 
+_ATTEMPT = re.compile(rf"a[0-9]{{4,9}}|{ATTEMPT.pattern}")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UNNAMED = "checkpoint/a0000-0000"
 """Stands for the attempt of a copied checkpoint that does not name its own."""
@@ -216,7 +218,7 @@ def _split(place: str) -> tuple[str, _Words]:
     step = step_of(parts[-1])
     if step is not None:
         parts.pop()
-    attempt = parts.pop() if parts and ATTEMPT.fullmatch(parts[-1]) else None
+    attempt = parts.pop() if parts and _ATTEMPT.fullmatch(parts[-1]) else None
     identity = parts.pop() if parts else ""
     return "/".join(parts) or place[: place.startswith("/")], (identity, attempt, step)
 
@@ -229,12 +231,18 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
         raise RequestError(
             f"{asked}: a folder, but not of a run, an attempt or a whole checkpoint (which has a {MANIFEST})"
         )
-    known = catalogue.identities()
+    identity, attempt, _ = _split(str(path))[1]
     where = f"{catalogue.runs}{f' or {catalogue.store.url}' if catalogue.store is not None else ''}"
-    some = f" Known: {', '.join(sorted(known)[-5:])}." if known else ""
+    if attempt is not None and catalogue.named(identity) is not None:
+        there = catalogue.attempts(identity)
+        fitting = [each for each in there if each.name.startswith(f"{attempt}-")] or there[-5:]
+        raise RequestError(
+            f"{asked}: no one attempt of that name in {where}; expected {' or '.join(map(str, fitting))}"
+        )
+    known = catalogue.nearest(identity)
+    some = f" Known: {', '.join(known)}." if known else ""
     raise RequestError(
-        f"{asked}: no such file, and no such run, attempt or checkpoint in {where}."
-        f"{nearest(_split(str(path))[1][0], known)}{some}"
+        f"{asked}: no such file, and no such run, attempt or checkpoint in {where}.{nearest(identity, known)}{some}"
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +100,9 @@ NAMES = {
     IDENTITY: 40,
     f"{IDENTITY}/step-30": 30,
     A: 20,
+    f"{IDENTITY}/a0001": 20,
+    f"{IDENTITY}/a0001/step-10": 10,
+    f"outputs/checkpoints/{IDENTITY}/a0001/step-10": 10,
     f"{A}/step-10": 10,
     f"{A}/step-00000010": 10,
     f"outputs/runs/{IDENTITY}": 40,
@@ -173,7 +177,9 @@ def test_what_is_not_there_is_refused_with_the_key_the_places_the_nearest_name_a
     for wrong, expected in {
         "edsr-x2-012345678": f"no such file, .*no such run.*checkpoints.*Did you mean '{IDENTITY}'.*Known: {IDENTITY}",
         f"{A}/step-11": f"{A} has no checkpoint in .*checkpoints at step 11, only at 10, 20",
-        f"{IDENTITY}/a0009-aaaa": "no such run, attempt or checkpoint",
+        f"{IDENTITY}/a0009-aaaa": f"no such attempt in .*, or several of that number; expected {A} or {B}$",
+        f"{IDENTITY}/a0001/step-11": f"{A} has no checkpoint in .*checkpoints at step 11, only at 10, 20",
+        "edsr-x2-0123456789ab/a0001-aaaa/nothing": "no such run, attempt or checkpoint",
         "other": "a folder, but not of a run, an attempt or a whole checkpoint",
         "file:///nowhere/edsr-x2-01": "no such run, attempt or checkpoint in that store",
         "sr://bucket/edsr-x2-01": "sr:// is not supported",
@@ -184,6 +190,20 @@ def test_what_is_not_there_is_refused_with_the_key_the_places_the_nearest_name_a
         with pytest.raises(RequestError, match=expected) as error:
             CONSUMERS[consumer](wrong, here)
         assert str(error.value).startswith(f"{KEYS[consumer]}{wrong}: ")
+
+
+def test_the_number_of_an_attempt_is_not_enough_where_two_machines_have_started_one_each(here: Path) -> None:
+    save(LocalStore(here / "outputs" / "checkpoints"), f"{IDENTITY}/a0001-dddd", 70)
+    with pytest.raises(RequestError, match=f"expected {A} or {IDENTITY}/a0001-dddd$"):
+        loaded(f"{IDENTITY}/a0001", here)
+
+
+def test_of_the_known_runs_the_nearest_is_named_first_and_then_the_newest(here: Path) -> None:
+    for age, name in enumerate(["wdsr_a-x4-01", "wdsr_a-x4-02", "wdsr_b-x4-03", "wdsr_b-x4-04", "zdsr-x4-05"]):
+        (here / "outputs" / "runs" / name / "a0001-aaaa").mkdir(parents=True)
+        os.utime(here / "outputs" / "runs" / name, (2_000_000_000 - age,) * 2)
+    with pytest.raises(RequestError, match=f"Known: {IDENTITY}, wdsr_a-x4-01, wdsr_a-x4-02, wdsr_b-x4-03"):
+        loaded("edsr-x2-01234", here)
 
 
 def test_a_run_without_a_checkpoint_is_refused(here: Path) -> None:
