@@ -236,9 +236,8 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
     if attempt is not None and catalogue.named(identity) is not None:
         there = catalogue.attempts(identity)
         fitting = [each for each in there if each.name.startswith(f"{attempt}-")] or there[-5:]
-        raise RequestError(
-            f"{asked}: no one attempt of that name in {where}; expected {' or '.join(map(str, fitting))}"
-        )
+        expected = " or ".join(map(str, fitting))
+        raise RequestError(f"{asked}: no such attempt in {where}, or several of that number; expected {expected}")
     known = catalogue.nearest(identity)
     some = f" Known: {', '.join(known)}." if known else ""
     raise RequestError(
