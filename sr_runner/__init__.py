@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
     from torch import nn
 
     from sr_runner.attempt.report import Outcome
     from sr_runner.checkpoint import CheckpointManager
+    from sr_runner.inference.tiling import Pixels
     from sr_runner.runs.network import OwnNetwork
     from sr_runner.training.orchestrator import Orchestrator
 
@@ -63,18 +62,19 @@ def load_model(source: str | Path, *, network: OwnNetwork | None = None, **what_
     return load_network(found, network, what_the_file_cannot_tell)
 
 
-def upscale(
-    network: nn.Module, image: npt.NDArray[np.uint8], *, tile: int = TILE, overlap: int = OVERLAP
-) -> npt.NDArray[np.uint8]:
-    """The SR image of `image`, both H x W x 3 uint8 RGB, by a network as `load_model` gives one.
+def upscale(network: nn.Module, image: Pixels, *, tile: int = TILE, overlap: int = OVERLAP) -> Pixels:
+    """The SR image of `image`, both H x W x 3 RGB, by a network as `load_model` gives one.
 
-    Any size fits in memory: the network sees `tile` LR pixels squared at a time, and `overlap` more on each side.
-    Raises `RequestError` where the network does not enlarge RGB images by a whole factor.
+    The type decides: uint8 is 0..255 and comes back as uint8, rounded; floats are [0, 1] and come back as float32,
+    clipped. Any size fits in memory: the network sees `tile` LR pixels squared at a time, and `overlap` more on each
+    side. Raises `RequestError` for any other array (grey, RGBA, floats up to 255), and where the network does not
+    enlarge RGB images by a whole factor.
     """
     import torch
 
-    from sr_runner.inference.tiling import scale_of, upscale_image
+    from sr_runner.inference.tiling import checked_image, scale_of, upscale_image
 
+    image = checked_image(image)
     device = next(network.parameters()).device
     with torch.no_grad():
         scale = scale_of(network, device)

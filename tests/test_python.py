@@ -32,6 +32,30 @@ def test_an_image_is_enlarged_by_a_network_as_the_whole_image_would_be() -> None
     assert np.array_equal(expected[0].permute(1, 2, 0).mul(255).clamp(0, 255).round().byte().numpy(), whole)
 
 
+def test_floats_are_the_unit_range_and_come_back_as_such() -> None:
+    torch.manual_seed(0)
+    network = EDSR(scale=2, num_filters=4, num_res_blocks=1).eval()
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    made = sr_runner.upscale(network, image / 255.0)
+    assert made.dtype == np.float32 and made.min() >= 0 and made.max() <= 1
+    assert np.array_equal((made * 255).round().astype(np.uint8), sr_runner.upscale(network, image))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 6), np.uint8), "image of 8 x 6: expected H x W x 3, RGB"),
+        (np.zeros((8, 6, 4), np.uint8), "image of 8 x 6 x 4: expected H x W x 3, RGB"),
+        (np.zeros((1, 3, 8, 6), np.float32), "image of 1 x 3 x 8 x 6: expected H x W x 3, RGB"),
+        (np.full((8, 6, 3), 255.0), "image of float64 up to 255: expected floats in [0, 1], or uint8, 0..255"),
+        (np.zeros((8, 6, 3), np.int64), "image of int64: expected uint8, 0..255, or floats in [0, 1]"),
+    ],
+)
+def test_an_array_that_is_no_rgb_image_is_refused_in_one_sentence(image: np.ndarray, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        sr_runner.upscale(EDSR(scale=2, num_filters=4, num_res_blocks=1), image)
+
+
 def test_a_network_that_does_not_enlarge_by_a_whole_factor_is_refused() -> None:
     with pytest.raises(RequestError, match="does not enlarge RGB images by a whole factor"):
         sr_runner.upscale(torch.nn.Conv2d(3, 3, 3), np.zeros((8, 8, 3), np.uint8))

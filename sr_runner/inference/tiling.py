@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,14 @@ from sr_runner.inference import OVERLAP, TILE
 
 Upscale = Callable[[Tensor], Tensor]
 """An SR network, or anything that does what one does: 1 x 3 x h x w to 1 x 3 x (h * scale) x (w * scale), in [0, 1]."""
+
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.floating[Any]]
+"""H x W x 3 RGB: uint8, 0..255, or floats in [0, 1]."""
+_LARGEST = 2.0
+"""In floats that overshoot [0, 1], as a network's own do; more are 0..255."""
+
+Array = TypeVar("Array", npt.NDArray[np.uint8], Pixels)
 
 
 class Interrupted(Exception):
@@ -38,15 +47,16 @@ class Window:
 
 def upscale_image(
     upscale: Upscale,
-    lr: npt.NDArray[np.uint8],
+    lr: Array,
     *,
     scale: int,
     device: torch.device | str,
     tile: int = TILE,
     overlap: int = OVERLAP,
     should_stop: Callable[[], bool] = never,
-) -> npt.NDArray[np.uint8]:
-    """The SR image of `lr`, both uint8 HWC RGB: clipped and rounded, as it is scored and saved.
+) -> Array:
+    """The SR image of `lr`, both uint8 HWC RGB: clipped and rounded, as it is scored and saved. Of floats in [0, 1]
+    come float32, clipped.
 
     The network sees at most (tile + 2 * overlap) pixels squared at a time; an image within that size is done whole.
     Tiles end where the image ends, so that the network pads there as it does for the whole image: the result equals
@@ -56,13 +66,27 @@ def upscale_image(
     Raises `Interrupted` between tiles once `should_stop()` is true, `RequestError` where the network's output does not
     fit `scale`.
     """
-    batch = to_unit_range(lr, device)
-    sr = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8)
+    batch, is_bytes = to_unit_range(lr, device), lr.dtype == np.uint8
+    sr: Any = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8 if is_bytes else np.float32)
     for rows, columns, part in iterate_tiles(
         upscale, batch, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop
     ):
-        sr[rows, columns] = to_bytes(part)
-    return sr
+        sr[rows, columns] = to_bytes(part) if is_bytes else _image(_clipped(part))
+    return sr  # type: ignore[no-any-return]
+
+
+def checked_image(given: Any) -> Pixels:
+    """`given` as an array. Raises `RequestError` where that is no RGB image, or has floats beyond [0, 1]."""
+    image: Any = np.asarray(given)
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        shape = " x ".join(map(str, image.shape)) or "no size"
+        raise RequestError(f"image of {shape}: expected H x W x 3, RGB, as PIL's Image.convert('RGB') makes it of any")
+    is_float = np.issubdtype(image.dtype, np.floating)
+    if image.dtype != np.uint8 and not is_float:
+        raise RequestError(f"image of {image.dtype}: expected uint8, 0..255, or floats in [0, 1]")
+    if is_float and (largest := float(image.max())) > _LARGEST:
+        raise RequestError(f"image of {image.dtype} up to {largest:g}: expected floats in [0, 1], or uint8, 0..255")
+    return image  # type: ignore[no-any-return]
 
 
 def scale_of(upscale: Upscale, device: torch.device | str) -> int:
@@ -116,17 +140,26 @@ def windows(length: int, tile: int, overlap: int) -> list[Window]:
     ]
 
 
-def to_unit_range(image: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
-    """A uint8 H x W x 3 image as a float 1 x 3 x H x W batch in [0, 1] on `device`, channels last in memory."""
+def to_unit_range(image: Pixels, device: torch.device | str) -> Tensor:
+    """An H x W x 3 image, uint8 or floats in [0, 1], as a float 1 x 3 x H x W batch in [0, 1] on `device`, channels
+    last in memory."""
     pixels = torch.from_numpy(np.array(image)).to(device)  # a copy: views into a read-only cache cannot be tensors
-    return pixels.permute(2, 0, 1).unsqueeze(0).float().div_(255)
+    batch = pixels.permute(2, 0, 1).unsqueeze(0).float()
+    return batch.div_(255) if pixels.dtype == torch.uint8 else batch
 
 
 def to_bytes(sr: Tensor) -> npt.NDArray[np.uint8]:
     """A 1 x 3 x H x W batch as a uint8 H x W x 3 image: clipped to [0, 1] and rounded. What is not a number is 0."""
-    levels = sr.detach()[0].float().nan_to_num(nan=0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-    image: npt.NDArray[np.uint8] = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+    image: npt.NDArray[np.uint8] = _image(_clipped(sr).mul_(255).round_().to(torch.uint8))
     return image
+
+
+def _clipped(sr: Tensor) -> Tensor:
+    return sr.detach().float().nan_to_num(nan=0.0).clamp_(0, 1)
+
+
+def _image(batch: Tensor) -> Any:
+    return batch[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def _inside(window: Window, scale: int) -> slice:
