@@ -57,8 +57,7 @@ def load_model(source: str | Path, *, network: OwnNetwork | None = None, **what_
     from sr_runner.runs.network import load_network
     from sr_runner.runs.resolve import find_source
 
-    outputs = Path("outputs")
-    found = find_source(str(source), outputs=outputs, checkpoints=outputs / "checkpoints")
+    found = find_source(str(source), outputs=Path("outputs"))
     return load_network(found, network, what_the_file_cannot_tell)
 
 

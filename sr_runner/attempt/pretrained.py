@@ -24,7 +24,9 @@ def initialise(model: nn.Module, settings: CheckpointSettings, catalogue: Catalo
     if settings.init_from is None:
         return None
     options = settings.init_options or {}
-    found = source(settings.init_from, catalogue, "checkpoint.init_from=")
+    # Where this run's checkpoints go says nothing of where those of another are.
+    elsewhere = catalogue.at(catalogue.store, follows_records=True)
+    found = source(settings.init_from, elsewhere, "checkpoint.init_from=")
     try:
         loaded = weights.read(found.location, **{str(key): value for key, value in options.items()})
         report = weights.apply(model, loaded, rule=settings.init_rule)  # type: ignore[arg-type]

@@ -21,15 +21,16 @@ class Places:
     checkpoint: Literal["local", "s3", "mlflow"] = "local"
     """What keeps their checkpoints: a folder, object storage, or the runs of an MLflow experiment."""
     checkpoint_root: str | None = option(None, key="checkpoint.root")
-    """Folder or URL (s3://bucket/prefix) of the checkpoints; null: OUTPUTS/checkpoints."""
+    """Folder or URL (s3://bucket/prefix) of the checkpoints; null: where the run's folder says, else
+    OUTPUTS/checkpoints."""
     tracker_uri: str | None = option(None, key="tracker.uri")
     """The MLflow server or database; null: $MLFLOW_TRACKING_URI, or the SQLite file OUTPUTS/mlflow.db."""
     tracker_experiment: str | None = option(None, key="tracker.experiment")
     """The MLflow experiment; null: sr-run."""
 
     @property
-    def store(self) -> str:
-        """The folder or URL of the checkpoints, in words that `store_at` understands."""
+    def store(self) -> str | None:
+        """The folder or URL of the checkpoints, in words that `store_at` understands; None where nothing names one."""
         root = self.checkpoint_root
         if self.checkpoint == "mlflow":
             from sr_runner.mlflow_server import tracking_uri
@@ -42,7 +43,7 @@ class Places:
             return f"mlflow:{tracking_uri(self.tracker_uri, Path(self.outputs))}#{self.tracker_experiment or ''}"
         if self.checkpoint == "s3" and "://" not in (root or ""):
             raise RequestError(f"checkpoint=s3: expected a URL, checkpoint.root=s3://bucket/prefix, not {root}.")
-        return root or str(Path(self.outputs) / "checkpoints")
+        return root
 
 
 @dataclass(kw_only=True)

@@ -49,10 +49,13 @@ class Catalogue:
         store: Store | None,
         scratch: Path,
         attempt_of: Callable[[str], str | None] | None = None,
+        *,
+        follows_records: bool = False,
     ):
         """`attempt_of` asks the tracking server which attempt (`<identity>/<attempt>`) has an MLflow run id; the
-        server is that of `$MLFLOW_TRACKING_URI` or of the folder of outputs, `runs/..`, where it is None."""
-        self.runs, self.store, self.scratch = runs, store, scratch
+        server is that of `$MLFLOW_TRACKING_URI` or of the folder of outputs, `runs/..`, where it is None.
+        `follows_records`: nobody has named `store`, so that a run's checkpoints are where its folder says."""
+        self.runs, self.store, self.scratch, self.follows_records = runs, store, scratch, follows_records
         outputs = runs.parent
         self._attempt_of = attempt_of or (
             lambda run_id: ask_attempt_of(run_id, Server(tracking_uri(None, outputs), outputs / "artifacts"))
@@ -64,6 +67,10 @@ class Catalogue:
         names = {folder.name for folder in folders if not (folder.is_symlink() or folder.parent.is_symlink())}
         names |= {name.attempt for name in self._checkpoints(f"{identity}/")}
         return [Attempt(identity, name) for name in sorted(filter(ATTEMPT.fullmatch, sorted(names)), key=_number)]
+
+    def at(self, store: Store | None, *, follows_records: bool = False) -> Catalogue:
+        """The same runs with another store."""
+        return Catalogue(self.runs, store, self.scratch, self._attempt_of, follows_records=follows_records)
 
     def open_new(self, identity: str) -> Attempt:
         """A fresh attempt, with its folder."""

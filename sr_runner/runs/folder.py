@@ -9,7 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sr_runner.files import open_own, own_folder, read_file, write_file
+from sr_runner.mlflow_server import tracking_uri
 from sr_runner.tracking import journal
 from sr_runner.tracking.journal import read_json
 
@@ -49,6 +52,26 @@ def starts(folder: Path) -> list[dict[str, Any]]:
 def config(folder: Path) -> str:
     """The run's config as YAML; empty where there is none."""
     return "\n".join(_lines(folder / CONFIG))
+
+
+def store(folder: Path, outputs: Path) -> str | None:
+    """The folder or URL of the run's checkpoints by its config, as `stores.store_at` takes it; None where that is the
+    one below its outputs (which may lie in `outputs` by now), none, or of a class of somebody's own."""
+    try:
+        known = yaml.safe_load(config(folder))
+        where = known["checkpoint"]
+        kind, root = str(where["store"]["_target_"]), where["root"]
+    except (yaml.YAMLError, RecursionError, KeyError, TypeError):
+        return None
+    if not kind.startswith("sr_runner."):
+        return None
+    if kind.endswith(".MlflowStore"):
+        uri, experiment = (where["store"].get(key) for key in ("uri", "experiment"))
+        return f"mlflow:{tracking_uri(uri, outputs)}#{experiment or ''}"
+    if not isinstance(root, str) or root == f"{known.get('outputs')}/checkpoints":
+        return None
+    begun = starts(folder)
+    return root if "://" in root or not begun else str(Path(str(begun[-1].get("folder", ""))) / root)
 
 
 def facts(folder: Path) -> dict[str, Any] | None:

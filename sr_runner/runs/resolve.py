@@ -35,7 +35,7 @@ from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import names_in, store_at
 from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.files import scratch_folder
-from sr_runner.masking import masked_text
+from sr_runner.masking import MASK, masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue
 
@@ -153,7 +153,7 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
                 found = catalogue, attempt
         if found is None:
             _refuse(asked, None if is_address else path, catalogue)
-        return Found(asked, *found)
+        return Found(asked, _where_recorded(asked, *found), found[1])
     except OSError as error:
         raise RunError(f"{asked}: a store cannot be read: {error}") from error
     except DamagedError as damage:
@@ -167,12 +167,19 @@ def source(wanted: str, catalogue: Catalogue, key: str = "") -> Source:
     return find(wanted, catalogue, key).weights()
 
 
-def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path) -> Source:
-    """`source` for a command: `outputs` is the folder of outputs, `checkpoints` the folder or URL of the store."""
+def catalogue_at(outputs: Path, checkpoints: str | Path | None, scratch: Path) -> Catalogue:
+    """What a command looks for runs in: `outputs` is the folder of outputs, `checkpoints` the folder or URL of the
+    store; None: that below `outputs`, and for a run that records another, that one."""
+    store = store_at(str(checkpoints or outputs / "checkpoints"))
+    return Catalogue(outputs / "runs", store, scratch, follows_records=checkpoints is None)
+
+
+def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path | None = None) -> Source:
+    """`source` for a command; see `catalogue_at`."""
     stack = ExitStack()
     atexit.register(stack.close)  # what is fetched from afar is read later
     scratch = stack.enter_context(scratch_folder(outputs))
-    return source(wanted, Catalogue(outputs / "runs", store_at(str(checkpoints)), scratch))
+    return source(wanted, catalogue_at(outputs, checkpoints, scratch))
 
 
 class _Copy(LocalStore):
@@ -198,9 +205,27 @@ def _placed(asked: str, place: str, is_address: bool, catalogue: Catalogue) -> t
     except RequestError as error:
         raise RequestError(f"{asked}: {error}") from error
     own = Path(root) == catalogue.runs.absolute() or (catalogue.store is not None and store.url == catalogue.store.url)
-    if not own and not is_address and Path(root).name == "runs" and (outputs / "checkpoints").is_dir():
+    if own:
+        return _named(catalogue, words)
+    is_runs = not is_address and Path(root).name == "runs"
+    if is_runs and ((outputs / "checkpoints").is_dir() or Path(root, words[0]).is_dir()):
         runs, store = Path(root), LocalStore(outputs / "checkpoints")
-    return _named(catalogue if own else Catalogue(runs, store, catalogue.scratch), words)
+    return _named(Catalogue(runs, store, catalogue.scratch, follows_records=is_runs), words)
+
+
+def _where_recorded(asked: str, catalogue: Catalogue, attempt: Attempt) -> Catalogue:
+    """`catalogue`, with the store that the folder of `attempt` records where nobody has named one."""
+    place = files.store(catalogue.folder(attempt), catalogue.runs.parent) if catalogue.follows_records else None
+    if place is None:
+        return catalogue
+    if MASK in place:
+        raise RequestError(
+            f"{asked}: its checkpoints are in {place}, whose secret is not recorded; expected checkpoint.root=... or "
+            "checkpoint=mlflow tracker.uri=..."
+        )
+    there = store_at(place)
+    is_here = catalogue.store is not None and names_in(catalogue.store, f"{attempt}/")
+    return catalogue if is_here and not names_in(there, f"{attempt}/") else catalogue.at(there)
 
 
 _Words = tuple[str, str | None, int | None]

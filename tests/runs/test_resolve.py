@@ -17,6 +17,7 @@ from sr_runner.attempt.resume import choose
 from sr_runner.checkpoint import LocalStore
 from sr_runner.commands import ckpt
 from sr_runner.errors import RequestError, RunError
+from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.runs.network import load_network
 from sr_runner.runs.resolve import Source, find_source
@@ -76,7 +77,7 @@ def initialised(name: str, place: Path) -> float:
 
 def evaluated(name: str, place: Path) -> float:
     """sr-eval, sr-upscale"""
-    source = find_source(name, outputs=Path("outputs"), checkpoints="outputs/checkpoints")
+    source = find_source(name, outputs=Path("outputs"))
     return value_of(load_network(source, None, {}))
 
 
@@ -190,6 +191,64 @@ def test_what_is_not_there_is_refused_with_the_key_the_places_the_nearest_name_a
         with pytest.raises(RequestError, match=expected) as error:
             CONSUMERS[consumer](wrong, here)
         assert str(error.value).startswith(f"{KEYS[consumer]}{wrong}: ")
+
+
+RECORDED = """
+checkpoint:
+  root: {root}
+  store: {{_target_: sr_runner.checkpoint.{kind}, uri: {uri}, experiment: nightly}}
+outputs: /where/it/was
+"""
+
+
+def record(place: Path, attempt: str, kind: str, root: str = "null", uri: str = "null") -> None:
+    folder = place / "outputs" / "runs" / attempt
+    files.begin(folder, FACTS, RECORDED.format(root=root, kind=kind, uri=uri), {"folder": str(place)})
+
+
+@pytest.mark.parametrize("consumer", [each for each in CONSUMERS if each != "resume"])
+def test_the_checkpoints_of_a_run_are_where_its_folder_says_if_no_option_does(here: Path, consumer: str) -> None:
+    attempt = f"{IDENTITY}/a0003-eeee"
+    save(LocalStore(here / "elsewhere" / "ckpt"), attempt, 80)
+    record(here, attempt, "LocalStore", "elsewhere/ckpt")
+    for name in (IDENTITY, attempt, f"{IDENTITY}/a0003", f"outputs/runs/{attempt}"):
+        (here / "exported.safetensors").unlink(missing_ok=True)
+        assert CONSUMERS[consumer](name, here) == 80
+    record(here, B, "LocalStore", "gone/since")
+    (here / "exported.safetensors").unlink(missing_ok=True)
+    assert CONSUMERS[consumer](B, here) == 40
+
+
+def test_an_option_that_names_a_place_counts_and_the_message_without_one_names_what_is_recorded(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = f"{IDENTITY}/a0003-eeee"
+    save(LocalStore(here / "elsewhere"), attempt, 80)
+    record(here, attempt, "LocalStore", "elsewhere")
+    assert ckpt.main(["verify", IDENTITY]) == 0
+    assert ckpt.main(["verify", IDENTITY, "checkpoint.root=outputs/checkpoints"]) == 2
+    assert f"has no checkpoint in {here}/outputs/checkpoints" in capsys.readouterr().err
+    shutil.rmtree(here / "elsewhere")
+    assert ckpt.main(["verify", IDENTITY]) == 2
+    assert f"has no checkpoint in {here}/elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "uri", "place"),
+    [
+        ("LocalStore", "/where/it/was/checkpoints", "null", None),
+        ("LocalStore", "/mnt/disk", "null", "/mnt/disk"),
+        ("stores.RemoteStore", "s3://bucket/prefix", "null", "s3://bucket/prefix"),
+        ("stores.MlflowStore", "null", "http://host:5000", "mlflow:http://host:5000#nightly"),
+        ("stores.MlflowStore", "null", "null", "mlflow:sqlite:///HERE/outputs/mlflow.db#nightly"),
+    ],
+)
+def test_the_place_of_each_kind_of_store_is_known_from_the_folder_of_a_run(
+    here: Path, kind: str, root: str, uri: str, place: str | None
+) -> None:
+    record(here, B, kind, root, uri)
+    found = files.store(here / "outputs" / "runs" / B, here / "outputs")
+    assert found == (place and place.replace("HERE", str(here)))
 
 
 def test_the_number_of_an_attempt_is_not_enough_where_two_machines_have_started_one_each(here: Path) -> None:

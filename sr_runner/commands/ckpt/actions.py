@@ -24,7 +24,7 @@ from sr_runner.errors import RequestError, RunError, check_choice, printable
 from sr_runner.files import check_writable, scratch_folder, write_file
 from sr_runner.masking import masked_text
 from sr_runner.runs.catalogue import Catalogue, difference
-from sr_runner.runs.resolve import find, source
+from sr_runner.runs.resolve import catalogue_at, find, source
 from sr_runner.weights import read
 
 
@@ -65,13 +65,13 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
     }  # fmt: skip
     with scratch_folder(Path(options.outputs)) as scratch:
         try:
-            store = store_at(options.store)
-            catalogue = Catalogue(Path(options.outputs) / "runs", store, scratch)
+            catalogue = catalogue_at(Path(options.outputs), options.store, scratch)
             rows, lines = commands[command](catalogue, options, *names)
         except DamagedError as damage:
             raise RunError(str(damage)) from damage
     # Whoever wrote a checkpoint chose what its files and tensors are called: that makes no line of its own.
-    lines = lines or [f"no checkpoints in {masked_text(store.url)}"]
+    assert catalogue.store is not None
+    lines = lines or [f"no checkpoints in {masked_text(catalogue.store.url)}"]
     sys.stdout.write((json.dumps(rows, indent=1) if as_json else "\n".join(map(printable, lines))) + "\n")
     return int(any(row.get("ok") is False for row in rows))
 
