@@ -16,6 +16,7 @@ from sr_runner.config.settings import config_dir
 from sr_runner.runs import folder as files
 
 HELP = ROOT / "sr-run --help"
+README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -42,8 +43,8 @@ def test_a_command_composes(
     monkeypatch.chdir(tmp_path)
     for folder in ("DIR", "my_conf/experiment", "my_conf/model"):
         (tmp_path / folder).mkdir(parents=True)
-    (night,) = re.findall(r"(?s)```yaml\n(.*?)```", (ROOT / "README.md").read_text())
-    (tmp_path / "my_conf" / "experiment" / "night.yaml").write_text(night)
+    for name, text in re.findall(r"(?s)`(my_conf/[\w/]+\.yaml)`.*?```yaml\n(.*?)```", README):
+        (tmp_path / name).write_text(text)
     for word in COMMANDS[line]:
         if word.startswith("trainer.resume=") and word not in ("trainer.resume=true", "trainer.resume=false"):
             run = tmp_path / "outputs" / "runs" / word.partition("=")[2] / "a0001-cafe"
@@ -55,7 +56,7 @@ def test_a_command_composes(
 
 
 def test_there_are_commands_to_look_at() -> None:
-    assert len(COMMANDS) > 40
+    assert len(COMMANDS) > 40 and len(re.findall("(?m)^```yaml", README)) == 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -9,11 +9,11 @@ import torch
 
 from sr_runner.attempt.build import build
 from sr_runner.checkpoint import CheckpointManager, LocalStore, MlflowStore, TrainingState
-from sr_runner.checkpoint.stores import store_at
 from sr_runner.commands.arguments import parse
 from sr_runner.commands.ckpt import main
 from sr_runner.commands.options import Places
 from sr_runner.config.compose import composed
+from sr_runner.runs.resolve import catalogue_at
 from sr_runner.weights import export
 
 IDENTITY = "edsr-x2-0123456789ab"
@@ -200,7 +200,8 @@ def test_the_store_is_the_one_that_a_run_with_the_same_words_has(
         config, _ = composed([*words, "tracker.experiment=mine"])
         store = build(config.checkpoint.store, "checkpoint.store", root=config.checkpoint.root)
         _, options = parse([*words, "tracker.experiment=mine"], Places)
-        assert store_at(options.store).url == store.url
+        found = catalogue_at(Path(options.outputs), options.store, tmp_path).store
+        assert found is not None and found.url == store.url
 
 
 def test_checkpoints_in_mlflow_are_found_by_the_words_of_the_run_that_wrote_them(
