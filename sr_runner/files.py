@@ -136,7 +136,7 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     Those that killed processes of this machine left there are removed: the kernel has let go of their locks. A file
     system without locks keeps them.
     """
-    if not os.access(place, os.W_OK):
+    if not (os.access(place, os.W_OK | os.X_OK) and place.is_dir()):
         with tempfile.TemporaryDirectory(prefix="sr-run-") as elsewhere:
             yield Path(elsewhere)
         return

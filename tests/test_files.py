@@ -47,9 +47,11 @@ def test_a_process_may_have_several(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written_the_systems_own_folder_is_used(tmp_path: Path) -> None:
-    with scratch_folder(tmp_path / "missing") as folder:
-        assert folder.is_dir() and not (tmp_path / "missing").exists()
-    assert not folder.exists()
+    (tmp_path / "file").touch()
+    for place in ("missing", "file"):
+        with scratch_folder(tmp_path / place) as folder:
+            assert folder.is_dir() and [path.name for path in tmp_path.iterdir()] == ["file"]
+        assert not folder.exists()
 
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ WRONG = {
     "trainer.precision=int8": ["trainer.precision=int8", "bf16"],
     "trainer.ema_decay=1.5": ["trainer.ema_decay=1.5", "between 0 and 1"],
     "trainer.resume=nosuchrun": ["trainer.resume=nosuchrun", "no such run"],
+    "trainer.resume=nosuchrun outputs=/dev/null": ["trainer.resume=nosuchrun", "no such run", "/dev/null/runs"],
     "trainer.resume=true checkpoint=none": ["trainer.resume=True", "checkpoint=none"],
     "optimizer.lr=1e-3,1e-4": ["several values are a sweep", "sr-run -m"],
     "-m model=edsr,edrs": ["model=edrs", "Did you mean 'edsr'?"],
