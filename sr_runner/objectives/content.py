@@ -19,6 +19,16 @@ log = logging.getLogger(__name__)
 CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
+def check_content(layer: str, seed: int | None, scale: float, criterion: str) -> None:
+    """Raises `RequestError` for arguments of `ContentLoss` that make no sense, whether or not one is made."""
+    check_choice("objective.vgg_criterion", criterion, CRITERIA)
+    check_choice("objective.vgg_layer", layer, LAYERS)
+    if not scale > 0:
+        raise RequestError(f"objective.vgg_scale={scale}: expected a number above 0, such as 1/12.75 = 0.0784314")
+    if seed is not None and seed < 0:
+        raise RequestError(f"objective.vgg_seed={seed}: expected a whole number from 0, or null")
+
+
 class ContentLoss:
     """`criterion(scale * VGG19(sr), scale * VGG19(hr))`, a scalar in fp32.
 
@@ -41,10 +51,7 @@ class ContentLoss:
         `before_activation` compares what the layer's convolution gives, without its ReLU, as ESRGAN does.
         Raises `RequestError` for unknown names, and where there are no weights.
         """
-        check_choice("objective.vgg_criterion", criterion, CRITERIA)
-        check_choice("objective.vgg_layer", layer, LAYERS)
-        if not scale > 0:
-            raise RequestError(f"objective.vgg_scale={scale}: expected a number above 0, such as 1/12.75 = 0.0784314")
+        check_content(layer, seed, scale, criterion)
         try:
             self.vgg = vgg19_features(layer=layer, weights=weights, seed=seed)
         except RequestError as error:

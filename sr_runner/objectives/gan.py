@@ -15,7 +15,7 @@ from sr_runner.models import Discriminator
 from sr_runner.models.layers import MOST
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
-from sr_runner.objectives.content import CRITERIA, ContentLoss
+from sr_runner.objectives.content import CRITERIA, ContentLoss, check_content
 from sr_runner.objectives.learner import Learner, OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class GanObjective:
         """
         check_choice("objective.adversarial", adversarial, ADVERSARIAL_LOSSES)
         check_choice("objective.pixel_criterion", pixel_criterion, CRITERIA)
+        check_content(vgg_layer, vgg_seed, vgg_scale, vgg_criterion)
         for name, weight in (
             ("adversarial_weight", adversarial_weight),
             ("content_weight", content_weight),

@@ -251,6 +251,8 @@ def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None
         ({"adversarial_weight": -1.0}, "objective.adversarial_weight=-1.0"),
         ({"gradient_penalty": float("nan")}, "objective.gradient_penalty=nan"),
         ({"vgg_scale": 0.0}, "objective.vgg_scale=0.0"),
+        ({"vgg_seed": -1}, "objective.vgg_seed=-1"),
+        ({"content_weight": 0.0, "vgg_layer": "VGG45"}, "objective.vgg_layer=VGG45"),
         ({"discriminator_filters": 0}, "objective.discriminator_filters=0"),
         ({"discriminator_weights": "/nope.h5"}, "objective.discriminator_weights=/nope.h5: no such file"),
     ],
