@@ -53,6 +53,8 @@ class MlflowStore(ObjectStore):
                 f"checkpoint.root={masked_text(str(root))}: checkpoint=mlflow keeps checkpoints where tracker.uri "
                 "says; leave checkpoint.root out, or take checkpoint=local or checkpoint=s3"
             )
+        if not experiment.strip():
+            raise RequestError(f"checkpoint.store.experiment={experiment!r} is empty: expected a name")
         place = Path(outputs).absolute()
         address = tracking_uri(uri, place)
         url = f"mlflow:{masked_text(address)}#{experiment}"
