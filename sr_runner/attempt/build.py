@@ -127,12 +127,11 @@ def _check_value(key: str, given: Any, hint: Any, default: Any) -> None:
     # A default is what its class takes, whatever the annotation is.
     if types.fits(value, hint) or (value == default and type(value) is type(default)):
         return
+    shown = value or "''" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, str):
         advice = nearest(value, types.choices(hint))
     else:
-        text = str(value)
-        advice = f" In quotes it is text: {key}=\"'{text}'\"" if types.fits(text, hint) else ""
-    shown = value or "''" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        advice = f" In quotes it is text: {key}=\"'{shown}'\"" if types.fits(shown, hint) else ""
     raise RequestError(f"{key}={shown}: expected {types.expected(hint)}.{advice}")
 
 

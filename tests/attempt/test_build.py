@@ -185,6 +185,7 @@ def test_a_key_that_is_given_by_hand_has_to_be_taken(arguments: list[str], said:
         ("data.valid_images=1.5", "data.valid_images=1.5: expected a whole number or null."),
         ("data.cache_dir=", "data.cache_dir='': expected a path."),
         ("tracker.experiment=2024", "expected text. In quotes it is text: tracker.experiment=\"'2024'\""),
+        ("tracker.experiment=null", "expected text. In quotes it is text: tracker.experiment=\"'null'\""),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: expected a list of 2, each a number."),
         ("objective.loss=5", "objective.loss=5: expected {_target_: package.module.Class}."),
         ("scheduler.anneal_strategy=coz", "expected cos or linear. Did you mean 'cos'?"),
