@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from sr_runner.attempt.build import build
-from sr_runner.config.compose import _check_booleans, composed, parse
+from sr_runner.config.compose import _check_booleans, as_override, composed, parse
 from sr_runner.config.identity import flatten
 from sr_runner.config.schema import check
 from sr_runner.errors import RequestError
@@ -32,25 +32,25 @@ VALUES: dict[str, Any] = {
 TEXT = {
     "outputs", "checkpoint.root", "tracker.uri", "tracker.experiment", "tracker.run_name", "tracker.outputs",
     "data.cache_dir", "data.train", "data.valid", "data.train_lr", "data.valid_lr", "data.valid_list", "data.root",
-    "checkpoint.store.experiment", "checkpoint.store.outputs",
+    "checkpoint.store.experiment", "checkpoint.store.outputs", "objective.vgg_weights",
 }  # fmt: skip
 SENSIBLE = {
+    "below zero": {"outputs"},  # a folder may be called so
     "zero": {
-        "seed", "data.seed", "data.workers", "data.valid_images", "data.preview", "trainer.pictures",
+        "outputs", "seed", "data.seed", "data.workers", "data.valid_images", "data.preview", "trainer.pictures",
         "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.store.retry_seconds",
         "checkpoint.store.wait_for_run", "optimizer.weight_decay", "optimizer.momentum",
         "optimizer.momentum_decay", "optimizer.alpha", "scheduler.total_iters",
         "objective.adversarial_weight", "objective.content_weight", "objective.pixel_weight",
         "objective.gradient_penalty", "objective.vgg_seed", "data.valid_fraction",
     },
-    "nothing": {"checkpoint.store.experiment"},  # as null
     "a word": TEXT,
     "a mapping": {"checkpoint.store.options", "checkpoint.init_options"},
     "null": {
         "trainer.threads", "trainer.grad_clip", "trainer.parameters", "trainer.ema_decay", "trainer.grace_seconds",
         "checkpoint.keep_every", "checkpoint.keep_minutes", "checkpoint.every", "checkpoint.max_failures",
         "checkpoint.lease_seconds", "checkpoint.init_options", "checkpoint.store.options", "checkpoint.store.uri",
-        "checkpoint.store.experiment", "optimizer.fused", "tracker.uri", "tracker.run_name", "data.valid",
+        "optimizer.fused", "tracker.uri", "tracker.run_name", "data.valid",
         "data.train_lr", "data.valid_lr", "data.valid_list", "data.lr_pattern", "data.valid_images",
         "objective.vgg_weights", "objective.vgg_seed", "objective.discriminator_weights",
         "objective.discriminator_optimizer", "objective.discriminator_scheduler",
@@ -80,13 +80,14 @@ def answer(config: DictConfig, key: str, value: Any) -> str:
     config, group = copy.deepcopy(config), key.partition(".")[0]
     OmegaConf.set_struct(config, False)
     try:
-        if isinstance(value, int):  # before OmegaConf makes a boolean of it
-            _check_booleans(parse([f"{key}={value}"]), config)
+        _check_booleans(parse([as_override(key, value)]), config)  # before OmegaConf makes a boolean of it
         OmegaConf.update(config, key, value, merge=False)
         check(config)
         network = torch.nn.Conv2d(3, 3, 3)
         if group in CLASSES:
-            build(config[group], group)
+            part = build(config[group], group)
+            if group == "objective":
+                part.networks(network, patch_size=32)
         elif group == "checkpoint":
             build(config.checkpoint.store, "checkpoint.store", root=config.checkpoint.root)
         elif group == "trainer":
