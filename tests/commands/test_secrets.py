@@ -175,7 +175,7 @@ def test_forty_secrets_are_nowhere_after_a_resume_a_fork_a_sweep_an_evaluation_a
     (first, *_) = sorted((planted.folder / "outputs" / "runs").glob("*/*"), key=lambda path: path.stat().st_mtime)
     name = f"{first.parent.name}/{first.name}"
     fork = planted.train("trainer.steps=8", f"trainer.resume={name}", "trainer.allow_changes=true", "optimizer.lr=1e-5")
-    assert planted.status == 0 and "forked" in fork, fork
+    assert planted.status == 0 and f"fork of {name}" in fork, fork
     refused = planted.train(f"trainer.resume={name}", "model.hub_token=another")
     assert planted.status == 2 and "model.hub_token" in refused, refused
     failed = planted.train("+model.fail=true")
