@@ -19,7 +19,6 @@ from pathlib import Path
 import psutil
 import pytest
 import ranks
-import torch
 from kill_and_resume import differences, points
 from safetensors.torch import load_file
 from support import TINY, environment
@@ -161,7 +160,7 @@ def test_two_processes_are_stopped_by_a_signal_and_resumed_to_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("precision", "rounding"), [("fp32", 1e-5), pytest.param("bf16", 5e-4, marks=pytest.mark.slow)]
+    ("precision", "rounding"), [("fp32", 1e-6), pytest.param("bf16", 1e-4, marks=pytest.mark.slow)]
 )
 def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(
     precision: str, rounding: float, tmp_path: Path, image_cache: Path
@@ -172,7 +171,8 @@ def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(
     assert fork(tmp_path, *arguments, "outputs=one", number=1).wait() == [0]
     two, one = (load_file(max(checkpoints(tmp_path / each)) / "model.safetensors") for each in ("two", "one"))
     for name in two:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=rounding)
+        # The mean: where a gradient is all rounding, Adam moves a weight by its learning rate, whichever way.
+        assert (two[name] - one[name]).abs().mean() < rounding, name
     done = fork(tmp_path, *arguments, "trainer.resume=true", "trainer.steps=8", "outputs=one")
     assert done.wait() == [0, 0]
     assert "processes 1 -> 2" in ranks.said(tmp_path) and "Step 8 of 8" in ranks.said(tmp_path)
