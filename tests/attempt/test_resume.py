@@ -17,6 +17,7 @@ from sr_runner.attempt.lock import AttemptLock
 from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.checkpoint import LocalStore
 from sr_runner.errors import RequestError, RunError
+from sr_runner.files import DRAFT
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import FORKED_FROM, Attempt, Catalogue
 from sr_runner.signals import StopSignal
@@ -77,8 +78,9 @@ def attempts(outputs: Path) -> list[str]:
 
 
 def content(root: Path) -> dict[Path, bytes]:
-    """Every file below `root` but leases."""
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lease.json"}
+    """Every file below `root` but leases, which are renewed meanwhile, and their drafts."""
+    files = (path for path in root.rglob("*") if path.name != "lease.json" and not path.name.startswith(DRAFT))
+    return {path: path.read_bytes() for path in files if path.is_file()}
 
 
 def is_fork(result: Chosen, of: str, step: int) -> bool:
