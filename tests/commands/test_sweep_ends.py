@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
 from pathlib import Path
 
-from run_server import RunServer
+import pytest
+from mlflow import MlflowClient
+from run_server import Run, RunServer
 from support import TINY, SrRun, wait_until
 
 SWEEP = (
@@ -55,3 +58,40 @@ def test_a_job_that_cannot_be_done_is_said_in_one_sentence(sr_run: SrRun, tmp_pa
     for text in (done.stderr, log.read_text()):
         assert text.count("checkpoint.init_from=nowhere-x2-000000000000: ") == 1 and "Traceback" not in text, text
     assert "Error executing" not in done.stderr  # Hydra's line, a second message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_that_is_killed_at_random_instants_and_repeated_ends_like_one_that_was_not(
+    run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
+    sweep = (
+        "-m", *TINY, "trainer.steps=60", "trainer.eval_every=30", "checkpoint.every=10", "trainer.log_every=10",
+        "model=edsr,wdsr_b", "optimizer.lr=1e-3,3e-3", "seed=0,1", f"data.cache_dir={image_cache}",
+    )  # fmt: skip
+
+    def started(outputs: str) -> Run:
+        said = [tmp_path / f"{outputs}-{stream}" for stream in ("report", "said")]
+        return run_server.start([*sweep, f"outputs={outputs}", "trainer.resume=true"], tmp_path, *said)
+
+    def final(outputs: str) -> dict[str, list[bytes]]:
+        attempts = (tmp_path / outputs / "checkpoints").glob("*/*")
+        return {
+            attempt.parent.name: [
+                file.read_bytes() for file in sorted(max(attempt.glob("step-*")).glob("*.safetensors"))
+            ]
+            for attempt in attempts
+        }
+
+    generator, kills = random.Random(7), 0
+    while kills < 10 and started("killed").wait(generator.uniform(2, 15)) is None:  # it is killed then
+        kills += 1
+    assert kills >= 3
+    assert [started(outputs).wait() for outputs in ("killed", "whole")] == [0, 0]
+    assert len(final("whole")) == 8 and final("killed") == final("whole")
+    client = MlflowClient(f"sqlite:///{tmp_path}/killed/mlflow.db")
+    runs = client.search_runs(["1"])
+    assert len(runs) == 9 and {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [point.step for point in points] in ([], [10, 20, 30, 40, 50, 60])
