@@ -295,7 +295,9 @@ def test_the_tracker_writes_no_secret(tmp_path: Path, monkeypatch: pytest.Monkey
 
         def start(self) -> None: ...
 
-        def finish(self, wait: float) -> bool:
+        def leave(self) -> None: ...
+
+        def settle(self, wait: float) -> bool:
             return False
 
     monkeypatch.setattr(mlflow_tracker, "SenderProcess", NoSender)

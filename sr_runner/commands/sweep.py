@@ -26,7 +26,7 @@ from sr_runner.attempt import labels, logs
 from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
 from sr_runner.attempt.record import SweepJob
-from sr_runner.commands.sweep_board import Board, Job, SweepRun, planned, quoted, read_job, write_job
+from sr_runner.commands.sweep_board import Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
 from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, folder_named, own_folder
@@ -144,7 +144,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     board = _boards.get(plan.folder) if os.getpid() == plan.process else None
     of = SweepJob(plan.folder, plan.keys, done, settles=board is None)
 
-    def tell(status: str, **result: Any) -> None:
+    def tell(status: JobStatus, **result: Any) -> None:
         now = replace(record, status=status, **result)
         write_job(output, now)
         if board is not None:

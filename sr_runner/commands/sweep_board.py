@@ -16,11 +16,14 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Literal, get_type_hints
 
 from sr_runner.attempt.labels import short_names
 from sr_runner.commands.sweep_page import JobRow, SweepRows, page
+from sr_runner.config import types
 from sr_runner.errors import printable
 from sr_runner.files import file_lock, read_file, write_file
+from sr_runner.runs.catalogue import is_attempt
 from sr_runner.tracking import SWEEP_TAG, RunRecord, Status, Tracker, points
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,9 @@ _REST = 30
 """Between two accounts passes this many times what the first one took: with many jobs they are not a load."""
 
 
+JobStatus = Literal["running", "finished", "failed", "stopped", "left"]
+
+
 @dataclass(frozen=True)
 class Job:
     """What is known of one job. Its record is `job.json` in its folder."""
@@ -41,11 +47,11 @@ class Job:
     """Place in the sweep that it was started in last, from 0."""
     name: str
     """What it is called: `edsr lr=0.003 seed=1`."""
-    values: Mapping[str, str]
+    values: dict[str, str]
     """What is swept, as it was written: `{"model": "edsr", "optimizer.lr": "0.003", "seed": "1"}`."""
-    overrides: Sequence[str]
-    status: str
-    """running, finished, failed, stopped, or left: not started yet."""
+    overrides: list[str]
+    status: JobStatus
+    """left: not started yet."""
     run: str = ""
     """`<identity>/<attempt>`"""
     log: str = ""
@@ -70,11 +76,16 @@ def write_job(folder: Path, job: Job) -> None:
 
 
 def read_job(folder: Path) -> Job | None:
-    """The record in `folder`; None where there is none, or one that cannot be read."""
+    """The record in `folder`, no link; None where there is none, or one that cannot be read."""
     try:
-        return Job(**json.loads(read_file(folder / RECORD)))
+        job = None if folder.is_symlink() else Job(**json.loads(read_file(folder / RECORD)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
+    is_whole = job is not None and all(types.fits(getattr(job, name), hint) for name, hint in _HINTS.items())
+    return job if is_whole else None
+
+
+_HINTS = get_type_hints(Job)
 
 
 @dataclass
@@ -100,7 +111,7 @@ class Board:
         found = [job for path in sorted(self.folder.glob(f"*/{RECORD}")) if (job := read_job(path.parent))]
         known = {tuple(job.values.items()) for job in found}
         left = [
-            Job(number, self.name(values), values, [], "left")
+            Job(number, self.name(values), dict(values), [], "left")
             for number, values in enumerate(self.planned)
             if tuple(values.items()) not in known
         ]
@@ -198,12 +209,14 @@ class Board:
         return [self.folder / _CSV, self.folder / _PAGE]
 
     def _row(self, job: Job) -> JobRow:
+        # Whoever wrote the record may have written anything: nothing is read but what lies in a run's folder.
         folder = self.runs / job.run
+        is_own = is_attempt(job.run) and not any(path.is_symlink() for path in (folder, folder.parent))
         pictures: dict[str, Path] = {}
-        if job.run:
+        if is_own and not (folder / "pictures").is_symlink():
             for path in sorted((folder / "pictures").glob("step-*-*.png")):  # the newest of each image
                 pictures[path.stem.split("-", 2)[2]] = path
-        curve = points(folder, "valid/psnr") if job.run else []
+        curve = points(folder, "valid/psnr") if is_own else []
         return JobRow(
             job.name, dict(job.values), "left" if job.status == "running" else job.status, job.psnr, job.gain,
             job.seconds, job.run, job.error, curve, pictures,

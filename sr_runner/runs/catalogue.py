@@ -179,3 +179,9 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, t
 def _number(attempt: str) -> int:
     match = ATTEMPT.fullmatch(attempt)
     return int(match[1]) if match else 0
+
+
+def is_attempt(text: str) -> bool:
+    """Whether it is the name of an attempt, `<identity>/<attempt>`, and no other path."""
+    identity, _, attempt = text.partition("/")
+    return bool(re.fullmatch(PART, identity) and ATTEMPT.fullmatch(attempt))

@@ -129,7 +129,8 @@ def test_a_link_at_the_senders_log_is_reported_and_the_sender_not_started(
     plant(tmp_path / "sender.log", canary)
     sender = SenderProcess(tmp_path, "http://127.0.0.1:9")
     sender.start()
-    assert not sender.finish(wait=0)
+    sender.leave()
+    assert not sender.settle(wait=0)
     assert "sender.log: expected a file, not a link" in caplog.text and "points are kept in the journal" in caplog.text
 
 
@@ -296,14 +297,18 @@ def test_a_link_in_the_folder_of_a_sweep_is_refused_and_its_record_replaced(
     plant(tmp_path / "sweep" / "multirun.yaml", canary)
     assert "multirun.yaml: expected a file, not a link" in sr_run(*words, code=2).stderr
     (tmp_path / "sweep" / "multirun.yaml").unlink()
-    plant(tmp_path / "sweep" / "job-0.json", canary)
-    plant(tmp_path / "sweep" / "0", canary.parent)
+    plant(tmp_path / "sweep" / "job", canary.parent)
     done = sr_run(*words, code=2)
-    assert "sweep/0: expected a folder, not a link" in done.stderr and "Traceback" not in done.stderr
-    (tmp_path / "sweep" / "0").unlink()
-    plant(tmp_path / "sweep" / "0" / "job.log", canary)
+    assert "sweep/job: expected a folder, not a link" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "sweep" / "job").unlink()
+    plant(tmp_path / "sweep" / "job" / "job.log", canary)
     done = sr_run(*words, code=2)
     assert "job.log: expected a file, not a link" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "sweep" / "job" / "job.log").unlink()
+    for name in ("job/job.json", "sweep.csv", "sweep.html", "sweep.json"):
+        (tmp_path / "sweep" / name).unlink(missing_ok=True)
+        plant(tmp_path / "sweep" / name, canary)
+    sr_run(*words)
 
 
 def test_the_preview_replaces_a_link(sr_run: SrRun, tmp_path: Path, canary: Path) -> None:

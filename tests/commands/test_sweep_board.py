@@ -15,11 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support import TINY, SrRun
 
 from sr_runner.commands.sweep_board import Board, Job, planned, quoted, write_job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+FORGED = json.dumps(
+    {"number": 1, "name": "a", "values": {"seed": "0"}, "overrides": [], "status": "finished", "psnr": "high"}
+)
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_a_sweep_that_grew_has_the_jobs_of_both_grids_and_its_status_is_that_of_
 
 
 def test_a_record_that_cannot_be_read_is_a_job_that_is_left(board: Board) -> None:
-    for number, text in enumerate(["", "[" * 100_000, '{"number": 1}']):
+    for number, text in enumerate(["", "[" * 100_000, FORGED]):
         (board.folder / str(number) / "job.json").write_text(text)
     assert {job.status for job in board.jobs()} == {"left"}
 
@@ -67,6 +73,22 @@ def test_the_command_that_goes_on_is_the_one_that_was_typed() -> None:
     assert quoted(["-m", "seed=0,1", "+trainer.resume=false", "data.train='a b'"]) == (
         "sr-run -m seed=0,1 'data.train='\"'\"'a b'\"'\"'' trainer.resume=true"
     )
+
+
+def test_a_record_that_names_another_folder_as_its_run_shows_nothing_of_that(board: Board, tmp_path: Path) -> None:
+    board.runs = tmp_path / "outputs" / "runs"
+    (board.runs / "a").mkdir(parents=True)
+    pictures = tmp_path / "secret" / "pictures"
+    pictures.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(pictures / "step-00000001-cat.png")
+    job = replace(board.jobs()[0], run="../../secret")
+    assert board._row(job).pictures == {} and "data:image" not in page_of(board, job)
+    (board.runs / "a" / "a0001-cafe").symlink_to(tmp_path / "secret")
+    assert board._row(replace(job, run="a/a0001-cafe")).pictures == {}
+
+
+def page_of(board: Board, job: Job) -> str:
+    return board.write([job])[1].read_text()
 
 
 @pytest.fixture

@@ -324,6 +324,7 @@ def on_the_command_line(server: Server) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_secrets_in_the_address_are_in_nothing_that_is_left_behind(
     server: Server, tmp_path: Path, sr_run: SrRun
 ) -> None:

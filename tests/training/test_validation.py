@@ -79,7 +79,7 @@ def test_only_the_last_step_scores_all_images(bench: Bench) -> None:
     assert bench.validation.is_lacking(9)
     bench.validation.run(9, Shift(0.1))
     assert not bench.validation.is_lacking(9) and len(bench.validation.final.scores) == 2
-    assert bench.tracker.logged == [(3, {"valid"}), (9, {"valid"}), (9, {"final"})]
+    assert bench.tracker.logged == [(3, {"valid"}), (3, {"best"}), (9, {"valid"}), (9, {"best"}), (9, {"final"})]
 
 
 def test_pictures_are_drawn_of_the_first_images_and_known_to_the_tracker(bench: Bench) -> None:
