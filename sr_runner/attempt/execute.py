@@ -20,7 +20,7 @@ from sr_runner.attempt.logs import LogFile
 from sr_runner.attempt.pretrained import initialise
 from sr_runner.attempt.ranks import broadcast_start, train_as_peer
 from sr_runner.attempt.record import SweepJob, record, start_of, write_record
-from sr_runner.attempt.report import Outcome, Shown, as_json, json_of, print_outcome, report_of, result_of
+from sr_runner.attempt.report import Outcome, Shown, as_json, json_of, print_report, report_of, result_of
 from sr_runner.attempt.resume import Chosen, choose, spool_of
 from sr_runner.checkpoint import CheckpointManager, Name, Origin
 from sr_runner.config.compose import Request
@@ -123,10 +123,10 @@ def execute(
                 dict(result.metrics), parts.tracker.run_id, result.gain,
             )  # fmt: skip
             if shown == "json":
-                print_outcome(outcome, lambda: json_of(outcome))
+                print_report(lambda: json_of(outcome), folder / files.RESULT)
             elif shown == "table":
                 seconds = time.perf_counter() - began
-                print_outcome(outcome, lambda: report_of(outcome, result, parts, choices, seconds))
+                print_report(lambda: report_of(outcome, result, parts, choices, seconds), folder / files.RESULT)
     return outcome
 
 

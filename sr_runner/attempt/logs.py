@@ -37,7 +37,13 @@ def to_console(only: Sequence[str] = ()) -> None:
         root.addHandler(handler)
     for each in root.handlers if only else ():
         if isinstance(each, BarSafeHandler):
-            each.addFilter(lambda record: record.levelno == logging.WARNING or record.name in only)
+            each.addFilter(lambda record: record.name in only or _matters(record))
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Beside what a sweep says, which tells of a job that failed itself."""
+    is_failure = record.name == "sr_runner.attempt.execute" and record.levelno >= logging.ERROR
+    return record.levelno >= logging.WARNING and not is_failure
 
 
 def remember() -> None:

@@ -66,8 +66,8 @@ def result_of(folder: Path) -> Result | None:
         return None
 
 
-def print_outcome(outcome: Outcome, text: Callable[[], str]) -> None:
-    """Print `text()`, of a run that has finished: whatever goes wrong with that, it stays one that has finished."""
+def print_report(text: Callable[[], str], place: Path, what: str = "the run has finished") -> None:
+    """Print `text()`: whatever goes wrong with that changes nothing of what has ended. `place` has the report too."""
     try:
         sys.stdout.write(text())
         sys.stdout.flush()
@@ -75,9 +75,7 @@ def print_outcome(outcome: Outcome, text: Callable[[], str]) -> None:
         drop(sys.stdout)
     except Exception as error:
         drop(sys.stdout)
-        log.warning(
-            "the run has finished, but its report could not be printed (%s): see %s", error, outcome.folder / RESULT
-        )
+        log.warning("%s, but its report could not be printed (%s): see %s", what, error, place)
 
 
 def json_of(outcome: Outcome) -> str:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,8 @@ from sr_runner.attempt import labels, logs
 from sr_runner.attempt.build import build
 from sr_runner.attempt.execute import execute
 from sr_runner.attempt.record import SweepJob
-from sr_runner.commands.sweep_board import Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
+from sr_runner.attempt.report import print_report
+from sr_runner.commands.sweep_board import CSV, Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
 from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, folder_named, own_folder
@@ -102,9 +102,9 @@ def sweep(
     ]  # fmt: skip
     run = SweepRun(tracker, board)
     status: Status = "KILLED"
-    _boards[folder] = board
     board.begin()
     run.start()
+    _boards[folder] = board
     try:
         try:
             app.multirun(config_name, partial(job, plan=plan), [*overrides, *hydra])
@@ -123,8 +123,14 @@ def sweep(
             settle(wait)
             jobs = run.finish(status, wait=wait)
             if any(each.status != "left" for each in jobs):
-                text = json.dumps(list(map(asdict, jobs)), indent=1) if in_json else board.table(jobs)
-                sys.stdout.write(text + ("" if in_json else _where(tracker, jobs, board.runs)) + "\n")
+                print_report(
+                    lambda: _as_json(jobs) if in_json else board.table(jobs) + _where(tracker, jobs, board.runs) + "\n",
+                    folder / CSV, "the sweep has ended",
+                )  # fmt: skip
+
+
+def _as_json(jobs: Sequence[Job]) -> str:
+    return json.dumps(list(map(asdict, jobs)), indent=1) + "\n"
 
 
 def job(config: DictConfig, plan: Plan) -> float | None:
@@ -146,9 +152,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
 
     def tell(status: JobStatus, **result: Any) -> None:
         now = replace(record, status=status, **result)
-        write_job(output, now)
-        if board is not None:
-            board.note(now)
+        write_job(output, now) if board is None else board.record(output, now)
 
     def failed(reason: str) -> None:
         tell("failed", error=masked_text(re.sub(r"\s+", " ", reason)), seconds=time.monotonic() - began)

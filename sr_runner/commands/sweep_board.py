@@ -23,6 +23,7 @@ from sr_runner.commands.sweep_page import JobRow, SweepRows, page
 from sr_runner.config import types
 from sr_runner.errors import printable
 from sr_runner.files import file_lock, read_file, write_file
+from sr_runner.masking import cause
 from sr_runner.runs.catalogue import is_attempt
 from sr_runner.tracking import SWEEP_TAG, RunRecord, Status, Tracker, points
 
@@ -30,7 +31,9 @@ log = logging.getLogger(__name__)
 
 RECORD = "job.json"
 """In the folder of each job."""
-_FILE, _CSV, _PAGE = "sweep.json", "sweep.csv", "sweep.html"
+CSV = "sweep.csv"
+"""The table, in the folder of the sweep."""
+_FILE, _PAGE = "sweep.json", "sweep.html"
 _LOOK_EVERY = 2.0  # seconds
 _REST = 30
 """Between two accounts passes this many times what the first one took: with many jobs they are not a load."""
@@ -135,16 +138,21 @@ class Board:
 
     def look(self) -> list[Job]:
         """Tell of the jobs that other processes began and ended; all jobs."""
-        jobs = self.jobs()
-        for job in sorted(jobs, key=lambda job: job.number):
-            if job.status != "left" and job != self._told.get(job.name):
-                self.note(job)
-        return jobs
-
-    def note(self, job: Job) -> None:
-        """Tell of a job that began or ended."""
         with self._lock:
-            self._told[job.name] = job
+            jobs = self.jobs()
+            for job in sorted(jobs, key=lambda job: job.number):
+                if job.status != "left" and job != self._told.get(job.name):
+                    self._tell(job)
+            return jobs
+
+    def record(self, folder: Path, job: Job) -> None:
+        """Write the record of a job that began or ended in this process, and tell of it."""
+        with self._lock:
+            write_job(folder, job)
+            self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        self._told[job.name] = job
         place = f"job {job.number + 1}" + (f" of {len(self.planned)}" if self.planned else "")
         level = logging.WARNING if job.status == "failed" else logging.INFO
         log.log(level, "%s: %s%s", place, job.name, f": {job}" if job.status != "running" else "")
@@ -203,10 +211,10 @@ class Board:
         writer.writerow([*self.keys, *columns])
         for job in jobs:
             writer.writerow([*(job.values.get(key, "") for key in self.keys), *(getattr(job, c) for c in columns)])
-        write_file(self.folder / _CSV, text.getvalue())
+        write_file(self.folder / CSV, text.getvalue())
         rows = [self._row(job) for job in jobs]
         write_file(self.folder / _PAGE, page(SweepRows(self.folder.name, self.command, list(self.keys), rows)))
-        return [self.folder / _CSV, self.folder / _PAGE]
+        return [self.folder / CSV, self.folder / _PAGE]
 
     def _row(self, job: Job) -> JobRow:
         # Whoever wrote the record may have written anything: nothing is read but what lies in a run's folder.
@@ -285,8 +293,8 @@ class SweepRun:
         try:
             for path in board.write(jobs):
                 tracker.artifact(path)
-        except OSError as error:
-            log.warning("the account of the sweep could not be written: %s", error)
+        except Exception as error:  # whatever is wrong with a picture or a disk, the jobs are what they are
+            log.warning("the account of the sweep could not be written: %s", cause(error))
 
 
 def planned(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
