@@ -29,6 +29,7 @@ def trials(*arguments: object, timeout: float = 280) -> int:
     return sum(map(int, said))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_operations_of_its_commits_ends_like_one_that_was_not() -> None:
     assert trials("--store", "local", "--trials", 1, "--no-plain") >= 1
 

@@ -87,6 +87,7 @@ def test_a_terminal_that_is_closed_or_quits_stops_the_run_after_a_checkpoint_and
     assert b"Traceback" not in run.shown
 
 
+@pytest.mark.slow
 def test_a_run_that_was_started_without_streams_is_one_like_any_other(tmp_path: Path, image_cache: Path) -> None:
     arguments = [*command(*TINY, "tracker=none", f"data.cache_dir={image_cache}")]
     shell = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *arguments]

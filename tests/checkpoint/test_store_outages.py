@@ -42,7 +42,11 @@ store.put(second, [data[0], Blob(FILES[1], endless), *data[2:]])
 """
 
 
-@pytest.mark.parametrize("medium", OUTLIVING, indirect=True)
+@pytest.mark.parametrize(
+    "medium",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind == "mlflow-sqlite" else kind for kind in OUTLIVING],
+    indirect=True,
+)
 def test_a_writer_that_is_killed_amid_an_upload_costs_that_checkpoint_alone(medium: Medium, tmp_path: Path) -> None:
     script = tmp_path / "writer.py"
     script.write_text(WRITER)

@@ -159,9 +159,8 @@ def test_two_processes_are_stopped_by_a_signal_and_resumed_to_the_same_bytes(
     assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize(
-    ("precision", "rounding"), [("fp32", 1e-6), pytest.param("bf16", 1e-4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-6), ("bf16", 1e-4)])
 def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(
     precision: str, rounding: float, tmp_path: Path, image_cache: Path
 ) -> None:
@@ -178,6 +177,7 @@ def test_one_process_learns_what_two_learn_and_two_go_on_from_its_checkpoint(
     assert "processes 1 -> 2" in ranks.said(tmp_path) and "Step 8 of 8" in ranks.said(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_process_that_waits_for_the_evaluation_cuts_it_short_and_it_is_made_up_for(
     tmp_path: Path, image_cache: Path
 ) -> None:
