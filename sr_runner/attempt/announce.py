@@ -11,7 +11,8 @@ import torch
 
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
-from sr_runner.config.compose import Request, as_override
+from sr_runner.config.compose import Request
+from sr_runner.config.overrides import as_override
 from sr_runner.data.base import Pair
 from sr_runner.objectives import Learner
 from sr_runner.objectives.base import MODEL

@@ -20,9 +20,9 @@ from torch import nn
 from sr_runner.checkpoint import BestN, CheckpointManager, EveryMinutes, EverySteps, LastN, Origin, Policy, Store
 from sr_runner.config import schema as configs
 from sr_runner.config import types
-from sr_runner.config.compose import parse
 from sr_runner.config.identity import flatten, identity_facts
 from sr_runner.config.options import as_written
+from sr_runner.config.overrides import parse
 from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
 from sr_runner.config.targets import locate, signature
 from sr_runner.data import Data, checks

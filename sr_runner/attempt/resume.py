@@ -13,7 +13,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.checkpoint import LocalStore, Name, Store, TrainingState
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import steps_of
-from sr_runner.config.compose import parse
+from sr_runner.config.overrides import parse
 from sr_runner.errors import RequestError
 from sr_runner.objectives.base import MODEL
 from sr_runner.runs import folder as files

@@ -96,7 +96,8 @@ def _run(args: list[str], stop: StopSignal) -> int:
     from hydra.core.global_hydra import GlobalHydra
 
     from sr_runner.attempt import logs
-    from sr_runner.config.compose import CONFIG, Application, Request, normalised
+    from sr_runner.config.compose import CONFIG, Application, Request
+    from sr_runner.config.overrides import normalised
 
     if not (options.cfg or options.info):
         logs.to_console() if is_main_process() else logs.to_nowhere()

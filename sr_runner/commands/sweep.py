@@ -27,7 +27,8 @@ from sr_runner.attempt.execute import execute
 from sr_runner.attempt.record import SweepJob
 from sr_runner.attempt.report import print_report
 from sr_runner.commands.sweep_board import CSV, Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
-from sr_runner.config.compose import Application, job_config, job_request, jobs_to_check, parse, swept_values
+from sr_runner.config.compose import Application, job_config, job_request
+from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, folder_named, own_folder
 from sr_runner.masking import learn, masked, masked_text

@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from sr_runner.attempt.build import build
-from sr_runner.config.compose import _check_booleans, as_override, composed, parse
+from sr_runner.config.compose import _check_booleans, composed
 from sr_runner.config.identity import flatten
+from sr_runner.config.overrides import as_override, parse
 from sr_runner.config.schema import check
 from sr_runner.errors import RequestError
 from sr_runner.objectives import Learner

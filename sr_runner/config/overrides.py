@@ -1,0 +1,100 @@
+"""Overrides, `key=value` in Hydra's grammar: reading and writing them, and what those of a sweep describe."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from sr_runner.errors import RequestError
+
+LONGEST_NAME = 200
+"""In characters: a file system has no room for longer ones."""
+_MOST_CHECKED = 64
+
+
+def normalised(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra wants them: `experiment` is in the defaults list, but people write `+experiment=x` too;
+    null is the natural word for none of a group within another (`data/degradation`), which Hydra writes `~group`."""
+    overrides = [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
+    return [re.sub(r"^((?!hydra/)\w+/[\w/]+)=(?i:null)$", r"~\1", override) for override in overrides]
+
+
+def as_override(key: str, value: Any, sign: str = "") -> str:
+    """`key=value` in Hydra's grammar, for a value of a config: null, a bool, number, text, list or mapping.
+
+    Raises `RequestError` for a key that has no place in it.
+    """
+    override = f"{sign}{key}={_quoted(value)}"
+    parse([override])
+    return override
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quoted(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    if isinstance(value, bool | None):
+        return {True: "true", False: "false", None: "null"}[value]
+    if not isinstance(value, str):
+        return repr(value)
+    # Backslashes are themselves but before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+
+
+def refuse_sweep(overrides: Sequence[str]) -> None:
+    """Raises `RequestError` where `overrides` describe more than one run."""
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            raise RequestError(f"{override.input_line}: several values are a sweep: sr-run -m {' '.join(overrides)}")
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Raises `RequestError` where an override is not in Hydra's grammar."""
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise RequestError(f"{error.override}: not of the form key=value ({reason})") from error
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise RequestError(f"{max(overrides, key=len)}: expected a number that can be read ({error})") from error
+
+
+def jobs_to_check(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Jobs of a sweep in which each value occurs, beside the first of all the others: the first job, then one for
+    every further value, at most 64 in all, so that a sweep of many jobs is not composed many times."""
+    values = [found for override in parse(overrides) if (found := _values(override))]
+    first = [options[0] for options in values]
+    others = (
+        [*first[:position], option, *first[position + 1 :]]
+        for position, options in enumerate(values)
+        for option in options[1:]
+    )
+    return itertools.islice(itertools.chain([first], others), _MOST_CHECKED)
+
+
+def swept_values(overrides: Sequence[str], most: int) -> dict[str, list[str]]:
+    """What is swept: per key its values, as a job is given them; none where they are not known beforehand, or more than
+    `most`."""
+    swept: dict[str, list[str]] = {}
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            found = [each.partition("=")[2].strip("'\"") for each in _values(override, most + 1)]
+            swept[override.key_or_group] = found if len(found) <= most else []
+    return swept
+
+
+def _values(override: Override, most: int = _MOST_CHECKED) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    if not (override.is_discrete_sweep() and (override.is_choice_sweep() or override.is_range_sweep())):
+        return []  # an interval: whoever samples it decides
+    values: Iterator[str] = override.sweep_string_iterator()
+    return [f"{key}={value}" for value in itertools.islice(values, most)]
