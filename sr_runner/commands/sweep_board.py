@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import shlex
 import statistics
 import threading
@@ -79,13 +80,18 @@ def write_job(folder: Path, job: Job) -> None:
 
 
 def read_job(folder: Path) -> Job | None:
-    """The record in `folder`, no link; None where there is none, or one that cannot be read."""
+    """The record in `folder`, no link; None where there is none, or one that cannot be read.
+
+    A PSNR or gain that is no number (a diverged job's) is None: no order has a place for it.
+    """
     try:
         job = None if folder.is_symlink() else Job(**json.loads(read_file(folder / RECORD)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    is_whole = job is not None and all(types.fits(getattr(job, name), hint) for name, hint in _HINTS.items())
-    return job if is_whole else None
+    if job is None or not all(types.fits(getattr(job, name), hint) for name, hint in _HINTS.items()):
+        return None
+    psnr, gain = (value if value is not None and math.isfinite(value) else None for value in (job.psnr, job.gain))
+    return replace(job, psnr=psnr, gain=gain)
 
 
 _HINTS = get_type_hints(Job)
@@ -112,11 +118,11 @@ class Board:
     def jobs(self) -> list[Job]:
         """All jobs, those of earlier starts and those that are left included: best first, then in their order."""
         found = [job for path in sorted(self.folder.glob(f"*/{RECORD}")) if (job := read_job(path.parent))]
-        known = {tuple(job.values.items()) for job in found}
+        known = {frozenset(job.values.items()) for job in found}
         left = [
             Job(number, self.name(values), dict(values), [], "left")
             for number, values in enumerate(self.planned)
-            if tuple(values.items()) not in known
+            if frozenset(values.items()) not in known
         ]
         order = ("finished", "running", "stopped", "failed", "left")
         ranked = [*found, *left]
@@ -133,8 +139,8 @@ class Board:
 
     def of_this_start(self) -> list[Job]:
         """The jobs that this start was asked for; where they are not known beforehand, all."""
-        asked = [tuple(values.items()) for values in self.planned]
-        return [job for job in self.jobs() if not asked or tuple(job.values.items()) in asked]
+        asked = {frozenset(values.items()) for values in self.planned}
+        return [job for job in self.jobs() if not asked or frozenset(job.values.items()) in asked]
 
     def look(self) -> list[Job]:
         """Tell of the jobs that other processes began and ended; all jobs."""

@@ -69,6 +69,17 @@ def test_a_record_that_cannot_be_read_is_a_job_that_is_left(board: Board) -> Non
     assert {job.status for job in board.jobs()} == {"left"}
 
 
+def test_a_job_whose_psnr_is_no_number_is_not_the_best(board: Board) -> None:
+    (last,) = (job for job in board.jobs() if job.name == "lr=1e-4 seed=0")
+    write_job(board.folder / "0", replace(last, psnr=float("nan")))
+    assert [job.psnr for job in board.jobs()] == [31.0, None, None, None]
+
+
+def test_a_sweep_that_goes_on_with_its_keys_in_another_order_has_the_same_jobs(board: Board) -> None:
+    board.planned = planned({"seed": ["0", "1"], "optimizer.lr": ["1e-4", "1e-3"]})
+    assert len(board.jobs()) == 4 == len(board.of_this_start())
+
+
 def test_the_command_that_goes_on_is_the_one_that_was_typed() -> None:
     assert quoted(["-m", "seed=0,1", "+trainer.resume=false", "data.train='a b'"]) == (
         "sr-run -m seed=0,1 'data.train='\"'\"'a b'\"'\"'' trainer.resume=true"
