@@ -20,7 +20,7 @@ from sr_runner import masking
 from sr_runner.config.compose import Masking
 from sr_runner.config.schema import as_yaml
 from sr_runner.masking import MASK, digested, is_secret, masked, masked_output, masked_text
-from sr_runner.tracking import MlflowTracker, RunRecord, mlflow_tracker, sender_process
+from sr_runner.tracking import MlflowTracker, RunRecord, sender_process
 
 ROOT = Path(__file__).parents[1]
 SECRET = "hunter2/correct+horse"
@@ -289,18 +289,7 @@ def test_configs_are_written_without_secrets(tmp_path: Path) -> None:
 
 
 def test_the_tracker_writes_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoSender:
-        def __init__(self, run_dir: Path, uri: str, options: object) -> None:
-            self.reports: dict[str, object] = {}
-
-        def start(self) -> None: ...
-
-        def leave(self) -> None: ...
-
-        def settle(self, wait: float) -> bool:
-            return False
-
-    monkeypatch.setattr(mlflow_tracker, "SenderProcess", NoSender)
+    monkeypatch.setattr(sender_process, "sender_command", lambda *_: ["/nobody"])
     tracker = MlflowTracker(uri=f"http://me:{SECRET}@host?api_key={SECRET}", outputs=tmp_path)
     record = RunRecord(
         run_dir=tmp_path / "run", attempt="a/1", run_name="a", params={"model.token": SECRET, "b": f"api_key={SECRET}"},

@@ -6,7 +6,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -128,6 +128,17 @@ def execute(
                 seconds = time.perf_counter() - began
                 print_report(lambda: report_of(outcome, result, parts, choices, seconds), folder / files.RESULT)
     return outcome
+
+
+def identity_now(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> str:
+    """The identity of the run that `config` describes. Prepares its data. Raises `RequestError`."""
+    parts = build_parts(config, overrides)
+    parts.data.prepare(progress=sys.stderr.isatty())
+    outputs = Path(config.outputs)
+    with scratch_folder(outputs) as scratch:
+        catalogue = Catalogue(outputs / "runs", parts.store, scratch, parts.tracker.attempt_of)
+        facts = parts.identity_facts(initialise(parts.model, parts.checkpoint, catalogue))
+    return identity_of(choices.get("model", "model"), config.scale, facts)
 
 
 def preview(config: DictConfig, overrides: Sequence[str]) -> Path:

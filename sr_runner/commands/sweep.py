@@ -17,15 +17,17 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sr_runner.attempt import labels, logs
 from sr_runner.attempt.build import build
-from sr_runner.attempt.execute import execute
+from sr_runner.attempt.execute import execute, identity_now
 from sr_runner.attempt.record import SweepJob
 from sr_runner.attempt.report import print_report
+from sr_runner.commands.finished_jobs import OnlyUnfinished, determining, finished_before, sources_digest
 from sr_runner.commands.sweep_board import CSV, Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
 from sr_runner.config.compose import Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
@@ -51,6 +53,8 @@ class Plan:
     process: int
     """The sweep's own."""
     resumes: bool
+    sources: str
+    """A digest of what jobs are composed from, beside their overrides."""
 
 
 _boards: dict[Path, Board] = {}
@@ -71,9 +75,8 @@ def sweep(
     whole = app.compose_config(config_name, overrides, RunMode.MULTIRUN)
     params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.get("params") or {}).items()]
     all_overrides = [*params, *overrides]
-    checked = [app.compose_config(config_name, each, RunMode.RUN) for each in jobs_to_check(all_overrides)]
-    HydraConfig.instance().set_config(checked[0])
-    config, choices = job_config(checked[0])
+    first, *others = jobs_to_check(all_overrides)
+    config, choices = job_config(app.compose_config(config_name, first, RunMode.RUN))
     tracker: Tracker = build(config.tracker, "tracker")
     swept = swept_values(all_overrides, _MOST_PLANNED)
     resumes = config.trainer.resume is not False
@@ -81,6 +84,17 @@ def sweep(
         folder = _folder(Path(config.outputs), all_overrides, list(swept), resume=resumes)
     else:
         folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
+    is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+    combinations = planned(swept) if is_grid and all(swept.values()) else ()
+    board = Board(
+        folder, list(swept), masked_text(quoted(words)), masked(combinations),
+        Path(config.outputs) / "runs", [key for key in swept if key in choices],
+    )  # fmt: skip
+    sources = sources_digest(app.config_loader, all_overrides, Path(config.outputs))
+    known = finished_before(board, sources) if resumes else {}
+    for each in others:
+        if determining(each) not in known:
+            app.compose_config(config_name, each, RunMode.RUN)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,18 +103,20 @@ def sweep(
     for path in (folder / "multirun.yaml", *folder.glob(hydras), *folder.glob(f"{hydras}/*.yaml")):
         if path.is_symlink():
             raise LinkError(path)  # Hydra writes there, and follows links
-    is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
-    combinations = planned(swept) if is_grid and all(swept.values()) else ()
-    board = Board(
-        folder, list(swept), masked_text(quoted(words)), masked(combinations),
-        Path(config.outputs) / "runs", [key for key in swept if key in choices],
-    )  # fmt: skip
-    plan = Plan(folder, tuple(swept), os.getpid(), resumes)
+    plan = Plan(folder, tuple(swept), os.getpid(), resumes, sources)
     constant = dict.fromkeys(each.key_or_group for each in parse(all_overrides) if each.key_or_group not in swept)
     hydra = [
         "hydra.mode=MULTIRUN", "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
         "hydra.job.config.override_dirname.exclude_keys=[{}]".format(",".join(f"'{key}'" for key in constant)),
     ]  # fmt: skip
+
+    def is_still(overrides: list[str], run: str) -> bool:
+        whole = app.compose_config(config_name, overrides, RunMode.RUN)
+        return identity_now(*job_config(whole), overrides) == run.partition("/")[0]
+
+    def only_unfinished(launcher: Launcher) -> Launcher:
+        return OnlyUnfinished(launcher, board, plan.sources, is_still) if resumes else launcher
+
     run = SweepRun(tracker, board)
     status: Status = "KILLED"
     board.begin()
@@ -108,7 +124,7 @@ def sweep(
     _boards[folder] = board
     try:
         try:
-            app.multirun(config_name, partial(job, plan=plan), [*overrides, *hydra])
+            app.run_sweep(config_name, partial(job, plan=plan), [*overrides, *hydra], only_unfinished)
         except Exception as error:
             if not any(each.status == "failed" for each in board.jobs()):
                 if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -146,7 +162,10 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     given = labels.given(request.overrides)
     values = masked({key: given[key] for key in plan.keys if key in given})
     name = " ".join(labels.short_names(values, hydra.runtime.choices).values()) or "job"
-    record = Job(number, name, values, masked(list(request.overrides)), "running", log=str(output / "job.log"))
+    record = Job(
+        number, name, values, masked(list(request.overrides)), "running", log=str(output / "job.log"),
+        sources=plan.sources,
+    )  # fmt: skip
     done = before.run if before is not None and plan.resumes and before.status == "finished" else ""
     board = _boards.get(plan.folder) if os.getpid() == plan.process else None
     of = SweepJob(plan.folder, plan.keys, done, settles=board is None)

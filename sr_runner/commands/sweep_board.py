@@ -54,6 +54,7 @@ class Job:
     values: dict[str, str]
     """What is swept, as it was written: `{"model": "edsr", "optimizer.lr": "0.003", "seed": "1"}`."""
     overrides: list[str]
+    """All of the job's, secrets masked."""
     status: JobStatus
     """left: not started yet."""
     run: str = ""
@@ -65,6 +66,8 @@ class Job:
     """Over bicubic, in dB."""
     seconds: float | None = None
     error: str = ""
+    sources: str = ""
+    """A digest of what else the config was composed from."""
 
     def __str__(self) -> str:
         gain = f" ({self.gain:+.2f} dB over bicubic)" if self.gain is not None else ""
@@ -95,6 +98,7 @@ def read_job(folder: Path) -> Job | None:
 
 
 _HINTS = get_type_hints(Job)
+_NOT_SHOWN = ("values", "overrides", "number", "sources")
 
 
 @dataclass
@@ -112,8 +116,13 @@ class Board:
     """`outputs/runs`"""
     groups: Collection[str] = ()
     """Those of `keys` that are groups of the config."""
+    _numbers: dict[frozenset[tuple[str, str]], int] = field(init=False)
+    """By the values of a job its place among `planned`."""
     _told: dict[str, Job] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._numbers = {frozenset(values.items()): number for number, values in enumerate(self.planned)}
 
     def jobs(self) -> list[Job]:
         """All jobs, those of earlier starts and those that are left included: best first, then in their order."""
@@ -139,7 +148,7 @@ class Board:
 
     def of_this_start(self) -> list[Job]:
         """The jobs that this start was asked for; where they are not known beforehand, all."""
-        asked = {frozenset(values.items()) for values in self.planned}
+        asked = self._numbers
         return [job for job in self.jobs() if not asked or frozenset(job.values.items()) in asked]
 
     def look(self) -> list[Job]:
@@ -157,9 +166,15 @@ class Board:
             write_job(folder, job)
             self._tell(job)
 
+    def tell_again(self, job: Job) -> None:
+        """Tell of a job that had finished before this start."""
+        with self._lock:
+            self._tell(job)
+
     def _tell(self, job: Job) -> None:
         self._told[job.name] = job
-        place = f"job {job.number + 1}" + (f" of {len(self.planned)}" if self.planned else "")
+        number = self._numbers.get(frozenset(job.values.items()), job.number)
+        place = f"job {number + 1}" + (f" of {len(self.planned)}" if self.planned else "")
         level = logging.WARNING if job.status == "failed" else logging.INFO
         log.log(level, "%s: %s%s", place, job.name, f": {job}" if job.status != "running" else "")
 
@@ -212,7 +227,7 @@ class Board:
     def write(self, jobs: Sequence[Job]) -> list[Path]:
         """Write `sweep.csv` and `sweep.html`; their paths."""
         text = io.StringIO()
-        columns = [each.name for each in fields(Job) if each.name not in ("values", "overrides", "number")]
+        columns = [each.name for each in fields(Job) if each.name not in _NOT_SHOWN]
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self.keys, *columns])
         for job in jobs:
@@ -222,10 +237,14 @@ class Board:
         write_file(self.folder / _PAGE, page(SweepRows(self.folder.name, self.command, list(self.keys), rows)))
         return [self.folder / CSV, self.folder / _PAGE]
 
+    def is_own(self, run: str) -> bool:
+        """Whether it names a run here: whoever wrote a record may have written anything, and nothing is read but what
+        lies in the folder of a run."""
+        folder = self.runs / run
+        return is_attempt(run) and not any(path.is_symlink() for path in (folder, folder.parent))
+
     def _row(self, job: Job) -> JobRow:
-        # Whoever wrote the record may have written anything: nothing is read but what lies in a run's folder.
-        folder = self.runs / job.run
-        is_own = is_attempt(job.run) and not any(path.is_symlink() for path in (folder, folder.parent))
+        folder, is_own = self.runs / job.run, self.is_own(job.run)
         pictures: dict[str, Path] = {}
         if is_own and not (folder / "pictures").is_symlink():
             for path in sorted((folder / "pictures").glob("step-*-*.png")):  # the newest of each image

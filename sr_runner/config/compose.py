@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import Any
 from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -155,6 +158,24 @@ class Application(Hydra):
         callbacks.on_run_end(config=config, config_name=config_name, job_return=done)
         _ = done.return_value
         return done
+
+    def run_sweep(
+        self, config_name: str | None, task_function: TaskFunction, overrides: list[str],
+        launcher: Callable[[Launcher], Launcher],
+    ) -> None:  # fmt: skip
+        """Hydra's own steps, with what `launcher` makes of the launcher."""
+        config = self.compose_config(config_name, overrides, RunMode.MULTIRUN, with_log_configuration=True)
+        callbacks = Callbacks(config)
+        callbacks.on_multirun_start(config=config, config_name=config_name)
+        context = HydraContext(config_loader=self.config_loader, callbacks=callbacks)
+        plugins = Plugins.instance()
+        sweeper: Any = plugins.instantiate_sweeper(config=config, hydra_context=context, task_function=task_function)
+        sweeper.launcher = launcher(sweeper.launcher)
+        if isinstance(sweeper, BasicSweeper):
+            # It would compose every job once more than is needed; their values were checked.
+            sweeper.validate_batch_is_legal = lambda batch: None  # type: ignore[method-assign]
+        sweeper.sweep(arguments=OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+        callbacks.on_multirun_end(config=config, config_name=config_name)
 
     def _check_choices(self, overrides: Sequence[Override]) -> None:
         """Hydra takes the option of a group for a name, whatever it is."""

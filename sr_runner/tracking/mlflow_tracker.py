@@ -32,7 +32,7 @@ from sr_runner.tracking.journal import (
     read_lines,
     read_sent,
 )
-from sr_runner.tracking.sender_process import SenderProcess, sender_command
+from sr_runner.tracking.sender_process import SenderProcess, Served, sender_command, sender_for
 from sr_runner.tracking.tracker import RunRecord, Status
 
 logger = logging.getLogger(__name__)
@@ -70,12 +70,15 @@ class MlflowTracker:
         self._lock = threading.Lock()
         self._journal: JournalWriter | None = None
         self._sender: SenderProcess | None = None
+        self._served: Served | None = None
+        self._is_job = False
         self._run_dir = Path()
         self._ids: dict[str, Any] = {}
         self._logged: dict[str, set[int]] = {}
         self._last: dict[str, int] = {}
         self._warned = False
         self._delivered: bool | None = None
+        self._lost = 0
 
     @property
     def run_id(self) -> str | None:
@@ -104,10 +107,11 @@ class MlflowTracker:
         self._ids = self._known_ids(run)
         self._append(self._start_event(run))
         self._take_up(run)
-        computes = run.sweep != run.run_dir  # what stands for a sweep does not
-        options = ["--system-metrics"] if self._system_metrics and computes else []
-        self._sender = SenderProcess(self._run_dir, self._uri, options)
-        self._sender.start()
+        stands_for_sweep = run.sweep == run.run_dir
+        self._is_job = run.sweep is not None and not stands_for_sweep
+        self._sender = sender_for(self._uri, (run.sweep or self._run_dir).absolute())
+        measures = self._system_metrics and not stands_for_sweep  # which does not compute
+        self._served = self._sender.begin(self._run_dir, system_metrics=measures)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends the values to the journal: some 10 µs, and nothing of it depends on the server."""
@@ -165,22 +169,32 @@ class MlflowTracker:
         if lost := len(self._started().unwritten):
             logger.warning("tracking: %s cannot be written; %d entries are lost", self._run_dir / JOURNAL, lost)
         self._delivered = False
-        if self._sender is not None:
-            self._sender.leave()
-        if wait is None:
-            _unsettled.append(self)
-            if len(_unsettled) > _MOST_UNSETTLED:
-                _unsettled.popleft()._settle(_PATIENCE, lost)
-            return False
-        return self._settle(wait, lost)
-
-    def _settle(self, wait: float, lost: int = 0) -> bool:
-        self._delivered = self._sender is not None and self._sender.settle(wait) and not lost
-        if not self._delivered:
-            logger.warning("tracking: %s", self._what_is_left())
+        self._lost = lost
+        if self._sender is not None and self._served is not None:
+            self._sender.end(self._served)
         with self._lock:
             self._started().close()
-        return self._delivered
+        if wait is not None:
+            return self._settle(wait)
+        _unsettled.append(self)
+        for _ in range(len(_unsettled)):
+            tracker = _unsettled.popleft()
+            if tracker._is_settled or len(_unsettled) >= _MOST_UNSETTLED:
+                tracker._settle(0)
+            else:
+                _unsettled.append(tracker)
+        return False
+
+    @property
+    def _is_settled(self) -> bool:
+        return self._served is None or self._served.done_with.is_set()
+
+    def _settle(self, wait: float) -> bool:
+        if self._sender is not None and self._served is not None:
+            self._delivered = self._sender.settle(self._served, wait, stays=self._is_job) and not self._lost
+        if not self._delivered:
+            logger.warning("tracking: %s", self._what_is_left())
+        return bool(self._delivered)
 
     def ui_hint(self, runs: Sequence[Path] = ()) -> tuple[str, str]:
         ids: list[str | None] = [read_json(folder / IDS).get("run_id") for folder in runs]
@@ -247,7 +261,7 @@ class MlflowTracker:
         return {}
 
     def _fact(self, name: str) -> Any:
-        reported = self._sender.reports if self._sender else {}
+        reported = self._served.reports if self._served is not None else {}
         return reported.get(name) or self._ids.get(name)
 
     def _is_new(self, key: str, step: int) -> bool:
@@ -282,7 +296,7 @@ class MlflowTracker:
     def _what_is_left(self) -> str:
         offset = read_sent(self._run_dir).get("sent", 0)
         left = sum(1 for _ in read_lines(self._started().path, offset))
-        trouble = self._sender.reports.get("trouble") if self._sender else None
+        trouble = self._fact("trouble")
         uri = shlex.quote(masked_text(self._uri))
         command = f"MLFLOW_TRACKING_URI={uri} {shlex.join(sender_command('--deliver', str(self._run_dir)))}"
         return (
@@ -292,8 +306,8 @@ class MlflowTracker:
 
 
 _unsettled: deque[MlflowTracker] = deque()
-_MOST_UNSETTLED, _PATIENCE = 3, 30.0
-"""Senders take some 250 MB each, and are not to pile up where the server is away. Seconds for the one too many."""
+_MOST_UNSETTLED = 100
+"""Where the server is away, what is one too many is left in its journal: each holds a file open in the sender."""
 
 
 def settle(wait: float) -> bool:

@@ -1,9 +1,11 @@
-"""The process that brings a run's journal to the tracking server: `python -m sr_runner.tracking.sender RUN_DIR`.
+"""The process that brings journals of runs to the tracking server: `python -m sr_runner.tracking.sender FOLDER`.
 
-Started by the training process, which holds the other end of its standard input: the line `finish` there means that
-nothing more comes, an end without that line that the training process has died. It says what it has to say as one
-JSON object a line on standard output. The server's URI comes in `$MLFLOW_TRACKING_URI`, so that credentials in it
-stand in no file and no list of processes.
+Started by the process that trains, which holds the other end of its standard input and says there, in one JSON object
+a line, which runs there are: `{"begin": RUN_DIR, "system_metrics": true}`, `{"end": RUN_DIR}` when nothing more comes
+of one, `{"drop": RUN_DIR}` when it is to be left as it is. That this input ends means that the process is gone, and
+with it every run of which no end was said. The sender answers in the same way on its standard output, each time with
+the `run` it speaks of. The server's URI comes in `$MLFLOW_TRACKING_URI`, so that credentials in it stand in no file and
+no list of processes; FOLDER, where its log is, tells people in such a list whose sender it is.
 
 By hand: `--deliver RUN_DIR` sends what an ended run still owes the server.
 """
@@ -18,8 +20,8 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
@@ -46,26 +48,20 @@ _BUSY_LOCK = 0.2
 
 
 class LifeLine:
-    """What the sender knows of the training process: whether it lives, and whether it has reported that it is done."""
+    """What the sender hears of the process that started it, on `stream`. Without one, there is no such process."""
 
     def __init__(self, stream: IO[bytes] | None, limit: float) -> None:
         self._file = stream.fileno() if stream is not None else None
         self._parent = os.getppid()
         self._limit = limit
         self._heard = b""
-        self.finished = stream is None
         self.deadline = time.monotonic() + limit if stream is None else None
-        """When to give up, in `time.monotonic`'s seconds; None while the training process waits or trains."""
+        """When to give up, in `time.monotonic`'s seconds; None while the process lives."""
 
     @property
-    def ended(self) -> bool:
-        """Nothing more will be written to the journal."""
-        return self.finished or self.deadline is not None
-
-    @property
-    def died(self) -> bool:
-        """The training process is gone without having reported that it is done."""
-        return self.deadline is not None and not self.finished
+    def closed(self) -> bool:
+        """Nothing more will be heard."""
+        return self.deadline is not None
 
     @property
     def overdue(self) -> bool:
@@ -76,77 +72,115 @@ class LifeLine:
         if self._file is None:
             self.deadline = time.monotonic() + self._limit
 
-    def wait(self, seconds: float) -> None:
-        """Returns after `seconds`, or as soon as the training process says or is something new."""
-        if self._file is None or self.deadline is not None:
+    def wait(self, seconds: float) -> list[dict[str, Any]]:
+        """Returns after `seconds`, or as soon as the process says or is something new: what it said."""
+        if self._file is None or self.closed:
             time.sleep(min(seconds, 1.0))
-            return
+            return []
         ready, _, _ = select.select([self._file], [], [], seconds)
         if ready:
-            word = os.read(self._file, 4096)
-            self._heard += word
-            self.finished = self.finished or b"finish\n" in self._heard
-            if not word:
-                self._dies()
-        elif os.getppid() != self._parent:
-            self._dies()  # a forked child of it may keep the pipe open
+            heard = os.read(self._file, 65536)
+            *words, self._heard = (self._heard + heard).split(b"\n")
+            if not heard:
+                self._close()
+            return [json.loads(word) for word in words]
+        if os.getppid() != self._parent:
+            self._close()  # a forked child of it may keep the pipe open
+        return []
 
-    def _dies(self) -> None:
+    def _close(self) -> None:
         self.deadline = time.monotonic() + self._limit
 
 
-class Sender:
-    """One life of the sender for one run."""
+class Reach:
+    """Whether people were told that the server is away; once is enough for all runs."""
 
-    def __init__(self, run_dir: Path, life: LifeLine, reports: TextIO, *, system_metrics: bool) -> None:
+    told = False
+
+
+class Sender:
+    """What is done for one run. `finished`: nothing more will be written to its journal."""
+
+    def __init__(
+        self, run_dir: Path, uri: str, life: LifeLine, reports: TextIO, *, system_metrics: bool,
+        finished: bool = False, reach: Reach | None = None,
+    ) -> None:  # fmt: skip
         self._run_dir = run_dir
+        self._uri = uri
         self._life = life
         self._reports = reports
         self._wants_system_metrics = system_metrics
         self._system_metrics: SystemMetrics | None = None
+        self._reach = reach or Reach()
+        self._lock = ExitStack()
+        self._is_held = False
+        self._delivery: Delivery | None = None
         self._failures = 0
-        self._warned = False
         self._retried = -math.inf
+        self.finished = finished
+        self.due = time.monotonic()
+        """When to go on, in `time.monotonic`'s seconds."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will be written to the journal."""
+        return self.finished or self._life.closed
+
+    def step(self) -> bool | None:
+        """Does the next part of the work. None where there is or may come more; at the end, whether all is sent."""
+        if not self._is_held and not self._hold():
+            self.due = time.monotonic() + _BUSY_LOCK
+            return False if self._life.overdue else None
+        if self._delivery is None:
+            from sr_runner.tracking.delivery import Delivery
+
+            journal, was_ended = self._run_dir / JOURNAL, self.ended
+            start, _ = last_life(journal)
+            if start is None and not was_ended:  # the disk may be full
+                self.due = time.monotonic() + _POLL
+                return None
+            if start is None:
+                self.report(f"{journal} has no start line: there is nothing to send", level="warning")
+                return False
+            self._delivery = Delivery(self._run_dir, Server(self._uri, Path(start["artifacts"])), start, self.report)
+        was_ended = self.ended
+        if was_ended:
+            self._stop_measuring()
+        if self._life.overdue and self._failures:
+            return False
+        busy = self._work(self._delivery)
+        drained = was_ended and not busy and not self._failures
+        if busy:
+            self._life.made_progress()
+        if drained or self._life.overdue:
+            return self._end(self._delivery, drained)
+        self.due = time.monotonic() + (0.0 if busy else self._pause())
+        return None
+
+    def close(self) -> None:
+        """Lets go of the run."""
+        self._stop_measuring()
+        self._lock.close()
+
+    def _hold(self) -> bool:
+        """Waits, from step to step, for an earlier sender of the run, whose training process was killed, to end."""
+        try:
+            self._lock.enter_context(file_lock(self._run_dir / LOCK, wait=False))
+            self._is_held = True
+        except Busy as holder:
+            if self._life.overdue:
+                self._trouble(f"it is being sent by {holder}: expected nobody else to send it")
+        return self._is_held
 
     def report(self, message: str | None = None, *, level: str = "info", **facts: object) -> None:
         """Says something to the training process, if it is still there."""
-        report: dict[str, object] = dict(facts)
+        report: dict[str, object] = {"run": str(self._run_dir), **facts}
         if message is not None:
             report |= {"message": masked_text(message), "level": level}
-            logger.info("%s", message)
+            logger.info("%s: %s", self._run_dir, message)
         with suppress(OSError, ValueError):
             self._reports.write(json.dumps(report) + "\n")
             self._reports.flush()
-
-    def run(self, uri: str) -> bool:
-        """Sends until everything is sent and the training process has ended; False if something had to be left."""
-        from sr_runner.tracking.delivery import Delivery
-
-        start = self._start()
-        if start is None:
-            return False
-        delivery = Delivery(self._run_dir, Server(uri, Path(start["artifacts"])), start, self.report)
-        drained = False
-        while not drained and not self._life.overdue:
-            was_ended = self._life.ended
-            if was_ended and self._system_metrics is not None:
-                self._system_metrics.stop()
-            busy = self._work(delivery)
-            drained = was_ended and not busy and not self._failures
-            if busy:
-                self._life.made_progress()
-            if not drained:
-                self._life.wait(0 if busy else self._pause())
-        return self._end(delivery, drained)
-
-    def _start(self) -> dict[str, Any] | None:
-        """The journal's last start line, waited for where the disk is full; None where none comes."""
-        journal = self._run_dir / JOURNAL
-        while (start := last_life(journal)[0]) is None and not self._life.finished and not self._life.overdue:
-            self._life.wait(_POLL)
-        if start is None:
-            self.report(f"{journal} has no start line: there is nothing to send", level="warning")
-        return start
 
     def _work(self, delivery: Delivery) -> bool:
         """One part of the work, whose failure is noted and reported; whether there may be more right away."""
@@ -154,7 +188,7 @@ class Sender:
 
         try:
             busy = delivery.work()
-            if self._wants_system_metrics and self._system_metrics is None and not self._life.ended:
+            if self._wants_system_metrics and self._system_metrics is None and not self.ended:
                 self._measure(delivery)
             if time.monotonic() - self._retried > _AGAIN:
                 self._retried = time.monotonic()
@@ -168,6 +202,10 @@ class Sender:
             )
             delivery.forget()
             return True
+        except Exception as fault:  # of one run's: the others are to get there
+            logger.exception("%s", self._run_dir)
+            self._trouble(repr(fault))
+            return False
         self._recovered()
         return busy
 
@@ -181,12 +219,17 @@ class Sender:
             self._wants_system_metrics = False
             self.report(f"no system metrics: {error}", level="warning")
 
+    def _stop_measuring(self) -> None:
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
+            self._system_metrics = None
+
     def _trouble(self, reason: str) -> None:
         self._failures += 1
-        logger.info("attempt %d failed: %s", self._failures, reason)
+        logger.info("%s: attempt %d failed: %s", self._run_dir, self._failures, reason)
         self.report(trouble=reason)
-        if self._failures == 2 and not self._warned:
-            self._warned = True
+        if self._failures == 2 and not self._reach.told:
+            self._reach.told = True
             where = masked_text(os.environ.get("MLFLOW_TRACKING_URI", ""))
             self.report(
                 f"{where} cannot be reached ({reason}); training goes on, the points are kept in "
@@ -197,14 +240,14 @@ class Sender:
     def _recovered(self) -> None:
         if self._failures:
             self.report(trouble=None)
-        if self._warned:
-            self._warned = False
+        if self._reach.told:
+            self._reach.told = False
             self.report("the tracking server is reachable again")
         self._failures = 0
 
     def _pause(self) -> float:
         """Seconds until the next look or try: longer and longer while the server is away, short at the end."""
-        if self._life.ended:
+        if self.ended:
             return _POLL_AT_THE_END
         return min(_SLOWEST, 2.0 ** (self._failures - 1)) if self._failures else _POLL
 
@@ -219,14 +262,39 @@ class Sender:
             if not finished:
                 reason = "that was killed, or the journal has lost its end; a resume adds what the checkpoint holds"
                 self.report(f"{JOURNAL} has no entry of the run's end: {reason}", level="warning")
-                if self._life.died:
+                if not self.finished:
                     delivery.kill(int(time.time() * 1000))
         except (Unreachable, Refused, RunGone, OSError) as fault:
             logger.info("the end could not be recorded: %s", fault)
             return False
-        if drained:
-            self.report(done=True)
         return drained
+
+
+def serve(life: LifeLine, senders: dict[Path, Sender], make: Callable[[Path, bool], Sender]) -> bool:
+    """Goes on until nothing more is heard and every run is done with; whether all of all of them is sent.
+
+    `senders` are those known from the start, `make` one for a run folder, with or without system metrics.
+    """
+    all_sent = True
+    while senders or not life.closed:
+        pause = min((each.due for each in senders.values()), default=math.inf) - time.monotonic()
+        for word in life.wait(min(max(0.0, pause), _POLL)):
+            kind, folder = next((kind, Path(word[kind])) for kind in ("begin", "end", "drop") if kind in word)
+            if kind == "end" and folder in senders:
+                senders[folder].finished, senders[folder].due = True, time.monotonic()
+            elif kind != "end" and (old := senders.pop(folder, None)) is not None:
+                old.close()
+            if kind == "begin":
+                senders[folder] = make(folder, bool(word.get("system_metrics")))
+        if not senders:
+            continue
+        folder, sender = min(senders.items(), key=lambda each: each[1].due)  # the one that waits longest
+        if (life.closed or sender.due <= time.monotonic()) and (done := sender.step()) is not None:
+            sender.close()
+            sender.report(done=done)
+            del senders[folder]
+            all_sent &= done
+    return all_sent
 
 
 def last_life(journal: Path) -> tuple[dict[str, Any] | None, bool]:
@@ -241,25 +309,10 @@ def last_life(journal: Path) -> tuple[dict[str, Any] | None, bool]:
     return start, finished
 
 
-@contextmanager
-def _only_sender(run_dir: Path, life: LifeLine) -> Iterator[None]:
-    """Waits for an earlier sender of the run, whose training process was killed, to end."""
-    while True:
-        try:
-            with file_lock(run_dir / LOCK, wait=False):
-                yield
-                return
-        except Busy:
-            if life.overdue:
-                raise
-            life.wait(_BUSY_LOCK)
-
-
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sr_runner.tracking.sender", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the run's folder")
+    parser.add_argument("folder", type=Path, help="the folder of the run, or of what the runs belong to")
     parser.add_argument("--deliver", action="store_true", help="send what is left of an ended run, and end")
-    parser.add_argument("--system-metrics", action="store_true", help="measure the machine's load as well")
     arguments = parser.parse_args(argv)
     if arguments.deliver and not (arguments.folder / JOURNAL).is_file():
         parser.error(f"{arguments.folder}: expected the folder of a run, with {JOURNAL} in it")
@@ -280,13 +333,15 @@ def main(argv: list[str] | None = None) -> int:
     if not uri:
         raise SystemExit("set MLFLOW_TRACKING_URI to where the run is to be recorded")
     life = LifeLine(None, _DELIVER_SECONDS) if arguments.deliver else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)
-    try:
-        with _only_sender(folder, life):
-            sender = Sender(folder, life, reports, system_metrics=arguments.system_metrics)
-            return 0 if sender.run(uri) else 1
-    except Busy as holder:
-        logger.error("%s is being sent by %s: expected nobody else to send it", folder / JOURNAL, holder)
-        return 1
+    reach = Reach()
+
+    def make(run_dir: Path, system_metrics: bool, finished: bool = False) -> Sender:
+        return Sender(
+            run_dir, uri, life, reports, system_metrics=system_metrics, finished=finished, reach=reach
+        )  # fmt: skip
+
+    senders = {folder: make(folder, False, True)} if arguments.deliver else {}
+    return 0 if serve(life, senders, make) else 1
 
 
 if __name__ == "__main__":

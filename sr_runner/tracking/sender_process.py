@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,49 +39,95 @@ def sender_environment(uri: str) -> dict[str, str]:
     return environment
 
 
-class SenderProcess:
-    """One sender for one run, alive from `start` to `settle`.
+@dataclass
+class Served:
+    """A run that a sender serves."""
 
-    Its standard input is its life line: when that closes without a report of the end, the training process has died.
+    folder: str
+    system_metrics: bool
+    ended: bool = False
+    """Nothing more comes."""
+    reports: dict[str, Any] = field(default_factory=dict)
+    """The newest of what the sender reported of it: `run_id`, `experiment_id`, `trouble`, `done`."""
+    done_with: threading.Event = field(default_factory=threading.Event)
+
+
+class SenderProcess:
+    """The sender of this process, for all runs that are recorded on one server.
+
+    It starts with the first run and ends when none is left, unless that is a job of a sweep: another one may follow.
+    Its standard input is its life line: when that closes, this process has died.
     """
 
-    def __init__(self, run_dir: Path, uri: str, options: Sequence[str] = ()) -> None:
-        self._command = sender_command(*options, str(run_dir))
-        self._environment = sender_environment(uri)
-        self._log = run_dir / "sender.log"
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        self.environment = environment
+        self.process = os.getpid()
+        """Who started it: a fork has its own."""
+        self._folder = folder
+        self._log = folder / "sender.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts = 0
-        self._finishing = threading.Event()
-        self._ended = threading.Event()
-        self.reports: dict[str, Any] = {}
-        """The newest of what the sender reported of itself: `run_id`, `experiment_id`, `trouble`, `done`."""
+        self._served: dict[str, Served] = {}
+        self._lock = threading.RLock()
+        self._hurry = threading.Event()
+        self.is_over = False
 
-    def start(self) -> None:
+    def begin(self, run_dir: Path, *, system_metrics: bool) -> Served:
+        """Serves the run from now on."""
+        with self._lock:
+            served = self._served[str(run_dir)] = Served(str(run_dir), system_metrics)
+            if self._process is None:
+                self._start()
+            else:
+                self._tell(*_words(served))
+            return served
+
+    def end(self, served: Served) -> None:
+        """Tells the sender that nothing more comes of the run."""
+        with self._lock:
+            served.ended = True
+            self._hurry.set()
+            self._tell({"end": served.folder})
+
+    def settle(self, served: Served, wait: float, *, stays: bool) -> bool:
+        """After `end`: True when the sender has delivered everything of the run within `wait` seconds.
+
+        It has nothing to do with the run afterwards. With no other run it ends, unless it `stays` for the next one.
+        """
+        self._wait(served, wait)
+        delivered = bool(served.reports.get("done"))
+        with self._lock:
+            self._served.pop(served.folder, None)
+            if self._served or stays:
+                if not served.done_with.is_set():
+                    self._tell({"drop": served.folder})
+                return delivered
+            self.is_over = True
+        self._give_up(at_once=not served.done_with.is_set())
+        return delivered
+
+    def _start(self) -> None:
         try:
             self._spawn()
         except OSError as error:
             logger.warning("tracking: the sender could not be started (%s); points are kept in the journal", error)
-            self._ended.set()
+            self._is_no_more()
+            return
+        self._tell(*(word for served in self._served.values() for word in _words(served)))
 
-    def leave(self) -> None:
-        """Tells the sender that nothing more comes."""
-        self._finishing.set()
-        self._tell(b"finish\n")
-
-    def settle(self, wait: float) -> bool:
-        """After `leave`: True when the sender has delivered everything within `wait` seconds; it has ended then."""
-        self._wait(wait)
-        self._give_up()
-        return bool(self.reports.get("done"))
+    def _is_no_more(self) -> None:
+        self.is_over = True
+        for served in self._served.values():
+            served.done_with.set()
 
     def _spawn(self) -> None:
         with os.fdopen(open_own(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                sender_command(str(self._folder)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._environment,
+                env=self.environment,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the training process
             )
         threading.Thread(target=self._listen, args=(self._process,), name="tracking-reports", daemon=True).start()
@@ -88,66 +135,95 @@ class SenderProcess:
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as stream:
-            _read_reports(stream, self.reports)
+            self._read_reports(stream)
         code = process.wait()
-        if self._finishing.is_set() or self._restarts >= _RESTARTS:
-            self._ended.set()
-            if not self.reports.get("done") and not self._finishing.is_set():
-                logger.warning("tracking: the sender ended %d times; points are kept in the journal", _RESTARTS + 1)
-            return
-        self._restarts += 1
+        with self._lock:
+            left = [served for served in self._served.values() if not served.done_with.is_set()]
+            if self.is_over or not left or self._restarts >= _RESTARTS:
+                self._is_no_more()
+                if any(not served.ended for served in left):
+                    logger.warning(
+                        "tracking: the sender ended %d times; points are kept in the journal", self._restarts + 1
+                    )
+                return
+            self._restarts += 1
+            self._hurry.clear()
+            if any(served.ended for served in left):
+                self._hurry.set()
         logger.info("tracking: the sender ended (exit status %d); it is started again; see %s", code, self._log)
-        self._finishing.wait(2.0**self._restarts)
-        self.start()
-        if self._finishing.is_set():
-            self._tell(b"finish\n")
+        self._hurry.wait(2.0**self._restarts)
+        with self._lock:
+            if not self.is_over:
+                self._start()
 
-    def _tell(self, word: bytes) -> None:
+    def _read_reports(self, stream: IO[bytes]) -> None:
+        """Follows what a sender says until it ends: facts of a run are kept, messages go into the log."""
+        for raw in stream:
+            try:
+                report = json.loads(raw)
+            except ValueError:
+                logger.debug("the sender wrote %r", raw)
+                continue
+            message, level, run = (report.pop(key, None) for key in ("message", "level", "run"))
+            served = self._served.get(run)
+            if served is not None:
+                served.reports.update(report)
+            if message:
+                logger.log(logging.WARNING if level == "warning" else logging.INFO, "tracking: %s", message)
+            if served is not None and "done" in report:
+                self._restarts = 0
+                served.done_with.set()
+
+    def _tell(self, *words: Mapping[str, Any]) -> None:
         process = self._process
         if process is None or process.stdin is None:
             return
-        with suppress(OSError, ValueError):  # the sender is gone
-            process.stdin.write(word)
+        with suppress(OSError, ValueError):  # the sender is gone; who starts it again tells it all
+            process.stdin.write("".join(json.dumps(word) + "\n" for word in words).encode())
             process.stdin.flush()
 
-    def _wait(self, wait: float) -> None:
+    def _wait(self, served: Served, wait: float) -> None:
         deadline = time.monotonic() + wait
         left = wait
-        while not self._ended.wait(min(5.0, left)):
+        while not served.done_with.wait(min(5.0, left)):
             left = deadline - time.monotonic()
             if left <= 0:
                 return
-            trouble = self.reports.get("trouble")
+            trouble = served.reports.get("trouble")
             doing = f"waiting for the server: {trouble}" if trouble else "sending the last points"
             logger.info("tracking: %s (up to %.0f s more)", doing, left)
 
-    def _give_up(self) -> None:
+    def _give_up(self, *, at_once: bool) -> None:
         process = self._process
         if process is None:
             return
-        if process.poll() is None and not self.reports.get("done"):
+        if process.stdin is not None:
+            with suppress(OSError):  # a word that the sender did not live to hear
+                process.stdin.close()
+        if at_once and process.poll() is None:
             process.terminate()
         try:
             process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._ended.wait(_GRACE)
-        if process.stdin is not None:
-            with suppress(OSError):  # a word that the sender did not live to hear
-                process.stdin.close()
 
 
-def _read_reports(stream: IO[bytes], reports: dict[str, Any]) -> None:
-    """Follows what a sender says until it ends: facts go into `reports`, messages into the log."""
-    for raw in stream:
-        try:
-            report = json.loads(raw)
-        except ValueError:
-            logger.debug("the sender wrote %r", raw)
-            continue
-        message = report.pop("message", None)
-        level = report.pop("level", "info")
-        reports.update(report)
-        if message:
-            logger.log(logging.WARNING if level == "warning" else logging.INFO, "tracking: %s", message)
+def _words(served: Served) -> list[dict[str, Any]]:
+    """All that a sender is told of a run."""
+    begin = {"begin": served.folder, "system_metrics": served.system_metrics}
+    return [begin, *([{"end": served.folder}] if served.ended else [])]
+
+
+_senders: list[SenderProcess] = []
+
+
+def sender_for(uri: str, folder: Path) -> SenderProcess:
+    """The sender of this process for `uri`, whose log is in the folder where it was started first."""
+    environment = sender_environment(uri)
+    _senders[:] = [each for each in _senders if not each.is_over and each.process == os.getpid()]
+    for sender in _senders:
+        if sender.environment == environment:
+            return sender
+    _senders.append(SenderProcess(environment, folder))
+    return _senders[-1]

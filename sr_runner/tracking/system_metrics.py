@@ -37,6 +37,8 @@ class SystemMetrics:
         """Ends the sampling; the interval that is under way is not recorded."""
         self._stopped.set()
         self._thread.join(5)
+        if not self._thread.is_alive():
+            self._journal.close()
 
     def _sample(self) -> None:
         while not self._stopped.is_set():

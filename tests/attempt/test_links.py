@@ -32,7 +32,7 @@ from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.signals import StopSignal
 from sr_runner.tracking.journal import JournalWriter, read_json, read_lines, write_json
-from sr_runner.tracking.sender_process import SenderProcess
+from sr_runner.tracking.sender_process import sender_for
 from sr_runner.weights import export
 
 ATTEMPT = f"{IDENTITY}/a0001-cafe"
@@ -127,10 +127,10 @@ def test_a_link_at_the_senders_log_is_reported_and_the_sender_not_started(
     tmp_path: Path, canary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plant(tmp_path / "sender.log", canary)
-    sender = SenderProcess(tmp_path, "http://127.0.0.1:9")
-    sender.start()
-    sender.leave()
-    assert not sender.settle(wait=0)
+    sender = sender_for("http://127.0.0.1:9", tmp_path)
+    served = sender.begin(tmp_path, system_metrics=False)
+    sender.end(served)
+    assert not sender.settle(served, wait=0, stays=False) and sender.is_over
     assert "sender.log: expected a file, not a link" in caplog.text and "points are kept in the journal" in caplog.text
 
 

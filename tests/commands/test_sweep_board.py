@@ -56,7 +56,7 @@ def test_the_best_job_comes_first_then_those_that_failed_and_are_left(board: Boa
 
 
 def test_a_sweep_that_grew_has_the_jobs_of_both_grids_and_its_status_is_that_of_the_new_one(board: Board) -> None:
-    board.planned = planned({"optimizer.lr": ["1e-4", "1e-2"], "seed": ["0", "1"]})
+    board = replace(board, planned=planned({"optimizer.lr": ["1e-4", "1e-2"], "seed": ["0", "1"]}))
     assert len(board.jobs()) == 5 and board.swept()["optimizer.lr"] == "1e-4, 1e-3, 1e-2"
     assert [job.name for job in board.of_this_start()] == [
         "lr=1e-4 seed=1", "lr=1e-4 seed=0", "lr=1e-2 seed=0", "lr=1e-2 seed=1",
@@ -76,7 +76,7 @@ def test_a_job_whose_psnr_is_no_number_is_not_the_best(board: Board) -> None:
 
 
 def test_a_sweep_that_goes_on_with_its_keys_in_another_order_has_the_same_jobs(board: Board) -> None:
-    board.planned = planned({"seed": ["0", "1"], "optimizer.lr": ["1e-4", "1e-3"]})
+    board = replace(board, planned=planned({"seed": ["0", "1"], "optimizer.lr": ["1e-4", "1e-3"]}))
     assert len(board.jobs()) == 4 == len(board.of_this_start())
 
 

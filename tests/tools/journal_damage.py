@@ -333,7 +333,7 @@ def fuzz(
     memory = Path("/dev/shm")  # a disk's flushes take most of the time, and are not what is tried here
     with (
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as temporary,
-        patch.multiple(SenderProcess, start=lambda self: None, settle=lambda self, wait: False),
+        patch.multiple(SenderProcess, _start=lambda self: None, settle=lambda *_, **__: False),
     ):
         root = Path(temporary)
         if empty is None:

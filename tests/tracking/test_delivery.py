@@ -404,14 +404,16 @@ def test_a_journal_that_is_not_what_was_sent_is_sent_again_without_doubling(hous
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_journal_without_the_end_of_its_run_is_said_when_it_is_delivered(house: House, ended: bool) -> None:
-    from sr_runner.tracking.sender import LifeLine, Sender
+    from sr_runner.tracking.sender import LifeLine, Sender, serve
 
     house.start()
     house.writer.append({"event": "finish", "status": "FINISHED", "tags": {}})
     if not ended:
         os.truncate(house.run_dir / JOURNAL, house.writer.size - 3)
     said = io.StringIO()
-    assert Sender(house.run_dir, LifeLine(None, 60), said, system_metrics=False).run(house.uri)
+    life = LifeLine(None, 60)
+    sender = Sender(house.run_dir, house.uri, life, said, system_metrics=False, finished=True)
+    assert serve(life, {house.run_dir: sender}, lambda *_: sender)
     assert ("journal.jsonl has no entry of the run's end" in said.getvalue()) == (not ended)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from sr_runner.tracking import sender as module
 from sr_runner.tracking.journal import JOURNAL, JournalWriter, metrics_event
-from sr_runner.tracking.sender import LifeLine, Sender, last_life
+from sr_runner.tracking.sender import LifeLine, Sender, last_life, serve
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -68,10 +68,13 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def sent(run_dir: Path, life: LifeLine, uri: str) -> tuple[bool, dict[str, Any], list[str]]:
+def sent(
+    run_dir: Path, life: LifeLine, uri: str, *, finished: bool = False, system_metrics: bool = False
+) -> tuple[bool, dict[str, Any], list[str]]:
     """Whether all was sent, the facts that were reported, and the messages."""
     reports = io.StringIO()
-    done = Sender(run_dir, life, reports, system_metrics=False).run(uri)
+    sender = Sender(run_dir, uri, life, reports, system_metrics=system_metrics, finished=finished)
+    done = serve(life, {run_dir: sender}, lambda *_: sender)
     facts: dict[str, Any] = {}
     for line in reports.getvalue().splitlines():
         facts |= json.loads(line)
@@ -88,28 +91,23 @@ def status(uri: str, run_id: str) -> str:
 FINISH = {"event": "finish", "status": "FINISHED", "tags": {}}
 
 
-def test_the_word_that_training_is_done_may_come_in_parts(pipe: Pipe, clock: Clock) -> None:
+def test_what_is_said_may_come_in_parts(pipe: Pipe, clock: Clock) -> None:
     made, writing = pipe
     life = made()
-    assert not life.ended and not life.died and not life.overdue
-    for word in (b"fin", b"ish\n"):
-        assert not life.finished
-        os.write(writing, word)
-        life.wait(1)
-    assert life.finished and life.ended and not life.died and life.deadline is None
+    os.write(writing, b'{"begin": "/a"}\n{"en')
+    assert life.wait(1) == [{"begin": "/a"}]
+    os.write(writing, b'd": "/a"}\n')
+    assert life.wait(1) == [{"end": "/a"}] and not life.closed and not life.overdue
     os.close(writing)
-    life.wait(1)
-    assert not life.died and life.deadline == clock.now + 20
+    assert life.wait(1) == [] and life.closed and life.deadline == clock.now + 20
 
 
-def test_a_training_process_that_is_gone_without_a_word_has_died_and_the_sender_gives_up_in_time(
-    pipe: Pipe, clock: Clock
-) -> None:
+def test_a_training_process_that_is_gone_has_died_and_the_sender_gives_up_in_time(pipe: Pipe, clock: Clock) -> None:
     made, writing = pipe
     life = made()
     os.close(writing)
     life.wait(1)
-    assert life.died and life.ended and not life.finished and not life.overdue
+    assert life.closed and not life.overdue
     for _ in range(20):
         life.made_progress()
         assert not life.overdue
@@ -122,16 +120,16 @@ def test_a_training_process_whose_child_keeps_the_pipe_open_has_died_as_well(
 ) -> None:
     life = pipe[0]()
     life.wait(0)
-    assert not life.died
+    assert not life.closed
     monkeypatch.setattr(os, "getppid", lambda: 1)
     life.wait(0)
-    assert life.died
+    assert life.closed
     os.close(pipe[1])
 
 
 def test_who_delivers_the_rest_gives_up_a_while_after_the_last_progress(clock: Clock) -> None:
     life = LifeLine(None, 60)
-    assert life.finished and life.ended and not life.died and not life.overdue
+    assert life.closed and not life.overdue
     clock.now += 59
     life.made_progress()
     clock.now += 59
@@ -142,7 +140,7 @@ def test_who_delivers_the_rest_gives_up_a_while_after_the_last_progress(clock: C
 
 def test_all_is_sent_and_said_to_be(tmp_path: Path, uri: str, clock: Clock) -> None:
     run_dir = journal(tmp_path, metrics_event(1, {"loss": 0.5}), FINISH)
-    done, facts, said = sent(run_dir, LifeLine(None, 60), uri)
+    done, facts, said = sent(run_dir, LifeLine(None, 60), uri, finished=True)
     assert done and facts["done"] is True and said == [] and status(uri, facts["run_id"]) == "FINISHED"
 
 
@@ -159,7 +157,7 @@ def test_the_run_of_a_process_that_died_is_killed_unless_it_had_finished(
 
 def test_a_server_that_stays_away_is_said_once_and_what_is_left_is_left(tmp_path: Path, clock: Clock) -> None:
     reports = io.StringIO()
-    sender = Sender(journal(tmp_path), LifeLine(None, 60), reports, system_metrics=False)
+    sender = Sender(journal(tmp_path), NOBODY, LifeLine(None, 60), reports, system_metrics=False)
     for failures in range(1, 7):
         sender._trouble("no answer")
         assert sender._failures == failures
@@ -173,21 +171,20 @@ def test_a_server_that_stays_away_is_said_once_and_what_is_left_is_left(tmp_path
     sender._recovered()
     assert reports.getvalue().count("reachable again") == 1  # a single failure is not worth a word
     done, facts, said = sent(tmp_path / "run", LifeLine(None, 3), NOBODY)
-    assert not done and "done" not in facts and facts["trouble"]
+    assert not done and facts["done"] is False and facts["trouble"]
     assert len([each for each in said if "cannot be reached" in each]) == 1
 
 
 def test_pauses_grow_while_the_server_is_away_and_are_short_at_the_end(tmp_path: Path, pipe: Pipe) -> None:
     made, writing = pipe
     life = made()
-    sender, pauses = Sender(tmp_path, life, io.StringIO(), system_metrics=False), list[float]()
+    sender, pauses = Sender(tmp_path, NOBODY, life, io.StringIO(), system_metrics=False), list[float]()
     assert sender._pause() == 5
     for _ in range(6):
         sender._trouble("no answer")
         pauses.append(sender._pause())
     assert pauses == [1, 2, 4, 8, 10, 10]
-    os.write(writing, b"finish\n")
-    life.wait(1)
+    sender.finished = True
     assert sender._pause() == 1
     os.close(writing)
 
@@ -198,11 +195,11 @@ def test_a_file_that_the_server_does_not_take_is_tried_again_and_leaves_the_rest
     (tmp_path / "artifacts").write_text("a file where the folder should be")
     run_dir = journal(tmp_path, {"event": "artifact", "file": "run.log"}, metrics_event(1, {"loss": 0.5}), FINISH)
     (run_dir / "run.log").write_text("log")
-    done, facts, said = sent(run_dir, LifeLine(None, 600), uri)
-    assert not done and facts["trouble"] == "the server does not take some files" and "done" not in facts
+    done, facts, said = sent(run_dir, LifeLine(None, 600), uri, finished=True)
+    assert not done and facts["trouble"] == "the server does not take some files" and not facts["done"]
     assert [each for each in said if "set aside for later" in each] and status(uri, facts["run_id"]) == "FINISHED"
     (tmp_path / "artifacts").unlink()
-    assert sent(run_dir, LifeLine(None, 600), uri)[0]
+    assert sent(run_dir, LifeLine(None, 600), uri, finished=True)[0]
 
 
 def test_a_journal_without_a_start_is_said(tmp_path: Path, clock: Clock) -> None:
@@ -234,7 +231,7 @@ def test_a_run_that_is_gone_from_the_server_is_recorded_there_again(
         return work(delivery)
 
     monkeypatch.setattr(Delivery, "work", gone)
-    done, facts, said = sent(journal(tmp_path, FINISH), LifeLine(None, 60), uri)
+    done, facts, said = sent(journal(tmp_path, FINISH), LifeLine(None, 60), uri, finished=True)
     assert done and works[2] is None and status(uri, facts["run_id"]) == "FINISHED"
     assert said == ["run r1 is no longer in MLflow; it is recorded there again, from its start"]
 
@@ -252,7 +249,7 @@ def test_an_end_that_the_server_does_not_take_is_left(
     life = pipe[0]()
     os.close(pipe[1])
     done, facts, _ = sent(journal(tmp_path), life, uri)
-    assert not done and "done" not in facts
+    assert not done and facts["done"] is False
 
 
 def test_system_metrics_go_on_after_the_servers_last_step_and_end_with_the_training(
@@ -270,8 +267,8 @@ def test_system_metrics_go_on_after_the_servers_last_step_and_end_with_the_train
 
     monkeypatch.setattr("sr_runner.tracking.system_metrics.SystemMetrics", Metrics)
     run_dir = journal(tmp_path, metrics_event(8, {"system/cpu": 1.0}), FINISH)
-    assert Sender(run_dir, LifeLine(None, 60), io.StringIO(), system_metrics=True).run(uri) and made == []
-    assert Sender(run_dir, pipe[0](), io.StringIO(), system_metrics=True).run(uri)
+    assert sent(run_dir, LifeLine(None, 60), uri, finished=True, system_metrics=True)[0] and made == []
+    assert sent(run_dir, pipe[0](), uri, system_metrics=True)[0]
     assert made[0] == (run_dir / "system.jsonl", 9) and made[1][0] == Path("stopped")
 
 
@@ -282,17 +279,43 @@ def test_a_machine_whose_load_cannot_be_measured_is_said_once(
         raise ImportError("psutil is missing")
 
     monkeypatch.setattr("sr_runner.tracking.system_metrics.SystemMetrics", missing)
-    reports = io.StringIO()
     life = pipe[0]()
-    sender = Sender(journal(tmp_path, FINISH), life, reports, system_metrics=True)
     wait, waits = life.wait, []
 
-    def waiting(seconds: float) -> None:
+    def waiting(seconds: float) -> list[dict[str, Any]]:
         waits.append(seconds)
-        if len(waits) == 4:
+        clock.now += seconds
+        if len(waits) == 6:
             os.close(pipe[1])
-        wait(0)
+        return wait(0)
 
     life.wait = waiting  # type: ignore[method-assign]
-    assert sender.run(uri)
-    assert reports.getvalue().count("no system metrics: psutil is missing") == 1
+    done, _, said = sent(journal(tmp_path, FINISH), life, uri, system_metrics=True)
+    assert done and said == ["no system metrics: psutil is missing"]
+
+
+def test_one_sender_serves_many_runs_and_a_run_that_fails_holds_up_no_other(
+    tmp_path: Path, uri: str, clock: Clock, pipe: Pipe
+) -> None:
+    made, writing = pipe
+    life, reports = made(), io.StringIO()
+    runs = [journal(tmp_path / name, metrics_event(1, {"loss": 0.5}), FINISH) for name in ("a", "b", "c", "d")]
+    (runs[1] / JOURNAL).write_bytes(b"")  # nothing that could be sent
+    words = [{"begin": str(run)} for run in runs] + [{"end": str(run)} for run in runs[:2]] + [{"drop": str(runs[3])}]
+    os.write(writing, "".join(json.dumps(word) + "\n" for word in words).encode())
+    wait = life.wait
+
+    def waiting(seconds: float) -> list[dict[str, Any]]:
+        clock.now += seconds
+        if said_done() == {"a": True, "b": False} and not life.closed:
+            os.close(writing)
+        return wait(0)
+
+    def said_done() -> dict[str, bool]:
+        said = map(json.loads, reports.getvalue().splitlines())
+        return {Path(each["run"]).parent.name: each["done"] for each in said if "done" in each}
+
+    life.wait = waiting  # type: ignore[method-assign]
+    make = lambda run, measures: Sender(run, uri, life, reports, system_metrics=measures)  # noqa: E731
+    assert not serve(life, {}, make)
+    assert said_done() == {"a": True, "b": False, "c": True}
