@@ -34,7 +34,7 @@ from sr_runner.objectives.base import MODEL
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
-from sr_runner.training.orchestrator import Orchestrator
+from sr_runner.training.orchestrator import Judge, Orchestrator
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises; once is enough
 
@@ -228,6 +228,10 @@ class Parts:
     overrides: Sequence[str] = ()
     """What the config was composed from."""
 
+    @property
+    def parameters(self) -> int:
+        return sum(each.numel() for each in self.model.parameters())
+
     def identity_facts(self, init_from: str | None = None) -> dict[str, Any]:
         """What determines the weights; `data` are prepared by now. `init_from`: digest of the pre-trained weights."""
         own = self.learners[MODEL]
@@ -236,13 +240,14 @@ class Parts:
         return identity_facts(self.config, parts, self.data.fingerprint, init_from)
 
     def orchestrator(
-        self, stop: StopSignal, checkpoints: CheckpointManager | None = None, origin: Origin | None = None
-    ) -> Orchestrator:
+        self, stop: StopSignal, checkpoints: CheckpointManager | None = None, origin: Origin | None = None,
+        judge: Judge | None = None,
+    ) -> Orchestrator:  # fmt: skip
         """The Orchestrator of these parts; of several processes only the main one has `checkpoints`."""
         return Orchestrator(
             objective=self.objective, learners=self.learners, data=self.data, tracker=self.tracker,
             checkpoints=checkpoints, settings=self.trainer, save_every=self.checkpoint.every, device=self.device,
-            stop=stop, world=self.world, config=configs.as_yaml(self.config), origin=origin,
+            stop=stop, world=self.world, config=configs.as_yaml(self.config), origin=origin, judge=judge,
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, Status, is_delivered
-from sr_runner.training.orchestrator import Orchestrator
+from sr_runner.training.orchestrator import Judge, Orchestrator
 from sr_runner.training.result import Result
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,11 @@ def execute(
     *,
     command: str | None = None,
     shown: Shown = "table",
+    judge: Judge | None = None,
 ) -> Outcome:
     """Train (or go on with, or report) the run that `config` describes; print the outcome as `shown` says.
 
-    `request` is what `config` was composed from, `command` what was typed for it.
+    `request` is what `config` was composed from, `command` what was typed for it, `judge` what may end it early.
 
     Raises `RequestError` before anything was written where the request is wrong, `RunError` and whatever else where
     the run fails, `Stopped` after a signal. One that comes when the last checkpoint is there is noted in `stop`, and
@@ -108,7 +109,7 @@ def execute(
                 job=job.key if job is not None else None,
             )  # fmt: skip
             manager = _manager(parts, chosen, scratch, stop, lock)
-            orchestrator = parts.orchestrator(stop, manager, origin)
+            orchestrator = parts.orchestrator(stop, manager, origin, judge)
             broadcast_start(parts, chosen, folder)
             announce(parts, chosen, folder)
             try:
@@ -120,7 +121,7 @@ def execute(
                 raise
             outcome = Outcome(
                 chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
-                dict(result.metrics), parts.tracker.run_id, result.gain,
+                dict(result.metrics), parts.tracker.run_id, result.gain, parts.parameters,
             )  # fmt: skip
             if shown == "json":
                 print_report(lambda: json_of(outcome), folder / files.RESULT)
@@ -191,7 +192,7 @@ def _train(
         with orchestrator.stop.deferred():
             result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
             orchestrator.stop.finish()
-        status = "finished"
+        status = "finished" if result.step == parts.trainer.steps else "pruned"
         run_log.keep()
         try:
             write_file(folder / files.RESULT, as_json(result))
@@ -211,7 +212,7 @@ def _train(
         log.critical("the run failed", exc_info=True)
         raise
     finally:
-        ended: Status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]  # type: ignore[assignment]
+        ended: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")  # type: ignore[assignment]
         if orchestrator.recording:
             for name in (files.CONFIG, files.STARTS, files.LOG):
                 tracker.artifact(folder / name)
@@ -228,7 +229,16 @@ def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:
     attempt, metrics = chosen.attempt, dict(result.metrics)
     checkpoint = _checkpoint(parts, chosen, result)
     return Outcome(
-        attempt.identity, str(attempt), folder, checkpoint, result.step, metrics, None, result.gain, run_is_old=True
+        attempt.identity,
+        str(attempt),
+        folder,
+        checkpoint,
+        result.step,
+        metrics,
+        None,
+        result.gain,
+        parts.parameters,
+        run_is_old=True,
     )
 
 

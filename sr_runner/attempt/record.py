@@ -90,7 +90,7 @@ def record(
         tags["sr_run.forked_from"] = chosen.parent
     if sweep is not None:
         tags[SWEEP_TAG] = "_".join(sweep.folder.name.split())
-    tags["sr_run.parameters"] = str(sum(each.numel() for each in parts.model.parameters()))
+    tags["sr_run.parameters"] = str(parts.parameters)
     tags["sr_run.steps"] = str(parts.trainer.steps)
     return RunRecord(
         run_dir=folder,

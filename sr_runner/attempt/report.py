@@ -42,6 +42,8 @@ class Outcome:
     """MLflow's id of the run."""
     gain: float | None = None
     """The last evaluation's PSNR over that of bicubic, in dB."""
+    parameters: int = 0
+    """Of the network."""
     run_is_old: bool = False
     """It had finished before: nothing was done."""
 

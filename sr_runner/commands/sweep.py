@@ -28,6 +28,7 @@ from sr_runner.attempt.execute import execute, identity_now
 from sr_runner.attempt.record import SweepJob
 from sr_runner.attempt.report import print_report
 from sr_runner.commands.finished_jobs import OnlyUnfinished, determining, finished_before, sources_digest
+from sr_runner.commands.search import is_search, judge_of, pruning
 from sr_runner.commands.sweep_board import CSV, Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
 from sr_runner.config.compose import Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
@@ -55,6 +56,8 @@ class Plan:
     resumes: bool
     sources: str
     """A digest of what jobs are composed from, beside their overrides."""
+    pruning: tuple[dict[str, Any], str] | None = None
+    """Of a search: the pruner, and the metric that it looks at."""
 
 
 _boards: dict[Path, Board] = {}
@@ -85,10 +88,13 @@ def sweep(
     else:
         folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
     is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+    searches = is_search(whole.hydra.sweeper)
+    pruner = pruning(whole.hydra.sweeper) if searches else None
     combinations = planned(swept) if is_grid and all(swept.values()) else ()
     board = Board(
         folder, list(swept), masked_text(quoted(words)), masked(combinations),
         Path(config.outputs) / "runs", [key for key in swept if key in choices],
+        whole.hydra.sweeper.n_trials if searches else 0,
     )  # fmt: skip
     sources = sources_digest(app.config_loader, all_overrides, Path(config.outputs))
     known = finished_before(board, sources) if resumes else {}
@@ -103,7 +109,7 @@ def sweep(
     for path in (folder / "multirun.yaml", *folder.glob(hydras), *folder.glob(f"{hydras}/*.yaml")):
         if path.is_symlink():
             raise LinkError(path)  # Hydra writes there, and follows links
-    plan = Plan(folder, tuple(swept), os.getpid(), resumes, sources)
+    plan = Plan(folder, tuple(swept), os.getpid(), resumes, sources, pruner)
     constant = dict.fromkeys(each.key_or_group for each in parse(all_overrides) if each.key_or_group not in swept)
     hydra = [
         "hydra.mode=MULTIRUN", "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
@@ -131,7 +137,7 @@ def sweep(
                     raise
                 with app.explained(config_name, overrides):
                     raise
-        status = "FAILED" if any(each.status != "finished" for each in board.of_this_start()) else "FINISHED"
+        status = "FINISHED" if board.is_complete(board.of_this_start()) else "FAILED"
         return int(status == "FAILED")
     finally:
         with stop.deferred():  # what came is being heeded, or there is nothing left to stop
@@ -183,7 +189,8 @@ def job(config: DictConfig, plan: Plan) -> float | None:
                 tell("running")
             _check_launcher(hydra.launcher)
             config, choices = job_config(config)
-            outcome = execute(config, choices, request, stop, of, shown="nothing")
+            judge = judge_of(plan.folder, *plan.pruning, request.overrides) if plan.pruning is not None else None
+            outcome = execute(config, choices, request, stop, of, shown="nothing", judge=judge)
         except Stopped:
             tell("stopped", seconds=time.monotonic() - began)
             stop.hand_over()
@@ -201,7 +208,9 @@ def job(config: DictConfig, plan: Plan) -> float | None:
             stop.uninstall()
     seconds = before.seconds if before is not None and outcome.run_is_old else time.monotonic() - began
     psnr = outcome.metrics.get("valid/psnr")
-    tell("finished", run=outcome.attempt, psnr=psnr, gain=outcome.gain, seconds=seconds)
+    metrics = outcome.metrics | {"parameters": float(outcome.parameters), "seconds": seconds or 0.0}
+    ended: JobStatus = "finished" if outcome.step == config.trainer.steps else "pruned"
+    tell(ended, run=outcome.attempt, psnr=psnr, gain=outcome.gain, seconds=seconds, metrics=metrics)
     stop.raise_if_requested()  # it came too late for this job: the next one is not to start
     return psnr
 

@@ -40,7 +40,7 @@ _REST = 30
 """Between two accounts passes this many times what the first one took: with many jobs they are not a load."""
 
 
-JobStatus = Literal["running", "finished", "failed", "stopped", "left"]
+JobStatus = Literal["running", "finished", "pruned", "failed", "stopped", "left"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Job:
     overrides: list[str]
     """All of the job's, secrets masked."""
     status: JobStatus
-    """left: not started yet."""
+    """left: not started yet. pruned: ended by the search, since others were better."""
     run: str = ""
     """`<identity>/<attempt>`"""
     log: str = ""
@@ -66,6 +66,8 @@ class Job:
     """Over bicubic, in dB."""
     seconds: float | None = None
     error: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Those that can be searched for."""
     sources: str = ""
     """A digest of what else the config was composed from."""
 
@@ -97,8 +99,13 @@ def read_job(folder: Path) -> Job | None:
     return replace(job, psnr=psnr, gain=gain)
 
 
+def records(folder: Path) -> list[Job]:
+    """Those of all jobs of the sweep in `folder` that have begun."""
+    return [job for path in sorted(folder.glob(f"*/{RECORD}")) if (job := read_job(path.parent))]
+
+
 _HINTS = get_type_hints(Job)
-_NOT_SHOWN = ("values", "overrides", "number", "sources")
+_NOT_SHOWN = ("values", "overrides", "number", "metrics", "sources")
 
 
 @dataclass
@@ -116,6 +123,8 @@ class Board:
     """`outputs/runs`"""
     groups: Collection[str] = ()
     """Those of `keys` that are groups of the config."""
+    trials: int = 0
+    """How many jobs there will be in all, where they are not planned."""
     _numbers: dict[frozenset[tuple[str, str]], int] = field(init=False)
     """By the values of a job its place among `planned`."""
     _told: dict[str, Job] = field(default_factory=dict)
@@ -126,14 +135,14 @@ class Board:
 
     def jobs(self) -> list[Job]:
         """All jobs, those of earlier starts and those that are left included: best first, then in their order."""
-        found = [job for path in sorted(self.folder.glob(f"*/{RECORD}")) if (job := read_job(path.parent))]
+        found = records(self.folder)
         known = {frozenset(job.values.items()) for job in found}
         left = [
             Job(number, self.name(values), dict(values), [], "left")
             for number, values in enumerate(self.planned)
             if frozenset(values.items()) not in known
         ]
-        order = ("finished", "running", "stopped", "failed", "left")
+        order = ("finished", "pruned", "running", "stopped", "failed", "left")
         ranked = [*found, *left]
         return sorted(ranked, key=lambda job: (order.index(job.status), -(job.psnr or 0), job.number))
 
@@ -174,7 +183,8 @@ class Board:
     def _tell(self, job: Job) -> None:
         self._told[job.name] = job
         number = self._numbers.get(frozenset(job.values.items()), job.number)
-        place = f"job {number + 1}" + (f" of {len(self.planned)}" if self.planned else "")
+        count = len(self.planned) or self.trials
+        place = f"job {number + 1}" + (f" of {count}" if count else "")
         level = logging.WARNING if job.status == "failed" else logging.INFO
         log.log(level, "%s: %s%s", place, job.name, f": {job}" if job.status != "running" else "")
 
@@ -202,9 +212,14 @@ class Board:
         if best is not None:
             lines.append(f"Best: {best.name}, PSNR {best.psnr:.2f} dB")
         lines.append(count(jobs))
-        if any(job.status != "finished" for job in jobs):
+        if not self.is_complete(jobs):
             lines.append(f"Go on with: {self.command}")
         return "\n".join(map(printable, "\n".join(lines).split("\n")))
+
+    def is_complete(self, jobs: Sequence[Job]) -> bool:
+        """Nothing is left to do. In a search, a trial that failed is an answer too."""
+        done = [job for job in jobs if job.status in ("finished", "pruned", *(["failed"] if self.trials else []))]
+        return len(done) == len(jobs) >= self.trials
 
     def over_seeds(self, jobs: Sequence[Job]) -> Iterator[str]:
         """Mean and deviation over the seeds of each setting, best first, where seeds were swept."""
@@ -330,7 +345,9 @@ def planned(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
 def count(jobs: Sequence[Job]) -> str:
     """`2 of 3 jobs finished, 1 failed`"""
     done = sum(job.status == "finished" for job in jobs)
-    others = [f"{number} {s}" for s in ("failed", "stopped", "left") if (number := sum(j.status == s for j in jobs))]
+    others = [
+        f"{number} {s}" for s in ("pruned", "failed", "stopped", "left") if (number := sum(j.status == s for j in jobs))
+    ]
     return ", ".join([f"{done} of {len(jobs)} jobs finished", *others])
 
 

@@ -25,6 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sr_runner.config import hydra_keys
@@ -168,8 +169,13 @@ class Application(Hydra):
         callbacks = Callbacks(config)
         callbacks.on_multirun_start(config=config, config_name=config_name)
         context = HydraContext(config_loader=self.config_loader, callbacks=callbacks)
-        plugins = Plugins.instance()
-        sweeper: Any = plugins.instantiate_sweeper(config=config, hydra_context=context, task_function=task_function)
+        if config.hydra.sweeper._target_.startswith("hydra"):
+            setup = Plugins.instance().instantiate_sweeper
+            sweeper: Any = setup(config=config, hydra_context=context, task_function=task_function)
+        else:
+            with self.explained(config_name, overrides):
+                sweeper = instantiate(config.hydra.sweeper, _recursive_=False)
+            sweeper.setup(config=config, hydra_context=context, task_function=task_function)
         sweeper.launcher = launcher(sweeper.launcher)
         if isinstance(sweeper, BasicSweeper):
             # It would compose every job once more than is needed; their values were checked.

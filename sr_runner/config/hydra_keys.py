@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,14 +23,12 @@ from sr_runner.errors import RequestError
 def check(hydra: DictConfig, options: Callable[[str], list[str]]) -> None:
     """Raises `RequestError` for values of `hydra.*` that cannot be meant. `options` lists those of a group."""
     for part in ("launcher", "sweeper"):
-        if not (target := _target(hydra[part])).startswith("hydra"):
+        target = _target(hydra[part])
+        if not target.startswith("hydra") and not (part == "sweeper" and _class(target, Sweeper)):
             listed = ", ".join(options(f"hydra/{part}"))
             raise RequestError(f"hydra.{part}._target_={target}: expected hydra/{part}=OPTION, one of {listed}")
     for name, node in hydra.callbacks.items():
-        found, target = None, _target(node)
-        with suppress(Exception):  # whatever its module raises
-            found = get_object(target)
-        if not (isinstance(found, type) and issubclass(found, Callback)):
+        if not _class(target := _target(node), Callback):
             what = "a class that can be imported, a hydra.experimental.callback.Callback"
             raise RequestError(f"hydra.callbacks.{name}._target_={target}: expected {what}")
     verbose = OmegaConf.to_container(hydra.verbose) if OmegaConf.is_config(hydra.verbose) else hydra.verbose
@@ -73,6 +72,13 @@ def expected(kind: Any, name: str) -> str:
     if words:
         return " or ".join(*words)
     return types.expected(dict if is_dataclass(hint) else hint)
+
+
+def _class(target: str, kind: type) -> bool:
+    found = None
+    with suppress(Exception):  # whatever its module raises
+        found = get_object(target)
+    return isinstance(found, type) and issubclass(found, kind)
 
 
 def _target(node: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ from sr_runner.weights import describe
 
 log = logging.getLogger(__name__)
 
+Judge = Callable[[int, Mapping[str, float]], bool]
+"""Told of an evaluation, its step and `validation.metrics`; whether the training is to end there."""
+
 
 class Orchestrator:
     """Trains one network from its parts.
@@ -53,16 +56,17 @@ class Orchestrator:
         world: World | None = None,
         config: str = "",
         origin: Origin | None = None,
+        judge: Judge | None = None,
     ):
         """`learners` are those of the objective's networks, on their device; the one of `MODEL` maps LR to SR batches
         in [0, 1]. `save_every` (steps; None: as often as an evaluation). `config` (YAML) and `origin` go into
-        checkpoints. In a run of several processes (`world`) only the main process has a tracker that records and a
-        Checkpoint Manager.
+        checkpoints. `judge` may end the training after an evaluation. In a run of several processes (`world`) only
+        the main process has a tracker that records and a Checkpoint Manager.
         """
         self.device = device or torch.device("cpu")
         self.settings, self.data, self.tracker, self.checkpoints = settings, data, tracker, checkpoints
         self.objective, self.config, self.origin = objective, config, origin or Origin()
-        self.stop = stop or StopSignal()
+        self.stop, self.judge = stop or StopSignal(), judge
         self.save_every = save_every or settings.eval_every
         self.world: World = world or SingleProcess(self.stop)
         self.learners = dict(learners)
@@ -77,6 +81,7 @@ class Orchestrator:
         self._samples_per_step = data.batch_size * settings.accumulate
         self._window = Window()
         self._gathered: tuple[int, list[dict[str, Any]]] = -1, []  # the step of `_gather`, and what it brought together
+        self._judged = 0
         self._saved: tuple[int, ...] = ()  # the version of the last checkpoint
         self._progress: Progress | None = None
 
@@ -105,7 +110,7 @@ class Orchestrator:
                 if self.world.should_stop(at_once=True):
                     self._stop()
                 self._window.start_clock(batches.wait_seconds)
-                while self.step < settings.steps:
+                while self.step < settings.steps and not self._is_over():
                     self.train_step(self._micro_batches(*next(batches)))
                     if self._is_due(settings.log_every):
                         self._log(batches.wait_seconds)
@@ -219,6 +224,18 @@ class Orchestrator:
             self.checkpoints.check()
         if self.step % self.settings.log_every == 0:  # a last, partial window stays open: the run may be extended
             self._window.clear()
+
+    def _is_over(self) -> bool:
+        """Whether the judge ends the training here; what it ends has its checkpoint."""
+        last = self.validation.last
+        if self.judge is None or self._judged == self.step or last.step != self.step or not last.scores:
+            return False
+        self._judged = self.step
+        if not self.judge(self.step, self.validation.metrics):
+            return False
+        log.info("ended at step %d: others were better by then", self.step)
+        self.save()
+        return True
 
     def _stop(self) -> None:
         """Save within the signal's grace and raise `Stopped`."""

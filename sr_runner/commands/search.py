@@ -1,0 +1,288 @@
+"""`hydra/sweeper=optuna`: a search instead of a grid. Its study is a file in the sweep's folder, every trial a job."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from sr_runner.commands.finished_jobs import determining
+from sr_runner.commands.sweep_board import Job, records
+from sr_runner.config.overrides import parse
+from sr_runner.errors import RequestError, RunError
+from sr_runner.files import LinkError
+from sr_runner.masking import masked
+from sr_runner.training.orchestrator import Judge
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY = "study.db"
+"""In the folder of the sweep."""
+_NAME = "sr-run"
+_OVERRIDES = "overrides"
+
+
+class OptunaSweeper(Sweeper):
+    """Asks Optuna for the values of each trial, runs it by Hydra's launcher, and tells Optuna what came of it.
+
+    `n_trials` counts those of earlier starts; `n_jobs` run at a time, if the launcher runs jobs side by side.
+    `sampler` and `pruner` name classes of Optuna's and their arguments. `metrics` are what is searched for, each with
+    `maximize` or `minimize`: those of a run (`valid/psnr`), its `parameters` and its `seconds`.
+
+    A repeated start goes on with the study as if it had not been interrupted: a trial that was running goes on from its
+    checkpoint, and the values of trial N depend on the trials before it and on `sampler.seed`, not on when they are
+    asked for.
+    """
+
+    def __init__(
+        self, n_trials: int, n_jobs: int, sampler: DictConfig, pruner: DictConfig, metrics: DictConfig,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._n_trials, self._n_jobs = n_trials, n_jobs
+        self._sampler, self._pruner = _plain(sampler), _plain(pruner)
+        self._metrics: dict[str, str] = _plain(metrics)
+        self._params = params or {}
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._folder = Path(config.hydra.sweep.dir)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=config, hydra_context=hydra_context, task_function=task_function
+        )
+
+    @property
+    def _directions(self) -> list[optuna.study.StudyDirection]:
+        import optuna
+
+        return [optuna.study.StudyDirection[each.upper()] for each in self._metrics.values()]
+
+    def sweep(self, arguments: list[str]) -> None:
+        import optuna
+
+        overrides = parse([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
+        space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
+        constant = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=_storage(self._folder), study_name=_NAME, directions=self._directions,
+            pruner=_made("pruner", self._pruner), load_if_exists=True,
+        )  # fmt: skip
+        if study.directions != self._directions:
+            raise RequestError(
+                f"hydra.sweeper.metrics={self._metrics}: the study in {self._folder} was begun for others; "
+                "trainer.resume=false begins a new one"
+            )
+        running = [trial.number for trial in study.get_trials(states=[_state("RUNNING")])]
+        while running or len(study.trials) < self._n_trials:
+            while len(running) < self._n_jobs and len(study.trials) < self._n_trials:
+                running.append(self._ask(study, space, constant))
+            self._run(study, running)
+            running = []
+
+    def _ask(self, study: optuna.Study, space: Mapping[str, Any], constant: Sequence[str]) -> int:
+        """Begin a trial. It is in the study's file whole or not at all, whenever this process is killed: the sampler
+        works on a copy of the study."""
+        import optuna
+
+        number = len(study.trials)
+        copy = optuna.create_study(directions=study.directions, sampler=_made("sampler", self._sampler, number))
+        copy.add_trials(study.trials)
+        try:
+            copy.ask(dict(space))
+            asked = copy.trials[-1]
+            params = {key: _short(value, space[key]) for key, value in asked.params.items()}
+            overrides = [*constant, *(f"{key}={value}" for key, value in params.items())]
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=_state("RUNNING"), params=params, distributions=asked.distributions,
+                    user_attrs={_OVERRIDES: overrides}, system_attrs=asked.system_attrs,
+                )
+            )  # fmt: skip
+        except ValueError as error:
+            raise RequestError(
+                f"hydra/sweeper=optuna: {error} The study in {self._folder} cannot take other choices; "
+                "trainer.resume=false begins a new one"
+            ) from error
+        return number
+
+    def _run(self, study: optuna.Study, numbers: Sequence[int]) -> None:
+        """Run these trials side by side, and tell the study. What had ended already is only told."""
+        left = [number for number in numbers if not self._tell(study, number)]
+        if left:
+            assert self.launcher is not None
+            self.launcher.launch(
+                [study.trials[number].user_attrs[_OVERRIDES] for number in left], initial_job_idx=left[0]
+            )  # fmt: skip
+        for number in left:
+            if not self._tell(study, number):
+                study.tell(number, state=_state("FAIL"))  # it did not come as far as a record
+
+    def _tell(self, study: optuna.Study, number: int) -> bool:
+        """Tell the study how trial `number` ended, by the record of its job; False where that has not ended."""
+        job = _record_of(self._folder, study.trials[number].user_attrs[_OVERRIDES])
+        if job is None or job.status not in ("finished", "pruned", "failed"):
+            return False
+        values = [job.metrics.get(name, math.nan) for name in self._metrics]
+        if job.status == "pruned":
+            study.tell(number, state=_state("PRUNED"))
+        elif job.status == "finished" and all(map(math.isfinite, values)):
+            study.tell(number, values)
+        else:
+            study.tell(number, state=_state("FAIL"))
+        return True
+
+
+def judge_of(folder: Path, pruner: Mapping[str, Any], metric: str, overrides: Sequence[str]) -> Judge:
+    """What the trial whose overrides these are reports to, after each evaluation, for the study in `folder`."""
+    import optuna
+
+    study = optuna.load_study(storage=_storage(folder), study_name=_NAME, pruner=_made("pruner", pruner))
+    wanted = determining(overrides)
+    trials = study.get_trials(deepcopy=False, states=[_state("RUNNING")])
+    found = [trial for trial in trials if determining(trial.user_attrs.get(_OVERRIDES, ())) == wanted]
+    if not found:
+        return lambda step, metrics: False
+    number, trial_id = found[0].number, found[0]._trial_id
+    trial = optuna.Trial(study, trial_id)
+
+    def judge(step: int, metrics: Mapping[str, float]) -> bool:
+        if step not in study.trials[number].intermediate_values and metric in metrics:
+            trial.report(metrics[metric], step)
+        return trial.should_prune()
+
+    return judge
+
+
+def pruning(sweeper: DictConfig) -> tuple[dict[str, Any], str] | None:
+    """The pruner that `hydra.sweeper` asks for and the metric that it looks at; None where there is none.
+
+    Raises `RequestError` for values that cannot be meant.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise RequestError("hydra/sweeper=optuna: expected sr-run[optuna] to be installed") from error
+    metrics = _plain(sweeper.metrics)
+    for name, direction in metrics.items():
+        if direction not in ("maximize", "minimize"):
+            raise RequestError(f"hydra.sweeper.metrics.{name}={direction}: expected maximize or minimize")
+    if not metrics:
+        raise RequestError("hydra.sweeper.metrics={}: expected a metric, such as {valid/psnr: maximize}")
+    for key, value in (("n_trials", sweeper.n_trials), ("n_jobs", sweeper.n_jobs)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RequestError(f"hydra.sweeper.{key}={value}: expected a whole number above 0")
+    _made("sampler", _plain(sweeper.sampler), 0)
+    pruner = _made("pruner", _plain(sweeper.pruner))
+    if isinstance(pruner, optuna.pruners.NopPruner):
+        return None
+    if len(metrics) > 1 or not next(iter(metrics)).startswith("valid/"):
+        raise RequestError(
+            "hydra.sweeper.pruner: expected hydra.sweeper.metrics to be one metric of the evaluations, such as "
+            f"valid/psnr, not {', '.join(metrics)}"
+        )
+    return _plain(sweeper.pruner), next(iter(metrics))
+
+
+def is_search(sweeper: DictConfig) -> bool:
+    """Whether `hydra.sweeper` names the class of this module."""
+    try:
+        return get_object(sweeper._target_) is OptunaSweeper
+    except Exception:  # whatever its module raises; Hydra says it
+        return False
+
+
+def _record_of(folder: Path, overrides: Sequence[str]) -> Job | None:
+    wanted = determining(masked(list(overrides)))
+    return next((job for job in records(folder) if determining(job.overrides) == wanted), None)
+
+
+def _storage(folder: Path) -> optuna.storages.BaseStorage:
+    import optuna
+
+    path = folder / STUDY
+    if path.is_symlink():
+        raise LinkError(path)
+    try:
+        return optuna.storages.RDBStorage(f"sqlite:///{path}")
+    except Exception as error:  # SQLAlchemy's, Alembic's, SQLite's
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def _state(name: str) -> optuna.trial.TrialState:
+    import optuna
+
+    return optuna.trial.TrialState[name]
+
+
+def _made(part: Literal["sampler", "pruner"], config: Mapping[str, Any], number: int | None = None) -> Any:
+    """The sampler or pruner of `config`; for trial `number` with a seed of its own."""
+    import optuna
+
+    kinds = {"sampler": optuna.samplers.BaseSampler, "pruner": optuna.pruners.BasePruner}
+    arguments = dict(config)
+    target = arguments.pop("_target_", None)
+    try:
+        kind = get_object(str(target))
+        if not (isinstance(kind, type) and issubclass(kind, kinds[part])):
+            raise TypeError("it is none")
+        if number is not None and "seed" in inspect.signature(kind).parameters:
+            digest = hashlib.sha256(f"{arguments.get('seed')}/{number}".encode()).digest()
+            arguments["seed"] = int.from_bytes(digest[:4], "big")
+        else:
+            arguments.pop("seed", None)
+        return kind(**arguments)
+    except Exception as error:  # whatever that class raises
+        shown = ", ".join(f"{key}={value}" for key, value in config.items() if key != "_target_")
+        raise RequestError(
+            f"hydra.sweeper.{part}._target_={target}: expected a {part} of Optuna's that takes "
+            f"{shown or 'no arguments'} ({error})"
+        ) from error
+
+
+def _distribution(override: Override) -> optuna.distributions.BaseDistribution:
+    """What Optuna samples from, for `key=a,b`, `choice()`, `range()`, `interval()` and `tag(log, interval())`."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    log_scale = "log" in getattr(value, "tags", ())
+    try:
+        if isinstance(value, IntervalSweep):
+            low, high = value.start, value.end
+            if isinstance(low, int) and isinstance(high, int):  # type: ignore[unreachable]  # it is int(interval(...))
+                return IntDistribution(low, high, log=log_scale)  # type: ignore[unreachable]
+            return FloatDistribution(float(low or 0), float(high or 0), log=log_scale)
+        texts = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        if isinstance(value, RangeSweep):
+            numbers, step = sorted(map(float, texts)), abs(float(value.step))
+            if all(text.lstrip("-").isdigit() for text in texts):
+                return IntDistribution(int(numbers[0]), int(numbers[-1]), step=int(step))
+            return FloatDistribution(numbers[0], numbers[-1], step=step)
+        if texts:
+            return CategoricalDistribution(texts)
+    except ValueError as error:
+        raise RequestError(f"{override.input_line}: {error}") from error
+    raise RequestError(f"{override.input_line}: expected values, range(...), interval(...) or tag(log, interval(...))")
+
+
+def _short(value: Any, distribution: optuna.distributions.BaseDistribution) -> Any:
+    """A sampled number with four digits that count, as a person would write it."""
+    if not isinstance(value, float) or getattr(distribution, "step", None) is not None:
+        return value
+    short = float(f"{value:.4g}")
+    return short if distribution._contains(distribution.to_internal_repr(short)) else value
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config

@@ -1,0 +1,236 @@
+"""`hydra/sweeper=optuna`: what is sampled, how a study goes on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from run_server import RunServer
+from support import TINY, SrRun
+
+from sr_runner.commands import search
+from sr_runner.commands.search import OptunaSweeper, judge_of
+from sr_runner.commands.sweep_board import Job, read_job, write_job
+from sr_runner.config.overrides import parse
+from sr_runner.errors import RequestError
+from sr_runner.files import LinkError
+
+SPACE = ["optimizer.lr=tag(log, interval(1e-5, 1e-2))", "model=edsr,wdsr_b", "trainer.steps=10"]
+TPE = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 3}
+NOP = {"_target_": "optuna.pruners.NopPruner"}
+
+
+class Killed(BaseException):
+    """Ends the process, as it were."""
+
+
+class Jobs(Launcher):
+    """Jobs that only write their records: a PSNR by the values, a failure where the rate is large. `kill` is asked
+    before and after each."""
+
+    def __init__(self, folder: Path, kill: Callable[[], bool] = lambda: False) -> None:
+        self.folder, self.kill, self.launched = folder, kill, list[int]()
+
+    def setup(self, **_: Any) -> None: ...
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            if self.kill():
+                raise Killed
+            self.launched.append(number)
+            values = dict(each.split("=") for each in overrides)
+            lr = float(values["optimizer.lr"])
+            psnr = 30 - abs(math.log10(lr) + 3.3) + (values["model"] == "wdsr_b")
+            folder = self.folder / f"{lr}-{values['model']}"
+            folder.mkdir(exist_ok=True)
+            job = Job(number, folder.name, values, list(overrides), "finished", psnr=psnr, metrics={"valid/psnr": psnr})
+            write_job(folder, replace(job, status="failed", metrics={}) if lr > 5e-3 else job)
+            if self.kill():
+                raise Killed
+        return []
+
+
+def search_in(folder: Path, trials: int, kill: Callable[[], bool] = lambda: False, **options: Any) -> Jobs:
+    folder.mkdir(exist_ok=True)
+    space = options.pop("space", SPACE)
+    settings = {"sampler": TPE, "pruner": NOP, "metrics": {"valid/psnr": "maximize"}, "n_jobs": 1, **options}
+    sweeper = OptunaSweeper(n_trials=trials, **settings)  # type: ignore[arg-type]
+    sweeper._folder, sweeper.launcher = folder, Jobs(folder, kill)
+    sweeper.sweep(space)
+    return sweeper.launcher
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(storage=f"sqlite:///{folder}/study.db", study_name="sr-run")
+
+
+def trials_of(folder: Path) -> list[tuple[Any, ...]]:
+    return [(each.state.name, each.params, each.values) for each in study_of(folder).trials]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_a_study_that_is_killed_again_and_again_has_the_trials_of_one_that_was_not(tmp_path: Path, n_jobs: int) -> None:
+    search_in(tmp_path / "whole", 10, n_jobs=n_jobs)
+    whole = trials_of(tmp_path / "whole")
+    assert len(whole) == 10 and {"COMPLETE"} <= {state for state, *_ in whole} <= {"COMPLETE", "FAIL"}
+    chance, kills = random.Random(0), 0
+    while True:
+        try:
+            search_in(tmp_path / "killed", 10, lambda: chance.random() < 0.4, n_jobs=n_jobs)
+            break
+        except Killed:
+            kills += 1
+    assert kills > 3 and trials_of(tmp_path / "killed") == whole
+    assert search_in(tmp_path / "killed", 10, n_jobs=n_jobs).launched == []  # it has all its trials
+    assert search_in(tmp_path / "killed", 12, n_jobs=n_jobs).launched == [10, 11]  # a total, not so many more
+    assert all(f"{params['optimizer.lr']:.4g}" == f"{params['optimizer.lr']}" or params["optimizer.lr"] < 1e-4
+               for _, params, _ in whole)  # fmt: skip
+
+
+def test_it_is_searched_for_and_found(tmp_path: Path) -> None:
+    search_in(tmp_path, 30)
+    best = study_of(tmp_path).best_trial
+    assert best.params["model"] == "wdsr_b" and 10**-3.8 < best.params["optimizer.lr"] < 10**-2.8
+
+
+def test_several_metrics_can_be_searched_for(tmp_path: Path) -> None:
+    search_in(tmp_path, 4, metrics={"valid/psnr": "maximize", "parameters": "minimize"})
+    assert [each.name for each in study_of(tmp_path).directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert {state for state, *_ in trials_of(tmp_path)} == {"FAIL"}  # these jobs have no `parameters`
+    with pytest.raises(RequestError, match="was begun for others"):
+        search_in(tmp_path, 5)
+
+
+def test_the_choices_of_a_study_cannot_change(tmp_path: Path) -> None:
+    search_in(tmp_path, 2)
+    with pytest.raises(RequestError, match="cannot take other choices"):
+        search_in(tmp_path, 3, space=[*SPACE[:1], "model=edsr,wdsr_b,srresnet"])
+
+
+def test_a_link_in_the_place_of_the_study_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "study.db").symlink_to(tmp_path / "elsewhere.db")
+    with pytest.raises(LinkError):
+        search_in(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("a=1,2", optuna.distributions.CategoricalDistribution(["1", "2"])),
+        ("a=choice(x,y)", optuna.distributions.CategoricalDistribution(["x", "y"])),
+        ("a=range(1,8,2)", optuna.distributions.IntDistribution(1, 7, step=2)),
+        ("a=range(5,1,-1)", optuna.distributions.IntDistribution(2, 5)),
+        ("a=range(0,1,0.25)", optuna.distributions.FloatDistribution(0, 0.75, step=0.25)),
+        ("a=interval(1,8)", optuna.distributions.FloatDistribution(1, 8)),
+        ("a=int(interval(1,8))", optuna.distributions.IntDistribution(1, 8)),
+        ("a=tag(log,int(interval(1,64)))", optuna.distributions.IntDistribution(1, 64, log=True)),
+        ("a=tag(log,interval(1e-5,1e-2))", optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)),
+    ],
+)
+def test_ranges_are_written_as_hydra_has_them(override: str, expected: object) -> None:
+    assert search._distribution(parse([override])[0]) == expected
+
+
+@pytest.mark.parametrize("override", ["a=tag(log,interval(0,1))", "a=interval(2,1)"])
+def test_a_range_that_cannot_be_is_refused(override: str) -> None:
+    with pytest.raises(RequestError, match="a="):
+        search._distribution(parse([override])[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_trials": 0}, "hydra.sweeper.n_trials=0: expected a whole number above 0"),
+        ({"n_jobs": True}, "hydra.sweeper.n_jobs=True: expected a whole number"),
+        ({"metrics": {"valid/psnr": "up"}}, "hydra.sweeper.metrics.valid/psnr=up: expected maximize or minimize"),
+        ({"metrics": {}}, "expected a metric"),
+        ({"sampler": {"_target_": "os.system"}}, "sampler._target_=os.system: expected a sampler of Optuna's"),
+        ({"sampler": {**TPE, "n": 1}}, "expected a sampler of Optuna's that takes seed=0, n_startup_trials=3, n=1"),
+        ({"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}, "expected a pruner of Optuna's"),
+        ({"pruner": {"_target_": "optuna.pruners.MedianPruner"}, "metrics": {"seconds": "minimize"}}, "evaluations"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
+    settings = {"n_trials": 2, "n_jobs": 1, "sampler": TPE, "pruner": NOP, "metrics": {"valid/psnr": "maximize"}}
+    with pytest.raises(RequestError) as refused:
+        search.pruning(SimpleNamespace(**(settings | change)))  # type: ignore[arg-type]
+    assert message in str(refused.value)
+
+
+def test_a_trial_is_judged_by_those_before_it_once_per_step(tmp_path: Path) -> None:
+    search_in(tmp_path, 1)
+    study, pruner = study_of(tmp_path), {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1}
+    space = study.trials[0].distributions
+    good = optuna.trial.create_trial(
+        value=30.0, intermediate_values={10: 28.0, 20: 29.0}, params=study.trials[0].params, distributions=space,
+    )  # fmt: skip
+    running = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING, params=study.trials[0].params, distributions=space,
+        user_attrs={"overrides": ["a=1", "b=2"]},
+    )  # fmt: skip
+    study.add_trials([good, good, running])
+    judge = judge_of(tmp_path, pruner, "valid/psnr", ["b=2", "a=1", "trainer.resume=true"])
+    assert not judge(10, {"valid/psnr": 28.5}) and judge(20, {"valid/psnr": 28.0})
+    again = judge_of(tmp_path, pruner, "valid/psnr", ["b=2", "a=1"])
+    assert again(20, {"valid/psnr": 99.0})  # as in its earlier life
+    assert study_of(tmp_path).trials[-1].intermediate_values == {10: 28.5, 20: 28.0}
+    unknown = judge_of(tmp_path, pruner, "valid/psnr", ["b=3"])
+    assert not unknown(20, {"valid/psnr": 0.0})
+
+
+def test_a_search_prunes_what_is_worse_and_goes_on_to_its_total(sr_run: SrRun, tmp_path: Path) -> None:
+    command = (
+        "-m", *TINY, "hydra/sweeper=optuna", "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
+        "+hydra.sweeper.pruner.lower=17", "trainer.steps=8", "trainer.eval_every=4", "checkpoint.every=4",
+        "optimizer.lr=1e-7,3e-3", "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler", "tracker=none",
+    )  # fmt: skip
+    sr_run(*command, "hydra.sweeper.n_trials=1", "trainer.resume=true")
+    done = sr_run(*command, "hydra.sweeper.n_trials=2", "trainer.resume=true")
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    jobs = {path.name: job for path in sweep.iterdir() if (job := read_job(path)) is not None}
+    assert len(jobs) == 2 == len(study_of(sweep).trials) and "job 2 of 2: lr=" in done.stderr
+    states = {job.values["optimizer.lr"]: job.status for job in jobs.values()}
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/*/result.json")]
+    by_step = sorted(result["step"] for result in results)
+    assert by_step == [4, 8] and sorted(states.values()) == ["finished", "pruned"], states
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_search_that_is_killed_at_random_instants_ends_like_one_that_was_not(
+    run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
+    command = (
+        "-m", *TINY, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=12", "trainer.steps=60", "trainer.eval_every=10",
+        "checkpoint.every=10", "trainer.log_every=10", "hydra.sweeper.pruner._target_=optuna.pruners.MedianPruner",
+        "+hydra.sweeper.pruner.n_startup_trials=3", "optimizer.lr=1e-4,1e-3,3e-3,1e30", "model=edsr,wdsr_b",
+        "seed=range(0,3)", f"data.cache_dir={image_cache}", "trainer.resume=true",
+    )  # fmt: skip
+
+    def started(outputs: str, patience: float | None = None) -> int | None:
+        said = [tmp_path / f"{outputs}-{stream}" for stream in ("report", "said")]
+        return run_server.start([*command, f"outputs={outputs}"], tmp_path, *said).wait(*filter(None, [patience]))
+
+    def trials(outputs: str) -> list[tuple[Any, ...]]:
+        (sweep,) = (tmp_path / outputs / "sweeps").iterdir()
+        return [
+            (each.state.name, each.params, each.values, each.intermediate_values) for each in study_of(sweep).trials
+        ]
+
+    generator, kills = random.Random(3), 0
+    while kills < 10 and started("killed", generator.uniform(3, 12)) is None:
+        kills += 1
+    assert kills >= 3
+    assert [started("killed"), started("whole")] == [0, 0]
+    assert trials("killed") == trials("whole") and len(trials("whole")) == 12
+    assert {"COMPLETE", "PRUNED", "FAIL"} == {state for state, *_ in trials("whole")}
