@@ -41,8 +41,9 @@ class RunError(Lines, RuntimeError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the choice closest to `word`, or an empty string where none is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    by_letters = {choice.casefold(): choice for choice in reversed([*choices])}
+    close = difflib.get_close_matches(word.casefold(), by_letters, n=1, cutoff=0.6)
+    return f" Did you mean '{by_letters[close[0]]}'?" if close else ""
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:

@@ -33,6 +33,7 @@ def test_a_request_error_is_the_value_error_that_parts_may_raise() -> None:
 
 def test_the_nearest_name_is_offered_and_a_far_one_is_not() -> None:
     assert nearest("widht", ["height", "width"]) == " Did you mean 'width'?"
+    assert nearest("L1", ["mse", "l1"]) == " Did you mean 'l1'?"
     assert nearest("x", ["height", "width"]) == "" and nearest("x", []) == ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from sr_runner.training.device import device_name
 log = logging.getLogger(__name__)
 
 _MOST_NAMED = 6  # images
+_MOST_INITIAL = 0.05
 
 
 def announce(parts: Parts, chosen: Chosen, folder: Path) -> None:
@@ -61,14 +63,27 @@ def _lines(parts: Parts, folder: Path) -> Iterator[tuple[str, str]]:
     pieces = f" ({count} batches of {data.batch_size})" if count > 1 else ""
     pieces += f" in {parts.world.size} processes" if parts.world.size > 1 else ""
     yield "step", f"{data.batch_size * count} samples of {data.patch_size} x {data.patch_size} HR pixels{pieces}"
+    yield "loss", _loss(parts)
     yield "optimizer", _optimizer(learner)
     yield "schedule", _schedule(learner, trainer.steps)
     if trainer.ema_decay:
         yield "EMA", f"{trainer.ema_decay}: the averaged weights are evaluated and exported"
+        share, fitting = trainer.ema_decay**trainer.steps, 1 - 10.0 ** -math.floor(math.log10(trainer.steps / 5))
+        if share > _MOST_INITIAL and 0 < fitting < trainer.ema_decay:
+            log.warning(
+                "trainer.ema_decay=%g averages over more than trainer.steps=%d: at the end, %.0f %% of the average are "
+                "the initial weights; %g fits so few steps", trainer.ema_decay, trainer.steps, 100 * share,
+                fitting,
+            )  # fmt: skip
     summary = dict(data.summary())
     yield "data", ", ".join(f"{key} {value}" for key, value in summary.items())
     yield "held out", _names(data.valid)
     yield "writes", ", ".join([str(folder), *([parts.store.url] if parts.store is not None else ["no checkpoints"])])
+
+
+def _loss(parts: Parts) -> str:
+    loss = getattr(parts.objective, "loss", None)
+    return f"{type(loss if loss is not None else parts.objective).__name__}"
 
 
 def _optimizer(learner: Learner) -> str:

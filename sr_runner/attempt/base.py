@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,10 +103,14 @@ class _Base:
 
     def _refuse_code(self, overrides: Sequence[Override]) -> None:
         """A file never decides which code runs, nor what is read from the environment."""
-        for override in overrides:
-            line = str(override.input_line)
-            if "_target_" in line or _key(override).startswith("hydra"):
-                self._refuse(line, "names code")
+        lines = [str(override.input_line) for override in overrides]
+        code = [
+            line for line, override in zip(lines, overrides, strict=True)
+            if "_target_" in line or _key(override).startswith("hydra")
+        ]  # fmt: skip
+        if code:
+            self._refuse(shlex.join(code), "names code")
+        for line in lines:
             if "${" in line and "oc.env" in line:
                 self._refuse(line, "reads the environment")
 

@@ -31,6 +31,7 @@ from sr_runner.errors import RequestError, RunError, check_choice, nearest
 from sr_runner.evaluation.metrics import METRICS
 from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
+from sr_runner.objectives.pixel import PixelObjective
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
@@ -207,6 +208,21 @@ def check_model(model: object, *, scale: int, lr_patch: int) -> None:
         )
 
 
+def check_loss(objective: object, *, patch: int) -> None:
+    """Raises `RequestError` unless a loss of one's own makes one number of an SR and an HR batch."""
+    if not isinstance(objective, PixelObjective) or type(objective.loss).__module__.startswith("torch."):
+        return
+    loss = objective.loss
+    name, batch = type(loss).__name__, f"1 x 3 x {patch} x {patch}"
+    try:
+        made = loss(torch.full((1, 3, patch, patch), 0.5), torch.zeros(1, 3, patch, patch))
+    except Exception as error:
+        raise RequestError(f"objective.loss: {name} fails on two batches of {batch}: {error!r}") from error
+    if not isinstance(made, torch.Tensor) or made.numel() != 1:
+        shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+        raise RequestError(f"objective.loss: {name} makes {shape} of two batches of {batch}; expected one number")
+
+
 @dataclass
 class Parts:
     """What a config says, built. Nothing has been written yet."""
@@ -273,6 +289,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     data: Data = build(config.data, "data", Data)
     checks.divisible("data.batch_size", data.batch_size, world.size)
     check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))
+    check_loss(objective, patch=data.patch_size)
     memory_format = torch.channels_last if trainer.channels_last else torch.contiguous_format
 
     def learner(name: str, network: nn.Module) -> Learner:

@@ -131,6 +131,7 @@ def sweep(
     try:
         try:
             app.run_sweep(config_name, partial(job, plan=plan), [*overrides, *hydra], only_unfinished)
+            board.is_searched = True
         except Exception as error:
             if not any(each.status == "failed" for each in board.jobs()):
                 if not isinstance(error, HydraException | OmegaConfBaseException):

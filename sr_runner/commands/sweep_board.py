@@ -124,7 +124,9 @@ class Board:
     groups: Collection[str] = ()
     """Those of `keys` that are groups of the config."""
     trials: int = 0
-    """How many jobs there will be in all, where they are not planned."""
+    """How many jobs a search takes in all; two of them may be the same."""
+    is_searched: bool = False
+    """It has had them all."""
     _numbers: dict[frozenset[tuple[str, str]], int] = field(init=False)
     """By the values of a job its place among `planned`."""
     _told: dict[str, Job] = field(default_factory=dict)
@@ -210,7 +212,7 @@ class Board:
                 lines.append(f"      log: {job.log}")
         lines += [f"  {text}" for text in self.over_seeds(jobs)]
         if best is not None:
-            lines.append(f"Best: {best.name}, PSNR {best.psnr:.2f} dB")
+            lines.append(f"Best: {self.best(jobs)}")
         lines.append(count(jobs))
         if not self.is_complete(jobs):
             lines.append(f"Go on with: {self.command}")
@@ -218,26 +220,37 @@ class Board:
 
     def is_complete(self, jobs: Sequence[Job]) -> bool:
         """Nothing is left to do. In a search, a trial that failed is an answer too."""
-        done = [job for job in jobs if job.status in ("finished", "pruned", *(["failed"] if self.trials else []))]
-        return len(done) == len(jobs) >= self.trials
+        done = ("finished", "pruned", "failed") if self.trials else ("finished", "pruned")
+        return all(job.status in done for job in jobs) and (not self.trials or self.is_searched)
 
     def over_seeds(self, jobs: Sequence[Job]) -> Iterator[str]:
         """Mean and deviation over the seeds of each setting, best first, where seeds were swept."""
+        means = self._means(jobs)
+        if means:
+            yield ""
+            yield "PSNR over seeds: mean and standard deviation"
+        for name, group in means:
+            yield f"{_mean(group)} ({len(group)} seeds)  {name}"
+
+    def best(self, jobs: Sequence[Job]) -> str:
+        """The best setting, by its mean over the seeds where they were swept: a seed is nobody's choice."""
+        means = self._means(jobs)
+        if not means:
+            return f"{jobs[0].name}, PSNR {jobs[0].psnr:.2f} dB"
+        name, group = means[0]
+        return f"{name}, PSNR {_mean(group)} over {len(group)} seeds"
+
+    def _means(self, jobs: Sequence[Job]) -> list[tuple[str, list[float]]]:
+        """Per setting, best first, the PSNR of each seed; none where no setting has two."""
         others = [key for key in self.keys if key != "seed"]
-        if "seed" not in self.keys:
-            return
         groups: dict[tuple[str, ...], list[float]] = {}
         for job in jobs:
-            if job.psnr is not None:
+            if job.psnr is not None and "seed" in self.keys:
                 groups.setdefault(tuple(job.values.get(key, "") for key in others), []).append(job.psnr)
-        if all(len(group) < 2 for group in groups.values()):
-            return
-        yield ""
-        yield "PSNR over seeds: mean and standard deviation"
-        for setting, group in sorted(groups.items(), key=lambda each: -statistics.mean(each[1])):
-            names = self.name(dict(zip(others, setting, strict=True)))
-            spread = f" ± {statistics.stdev(group):.2f}" if len(group) > 1 else ""
-            yield f"{statistics.mean(group):.2f}{spread} dB ({len(group)} seeds)  {names}"
+        if not others or all(len(group) < 2 for group in groups.values()):
+            return []
+        ranked = sorted(groups.items(), key=lambda each: -statistics.mean(each[1]))
+        return [(self.name(dict(zip(others, setting, strict=True))), group) for setting, group in ranked]
 
     def write(self, jobs: Sequence[Job]) -> list[Path]:
         """Write `sweep.csv` and `sweep.html`; their paths."""
@@ -248,8 +261,8 @@ class Board:
         for job in jobs:
             writer.writerow([*(job.values.get(key, "") for key in self.keys), *(getattr(job, c) for c in columns)])
         write_file(self.folder / CSV, text.getvalue())
-        rows = [self._row(job) for job in jobs]
-        write_file(self.folder / _PAGE, page(SweepRows(self.folder.name, self.command, list(self.keys), rows)))
+        rows, best = [self._row(job) for job in jobs], self.best(jobs) if self._means(jobs) else ""
+        write_file(self.folder / _PAGE, page(SweepRows(self.folder.name, self.command, list(self.keys), rows, best)))
         return [self.folder / CSV, self.folder / _PAGE]
 
     def is_own(self, run: str) -> bool:
@@ -358,11 +371,16 @@ def _cells(job: Job, keys: Sequence[str]) -> list[str]:
     return [*(job.values.get(key, "") for key in keys), psnr, gain, job.status, took, job.run.partition("/")[0]]
 
 
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} dB"
+
+
 def _description(board: Board, jobs: Sequence[Job]) -> str:
     """Markdown for the page of the sweep's run."""
     keys = list(board.keys)
     best = jobs[0] if jobs and jobs[0].psnr is not None else None
-    head = f"**Best: {best.name}, {best.psnr:.2f} dB.** " if best is not None else ""
+    head = f"**Best: {board.best(jobs)}.** " if best is not None else ""
     lines = [f"{head}{count(jobs)}", "", *(f"- {key}: {values}" for key, values in board.swept().items()), ""]
     lines += [f"    {board.command}", ""]
     lines += [f"| {' | '.join([*keys, 'PSNR', 'gain', 'status', 'time', 'run'])} |", "|---" * (len(keys) + 5) + "|"]

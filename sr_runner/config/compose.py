@@ -114,6 +114,8 @@ class Application(Hydra):
             if config_name is not None and run_mode is RunMode.RUN:
                 HydraConfig.instance().set_config(whole)
                 _check_booleans(parsed, whole)
+                if (wrong := self._explainer.without_effect(parsed, whole)) is not None:
+                    raise RequestError(wrong)
                 configs.check(job_config(whole)[0])
                 OmegaConf.set_readonly(whole.hydra, None)
         return whole

@@ -11,9 +11,10 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigTypeError,
     InterpolationKeyError,
@@ -38,6 +39,29 @@ class Explainer:
         # What several options of a group share stands in `_<name>.yaml`.
         found = self._loader.repository.get_group_options(group, ObjectType.CONFIG)
         return sorted(name for name in found if not name.startswith("_"))
+
+    def without_effect(self, overrides: Sequence[Override], whole: DictConfig) -> str | None:
+        """One sentence for the first option among `overrides` whose class a recipe replaces: it names the run, and what
+        runs is another."""
+        given = {override.key_or_group for override in overrides}
+        recipes = tree.read(
+            self._folders, [("experiment", OmegaConf.select(whole, "hydra.runtime.choices.experiment"))]
+        )
+        for override in overrides:
+            group, option = override.key_or_group, None if override.is_delete() else override.value()
+            if group == "experiment" or not isinstance(option, str) or not self.options(group):
+                continue
+            place = group.replace("/", ".")
+            for file in tree.read(self._folders, [(group, option)])[:1]:
+                for key, target in flatten(file.content, place).items():
+                    now = OmegaConf.select(whole, key) if key.endswith("._target_") else target
+                    by = next((each for each in recipes if key in flatten(each.content)), None)
+                    if now != target and key not in given and by is not None:
+                        return (
+                            f"{override.input_line} has no effect: {by} sets {key}={now}; expected 'override /{group}: "
+                            f"OPTION' in its defaults instead, or {key}={target} here"
+                        )
+        return None
 
     def _groups(self, parent: str = "") -> Iterator[str]:
         for name in self._loader.repository.get_group_options(parent, ObjectType.GROUP):

@@ -49,10 +49,10 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
         used.add(fitting)
         if _freezes(rules[fitting]):
             parameter.requires_grad_(False)
-            log.info("%s: frozen", name)
+            log.debug("%s: frozen", name)
         else:
             groups[fitting]["params"].append(parameter)
-            log.info("%s: %s", name, ", ".join(f"{key}={value}" for key, value in rules[fitting].items()))
+            log.debug("%s: %s", name, rules[fitting])
     for pattern in rules:
         if pattern not in used:
             parts = {part for name in trained for part in (name, name.split(".")[0])}

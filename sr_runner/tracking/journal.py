@@ -45,6 +45,8 @@ SYSTEM = "system.jsonl"
 _READ = 1 << 20
 _LONGEST = 1 << 24
 """Bytes of the longest line that is read. What goes on longer is damage, and is not kept in memory."""
+_END = 1 << 16
+"""Bytes at the end of a journal that the line of a run's end is looked for in."""
 _MOST = 1 << 63
 _SEAL = b'{"crc": "%08x", '
 _SEALED = len(_SEAL % 0)
@@ -189,6 +191,18 @@ def points(run_dir: Path, key: str) -> list[tuple[int, float]]:
     events = (line.event for line in read_lines(run_dir / JOURNAL) if line.kind == "metrics")
     found = {event["step"]: float(event["values"][key]) for event in events if event and key in event["values"]}
     return sorted(found.items())
+
+
+def finished_at(journal: Path) -> int | None:
+    """When the run finished (ms), by the journal's last line; None where that says something else."""
+    try:
+        with os.fdopen(open_own(journal, os.O_RDONLY), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+            *_, last = file.read().split(b"\n")[:-1] or [b""]
+    except OSError:
+        return None
+    event = line_from(last).event
+    return event["time"] if event is not None and event["event"] == "finish" and event["status"] == "FINISHED" else None
 
 
 def is_delivered(run_dir: Path) -> bool:

@@ -25,6 +25,7 @@ from sr_runner.tracking.journal import (
     SYSTEM,
     JournalWriter,
     Line,
+    finished_at,
     fits_journals,
     line_from,
     metrics_event,
@@ -78,6 +79,7 @@ class MlflowTracker:
         self._last: dict[str, int] = {}
         self._warned = False
         self._delivered: bool | None = None
+        self._finished_at: int | None = None
         self._lost = 0
 
     @property
@@ -104,6 +106,7 @@ class MlflowTracker:
                 f"{self._run_dir / JOURNAL} cannot be written ({error.strerror}), and a run is recorded there: "
                 "expected a file that can be written; tracker=none records nothing"
             ) from error
+        self._finished_at = finished_at(self._run_dir / JOURNAL)
         self._ids = self._known_ids(run)
         self._append(self._start_event(run))
         self._take_up(run)
@@ -118,6 +121,7 @@ class MlflowTracker:
         with self._lock:
             fresh = {key: value for key, value in metrics.items() if self._is_new(key, step)}
             if fresh:
+                self._finished_at = None
                 self._append(metrics_event(step, fresh))
 
     def picture(self, step: int, key: str, image: Path) -> None:
@@ -163,8 +167,10 @@ class MlflowTracker:
         until `settle`."""
         if self._delivered is not None:
             return self._delivered
+        # A run that was only looked at again has ended when it did.
+        ended = {"time": self._finished_at} if status == "FINISHED" and self._finished_at is not None else {}
         with self._lock:
-            self._append({"event": "finish", "status": status, "tags": masked(tags or {})})
+            self._append({"event": "finish", "status": status, "tags": masked(tags or {}), **ended})
         self.sync()
         if lost := len(self._started().unwritten):
             logger.warning("tracking: %s cannot be written; %d entries are lost", self._run_dir / JOURNAL, lost)

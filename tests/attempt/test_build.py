@@ -12,9 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from support import TINY
 
-from sr_runner.attempt.build import Parts, build_parts, check_model
+from sr_runner.attempt.build import Parts, build_parts, check_loss, check_model
 from sr_runner.config.compose import composed
 from sr_runner.errors import RequestError
+from sr_runner.objectives.pixel import PixelObjective
 
 OWN = """
 import torch
@@ -301,6 +302,29 @@ def test_a_network_of_another_scale_is_refused_and_left_in_its_mode() -> None:
     with pytest.raises(RequestError, match=r"makes \(1, 3, 24, 24\) .* scale=2 asks for \(1, 3, 16, 16\)"):
         check_model(network, scale=2, lr_patch=8)
     assert network.training
+
+
+class Unreduced(torch.nn.Module):
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        return (sr - hr).abs()
+
+
+class Failing(torch.nn.Module):
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        return sr.reshape(7) - hr
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (Unreduced(), r"Unreduced makes \(1, 3, 16, 16\) of two batches of 1 x 3 x 16 x 16; expected one number"),
+        (Failing(), "objective.loss: Failing fails on two batches of 1 x 3 x 16 x 16: RuntimeError"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_before_the_start(loss: torch.nn.Module, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        check_loss(PixelObjective(loss), patch=16)
+    check_loss(PixelObjective(torch.nn.L1Loss()), patch=16)
 
 
 def test_a_key_of_the_option_file_that_the_new_class_takes_as_something_else_is_dropped(build: Build) -> None:

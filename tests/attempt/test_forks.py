@@ -108,8 +108,9 @@ def test_every_start_is_recorded_with_its_command_and_versions(sr_run: SrRun, tm
 
 def test_the_beginning_of_a_run_says_what_is_trained(sr_run: SrRun, tmp_path: Path) -> None:
     said = sr_run(
-        *TINY, "scheduler=cosine", "trainer.precision=fp32", "trainer.ema_decay=0.9", "trainer.accumulate=2",
-        "trainer.parameters={tail: {lr: 1e-5}, head: {freeze: true}}", "tracker=none", "checkpoint.every=2",
+        *TINY, "scheduler=cosine", "trainer.steps=60", "trainer.eval_every=60", "trainer.precision=fp32",
+        "trainer.ema_decay=0.99", "trainer.accumulate=2", "checkpoint.every=60",
+        "trainer.parameters={tail: {lr: 1e-5}, head: {freeze: true}}", "tracker=none",
     ).stderr  # fmt: skip
     for expected in (
         r"network +EDSR, [\d,]+ parameters",
@@ -117,10 +118,13 @@ def test_the_beginning_of_a_run_says_what_is_trained(sr_run: SrRun, tmp_path: Pa
         r"step +\d+ samples of \d+ x \d+ HR pixels \(2 batches of \d+\)",
         r"optimizer +Adam lr 0.001, betas \(0.9, 0.999\), weight_decay 0.0, lr 0.001 on 8 of 10 tensors, "
         r"lr 1e-05 on 2 of 10 tensors, 2 of 12 tensors frozen",
-        r"schedule +OneCycleLR: rate 0.00097 at first, at most 0.00097, 5e-07 at step 6",
-        r"EMA +0.9: the averaged weights are evaluated and exported",
+        r"schedule +OneCycleLR: rate 5e-05 at first, at most 0.001, 5e-07 at step 60",
+        r"loss +L1Loss\n",
+        r"EMA +0.99: the averaged weights are evaluated and exported",
+        r"trainer.ema_decay=0.99 averages over more than trainer.steps=60: at the end, 55 % of the average are the "
+        r"initial weights; 0.9 fits so few steps",
         r"held out +chelsea",
         rf"writes +{tmp_path}/outputs/runs/\S+, {tmp_path}/outputs/checkpoints",
-        r"step 6 of 6: loss \d",
+        r"step 60 of 60: loss \d",
     ):
         assert re.search(expected, said), f"{expected}\n{said}"

@@ -213,7 +213,8 @@ def test_a_search_that_is_killed_at_random_instants_ends_like_one_that_was_not(
     command = (
         "-m", *TINY, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=12", "trainer.steps=60", "trainer.eval_every=10",
         "checkpoint.every=10", "trainer.log_every=10", "hydra.sweeper.pruner._target_=optuna.pruners.MedianPruner",
-        "+hydra.sweeper.pruner.n_startup_trials=3", "optimizer.lr=1e-4,1e-3,3e-3,1e30", "model=edsr,wdsr_b",
+        "+hydra.sweeper.pruner.n_startup_trials=3", "optimizer=sgd",
+        "trainer.grad_clip=null", "optimizer.lr=1e-3,1e-2,3e-2,1000", "model=edsr,wdsr_b",
         "seed=range(0,3)", f"data.cache_dir={image_cache}", "trainer.resume=true",
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_the_best_job_comes_first_then_those_that_failed_and_are_left(board: Boa
     ]  # fmt: skip
     table = board.table(jobs)
     assert [line.split()[:4] for line in table.splitlines() if line.startswith("*")] == [["*", "1e-4", "1", "31.00"]]
-    assert "30.50 ± 0.71 dB (2 seeds)  lr=1e-4" in table and "Best: lr=1e-4 seed=1, PSNR 31.00 dB" in table
+    assert "30.50 ± 0.71 dB (2 seeds)  lr=1e-4" in table and "Best: lr=1e-4, PSNR 30.50 ± 0.71 dB over 2 seeds" in table
     assert "2 of 4 jobs finished, 1 failed, 1 left" in table and "Go on with: sr-run -m ... trainer" in table
     assert "it broke" in table and "\x1b" not in table
 
@@ -96,6 +96,11 @@ def test_a_record_that_names_another_folder_as_its_run_shows_nothing_of_that(boa
     assert board._row(job).pictures == {} and "data:image" not in page_of(board, job)
     (board.runs / "a" / "a0001-cafe").symlink_to(tmp_path / "secret")
     assert board._row(replace(job, run="a/a0001-cafe")).pictures == {}
+
+
+def test_the_page_begins_with_the_best_setting(board: Board) -> None:
+    text = board.write(board.jobs())[1].read_text()
+    assert "Best: lr=1e-4, PSNR 30.50 \\u00b1 0.71 dB over 2 seeds" in text
 
 
 def page_of(board: Board, job: Job) -> str:

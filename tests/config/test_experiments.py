@@ -14,6 +14,7 @@ from support import SrRun
 from sr_runner.attempt.build import build
 from sr_runner.config.compose import composed
 from sr_runner.config.settings import config_dir
+from sr_runner.errors import RequestError
 
 # name -> model, objective, scale, HR patch, steps, learning rate, milestones
 RECIPES: dict[str, tuple[str, str, int, int, int, float, list[int] | None]] = {
@@ -40,6 +41,27 @@ SMALL = ("data=sample", "data.batch_size=2", "trainer.steps=2", "trainer.threads
 
 def recipe(name: str, *overrides: str) -> DictConfig:
     return composed([f"experiment={name}", *overrides])[0]
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Path:
+    """A recipe of one's own with a loss of its own."""
+    (tmp_path / "experiment").mkdir()
+    loss = "objective: {loss: {_target_: torch.nn.HuberLoss, delta: 0.1}}"
+    (tmp_path / "experiment" / "night.yaml").write_text(f"# @package _global_\n{loss}\nmodel: {{num_filters: 8}}\n")
+    return tmp_path
+
+
+def test_an_option_that_a_recipe_leaves_without_effect_is_refused(night: Path) -> None:
+    with pytest.raises(RequestError) as refused:
+        composed(["experiment=night", "objective=mse"], config_dir=str(night))
+    assert "objective=mse has no effect: " in str(refused.value) and "night.yaml sets objective.loss._target_=" in str(
+        refused.value
+    )
+    given = ["experiment=night", "objective=mse", "objective.loss._target_=torch.nn.MSELoss", "~objective.loss.delta"]
+    assert composed(given, config_dir=str(night))[0].objective.loss._target_ == "torch.nn.MSELoss"
+    chosen = composed(["experiment=night", "model=wdsr_b", "optimizer=sgd"], config_dir=str(night))[0]
+    assert (chosen.model.num_filters, chosen.optimizer._target_) == (8, "torch.optim.SGD")  # these have their effect
 
 
 def test_every_recipe_is_described_here() -> None:

@@ -87,13 +87,13 @@ def test_a_schedule_keeps_the_rates_in_proportion_and_all_of_it_is_restored(sche
 
 
 def test_every_parameter_with_a_rule_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, "sr_runner"):
         Learner(network(), ADAM, None, rules={"head": {"freeze": True}, "tail": {"lr": 1e-5}})
     assert sorted(caplog.messages) == [
         "head.bias: frozen",
         "head.weight: frozen",
-        "tail.bias: lr=1e-05",
-        "tail.weight: lr=1e-05",
+        "tail.bias: {'lr': 1e-05}",
+        "tail.weight: {'lr': 1e-05}",
     ]
 
 

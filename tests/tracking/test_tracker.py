@@ -118,6 +118,25 @@ def test_what_the_server_has_not_confirmed_travels_in_the_state(tmp_path: Path, 
     assert [(step, values["loss"]) for step, values in _points(there)] == [(step, float(step)) for step in range(6)]
 
 
+def test_a_run_that_is_only_looked_at_again_has_ended_when_it_did(tmp_path: Path, start: Start) -> None:
+    tracker = start()
+    tracker.log(1, {"loss": 1.0})
+    tracker.finish("FINISHED", wait=0)
+    (first,) = _ends(tmp_path)
+    start(resumed_at=1).finish("FINISHED", wait=0)
+    assert _ends(tmp_path) == [first, first]
+    longer = start(resumed_at=1)
+    longer.log(2, {"loss": 1.0})
+    longer.finish("FINISHED", wait=0)
+    start(resumed_at=2).finish("KILLED", wait=0)
+    assert first < _ends(tmp_path)[2] < _ends(tmp_path)[3]
+
+
+def _ends(run_dir: Path) -> list[int]:
+    events = (line.event for line in read_lines(run_dir / JOURNAL))
+    return [event["time"] for event in events if event and event["event"] == "finish"]
+
+
 def test_notes_that_the_journal_does_not_fit_are_dropped_with_a_warning(
     tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
