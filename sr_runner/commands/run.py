@@ -6,6 +6,7 @@ handler. Single runs and sweeps both go through Hydra's own application (`config
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -217,6 +218,7 @@ def _show(app: Application, name: str, options: Namespace) -> None:
     """Print what was asked for, of a config that a run would accept."""
     from hydra.types import RunMode
     from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, ConfigTypeError
 
     whole = app.compose_config(name, options.overrides, RunMode.RUN)
     if options.info:
@@ -224,11 +226,15 @@ def _show(app: Application, name: str, options: Namespace) -> None:
         return
     shown = app.get_sanitized_cfg(whole, options.cfg)
     if options.package not in (None, "_global_"):
-        shown = OmegaConf.select(shown, options.package)
-        if shown is None:
+        with app.explained(name, options.overrides):
+            try:
+                shown = OmegaConf.select(shown, options.package, default=options)
+            except (ConfigKeyError, ConfigTypeError):  # `..model`, `optimizer.betas.x`
+                shown = options
+        if shown is options:
             raise RequestError(f"--package {options.package}: there is no such key in --cfg {options.cfg}")
     if not OmegaConf.is_config(shown):
-        sys.stdout.write(f"{shown}\n")
+        sys.stdout.write(f"{json.dumps(shown) if isinstance(shown, bool | None) else shown}\n")
         return
     if options.resolve:
         with app.explained(name, options.overrides):
