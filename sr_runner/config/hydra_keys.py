@@ -13,10 +13,11 @@ from typing import Any, get_type_hints
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
-from hydra.utils import get_object
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sr_runner.config import types
+from sr_runner.config.targets import locate
 from sr_runner.errors import RequestError
 
 
@@ -33,11 +34,16 @@ def check(hydra: DictConfig, options: Callable[[str], list[str]]) -> None:
             raise RequestError(f"hydra.callbacks.{name}._target_={target}: expected {what}")
     verbose = OmegaConf.to_container(hydra.verbose) if OmegaConf.is_config(hydra.verbose) else hydra.verbose
     if not types.fits(verbose, bool | str | list[str]):
-        raise RequestError(f"hydra.verbose={verbose}: expected true, false, or the names of loggers")
+        raise RequestError(f"hydra.verbose={_shown(verbose)}: expected true, false, or the names of loggers")
+    most = OmegaConf.select(hydra, "sweeper.max_batch_size")
+    if most is not None and most < 1:
+        raise RequestError(f"hydra.sweeper.max_batch_size={most}: expected a whole number of at least 1, or null")
     places = {
         "output_subdir": (hydra.output_subdir, "in that of the job, or null"),
         "sweep.subdir": (hydra.sweep._get_node("subdir")._value(), "in that of the sweep"),
     }
+    if hydra.mode is not RunMode.MULTIRUN:
+        _ = hydra.run.dir  # resolved before anything is started; that of a sweep's job has no meaning
     for key, (folder, where) in places.items():
         if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
             raise RequestError(f"hydra.{key}={folder}: expected the name of a folder {where}")
@@ -52,7 +58,7 @@ def check_search_path(override: Override) -> None:
             check_package("hydra.searchpath=", path)
         elif not (scheme == "file" and Path(path).is_dir()):
             raise RequestError(
-                f"hydra.searchpath={place}: there is no such folder; expected file:///folder or pkg://package"
+                f"hydra.searchpath={_shown(place)}: there is no such folder; expected file:///folder or pkg://package"
             )
 
 
@@ -76,11 +82,14 @@ def expected(kind: Any, name: str) -> str:
 
 def _class(target: str, kind: type) -> bool:
     found = None
-    with suppress(Exception):  # whatever its module raises
-        found = get_object(target)
+    with suppress(RequestError):
+        found = locate("", target)
     return isinstance(found, type) and issubclass(found, kind)
 
 
 def _target(node: Any) -> str:
-    target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
-    return "null" if target is None else str(target)
+    return _shown(OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -128,10 +128,16 @@ REFUSED = {
     "hydra.mode=FOO": ["hydra.mode=FOO", "expected RUN or MULTIRUN"],
     "hydra.run=null": ["hydra.run=null", "expected a mapping"],
     "hydra.run.dir=null": ["hydra.run.dir=null", "expected text"],
+    "hydra.run.dir=${nope}": ["hydra.run.dir", "'nope' not found"],
+    "hydra.run.dir=${oc.env:NOPE} --cfg job": ["hydra.run.dir", "'NOPE' not found"],
+    "hydra.run.dir=${hydra.job.num}": ["hydra.run.dir", "expected a value"],
     "hydra.callbacks=null": ["hydra.callbacks=null", "expected a mapping"],
     "hydra.job.env_copy=5": ["hydra.job.env_copy=5", "expected a list"],
     "hydra.sweep=[1]": ["hydra.sweep=[1]", "expected a mapping"],
     "hydra.verbose=5": ["hydra.verbose=5", "expected true, false"],
+    "hydra.verbose=null": ["hydra.verbose=null", "expected true, false"],
+    "hydra.searchpath=null": ["hydra.searchpath=null", "expected file:///folder"],
+    "-m hydra.sweeper.max_batch_size=0 seed=1": ["hydra.sweeper.max_batch_size=0", "at least 1"],
     "hydra.sweeper=null": ["hydra.sweeper._target_=null", "expected hydra/sweeper=OPTION", "basic"],
     "-m hydra.launcher=null seed=1": ["hydra.launcher._target_=null", "expected hydra/launcher=OPTION", "basic"],
     "-m hydra.sweeper._target_=sys.exit seed=1": ["hydra.sweeper._target_=sys.exit", "basic"],
@@ -155,6 +161,7 @@ REFUSED = {
     "-m hydra.sweep.dir=/proc/nope seed=1": ["hydra.sweep.dir=/proc/nope", "nothing can be written"],
     "-m hydra/launcher=nonsense seed=1": ["hydra/launcher=nonsense", "basic"],
     "+hydra.callbacks.mine._target_=no.Such": ["no.Such", "expected a class that can be imported"],
+    "+hydra.callbacks.mine=1": ["hydra.callbacks.mine._target_=null", "expected a class"],
     "+hydra.callbacks.mine._target_=sys.exit": ["hydra.callbacks.mine._target_=sys.exit", "expected a class"],
 }
 # What test_run_dir_... and test_a_sweep_... show, and that sr-run's own tests do.
@@ -257,6 +264,13 @@ class Recorder(Callback):
     def on_job_start(self, config, **_): self.note("job_start")
     def on_job_end(self, config, job_return, **_): self.note(f"job_end {job_return.status.name}")
 """
+
+
+def test_a_callback_that_is_not_there_is_one_sentence_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Hydra's own search logs what it does not find, unless something else has silenced it."""
+    command = [sys.executable, "-m", "sr_runner.commands.run", "+hydra.callbacks.mine._target_=no.Such", "--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_single_run_leaves_nothing_of_hydras(ask: Ask, tmp_path: Path) -> None:
