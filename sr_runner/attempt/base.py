@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from sr_runner.attempt.build import build, build_store, fitted
+from sr_runner.attempt.build import build, build_store
 from sr_runner.config.compose import Application, Request, job_config
+from sr_runner.config.fitting import fitted
 from sr_runner.config.identity import flatten
 from sr_runner.config.overrides import as_override, parse
 from sr_runner.errors import RequestError

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import logging
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +19,10 @@ from torch import nn
 from sr_runner.checkpoint import BestN, CheckpointManager, EveryMinutes, EverySteps, LastN, Origin, Policy, Store
 from sr_runner.config import schema as configs
 from sr_runner.config import types
-from sr_runner.config.identity import flatten, identity_facts
-from sr_runner.config.options import as_written
-from sr_runner.config.overrides import parse
+from sr_runner.config.fitting import fitted, located
+from sr_runner.config.identity import identity_facts
 from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
-from sr_runner.config.targets import locate, signature
+from sr_runner.config.targets import signature
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, RunError, check_choice, nearest
@@ -49,7 +47,6 @@ _OF_THE_RUN = ("scale", "seed", "outputs")
 
 EVALUATED = tuple(f"valid/{name}" for name in METRICS)
 """What a checkpoint knows of the evaluations."""
-_GROUPS = ("model", "objective", "optimizer", "scheduler", "data", "data/degradation", "tracker", "checkpoint")
 
 
 def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any) -> Any:
@@ -85,20 +82,10 @@ def refusal(what: str, error: BaseException) -> Exception:
     return RequestError(f"{what} refuses this: {' '.join(reason.split())}")
 
 
-def _locate(node: DictConfig, key: str) -> Callable[..., Any]:
-    name = node.get("_target_") if isinstance(node, DictConfig) else None
-    if not name:
-        raise RequestError(f"{key}._target_ is not set: expected {key}._target_=package.module.Class")
-    found = locate(f"{key}._target_", str(name))
-    if not callable(found) or (inspect.isbuiltin(found) and not node.get("_partial_")):
-        raise RequestError(f"{key}._target_={name}: expected a class, or a function that makes a part")
-    return found
-
-
 def _check_arguments(node: DictConfig, key: str, extra: Collection[str] = ()) -> None:
     """Names and types of the arguments of `node`, and of the parts within, against the signature of its class, which
     is given `extra` as well."""
-    target = _locate(node, key)
+    target = located(node, key)
     hints, takes_any = signature(target)
     for name, hint in _HYDRAS.items():
         if name in node:
@@ -146,43 +133,6 @@ def _check_parts(value: Any, key: str) -> None:
     elif isinstance(value, ListConfig):
         for place, inner in enumerate(value):
             _check_parts(inner, f"{key}[{place}]")
-
-
-def fitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """`config` as the classes that are named in place of an option's own can take it.
-
-    `model._target_=mine.Net` leaves the keys of the option file, which was written for another class. Unless they were
-    given by hand, those that the new class does not take, or takes as something else, are dropped, and those for which
-    it has a default of its own get that default; only what refers to the run (`scale: ${scale}`) stays as it is. The
-    same at every `_target_`.
-    """
-    given = {k for each in parse(overrides) if not each.is_delete() for k in flatten(each.value(), each.key_or_group)}
-    written = {k: v for group in _GROUPS for k, v in flatten(as_written(group), group.replace("/", ".")).items()}
-    there = flatten(OmegaConf.to_container(config, resolve=False))
-    targets = [key for key in {*given, *there} if key.endswith("._target_")]
-    config, unfit = copy.deepcopy(config), []
-    OmegaConf.set_struct(config, False)
-    for key in (each for each in targets if (there.get(each) != written[each] if each in written else each in given)):
-        part = key.removesuffix("._target_")
-        node = OmegaConf.select(config, part)
-        hints, takes_any = signature(_locate(node, part))
-        for name in [each for each in map(str, node) if each[0] != "_"]:
-            full = f"{part}.{name}"
-            if any(f"{each}.".startswith(f"{full}.") for each in given):
-                continue
-            hint, default = hints.get(name, (Any, inspect.Parameter.empty))
-            is_taken = types.fits(node[name], hint) if name in hints else takes_any
-            # What the option says for its own class; what refers to the run holds for any.
-            is_of_option = full in there and there[full] == written.get(full) and "${" not in str(there[full])
-            has_own = is_of_option and default is not inspect.Parameter.empty
-            if is_taken and has_own and types.is_plain(default):
-                node[name] = default
-            elif has_own or not is_taken:
-                unfit.append((node, name))
-    OmegaConf.resolve(config)  # others may refer to what is dropped; a part that is built has no config around it
-    for node, name in unfit:
-        del node[name]
-    return config
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sr_runner.commands.console import ended, print_page
 from sr_runner.commands.help import own_folder, page
@@ -220,11 +220,16 @@ def _show(app: Application, name: str, options: Namespace) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, ConfigTypeError
 
+    from sr_runner.config.fitting import fitted
+
     whole = app.compose_config(name, options.overrides, RunMode.RUN)
     if options.info:
         app.show_info(options.info, name, options.overrides)
         return
-    shown = app.get_sanitized_cfg(whole, options.cfg)
+    shown: Any = app.get_sanitized_cfg(whole, options.cfg)
+    if options.cfg != "hydra":
+        with app.explained(name, options.overrides):
+            shown = fitted(shown, options.overrides, resolve=options.resolve)
     if options.package not in (None, "_global_"):
         with app.explained(name, options.overrides):
             try:

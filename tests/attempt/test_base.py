@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from saved_runs import IDENTITY, save
 
 from sr_runner.attempt.base import with_recorded
-from sr_runner.attempt.build import fitted
 from sr_runner.checkpoint import LocalStore
 from sr_runner.config.compose import Request, composed
+from sr_runner.config.fitting import fitted
 from sr_runner.config.schema import as_yaml
 from sr_runner.errors import RequestError
 from sr_runner.masking import masked

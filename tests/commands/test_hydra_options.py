@@ -87,6 +87,17 @@ PRINTED = {
 }
 
 
+def test_a_printed_config_shows_what_the_named_class_takes_and_nothing_else(ask: Ask) -> None:
+    sgd = "optimizer._target_=torch.optim.SGD"
+    for resolved in ([], ["--resolve"]):
+        for cfg, package in (("job", "optimizer"), ("all", "optimizer")):
+            shown = yaml.safe_load(ask(sgd, "optimizer.lr=0.02", "--cfg", cfg, "-p", package, *resolved)[1])
+            assert shown.keys() == {"lr", "weight_decay", "_target_", "fused"} and shown["fused"] is None
+    assert ask(sgd, "optimizer.eps=1", "-c", "job", "-p", "optimizer.eps")[1] == "1\n"  # given: a run refuses it
+    status, _, err = ask("model._target_=no.Such", "--cfg", "job")
+    assert status == 2 and "model._target_=no.Such: there is no module 'no'" in err
+
+
 @pytest.mark.parametrize("line", PRINTED, ids=lambda line: line.replace(str(ROOT), ""))
 def test_an_option_that_prints_prints_what_hydra_says_and_nothing_is_run(line: str, ask: Ask, tmp_path: Path) -> None:
     status, out, err = ask(*line.split())
