@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from sr_runner.checkpoint import RunState
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,6 +90,19 @@ def test_only_the_command_lines_the_attempt_and_config_know_hydra() -> None:
         if re.search(r"(?m)^ *(from|import) (omegaconf|hydra)\b", (ROOT / path).read_text())
     }
     assert known == {"commands", "attempt", "config"}
+
+
+def test_only_the_file_of_its_types_knows_the_keys_of_a_checkpoint() -> None:
+    own = {each.name for each in fields(RunState)} - {
+        "step",
+        "best",
+        "window",
+        "random",
+        "networks",
+    }  # others use these words
+    by_key = re.compile(rf"""(\[|\.get\()["']({"|".join(own)})["']|\.training(\[|\.get\()""")
+    texts = {path: (ROOT / path).read_text() for path in MODULES if path.name != "state.py"}
+    assert [str(path) for path, text in texts.items() if by_key.search(text)] == []
 
 
 def test_every_room_is_on_a_floor() -> None:

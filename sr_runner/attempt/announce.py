@@ -12,6 +12,7 @@ import torch
 
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
+from sr_runner.checkpoint import RunState
 from sr_runner.config.compose import Request
 from sr_runner.config.overrides import as_override
 from sr_runner.data.base import Pair
@@ -122,7 +123,9 @@ def _say_rates(parts: Parts, chosen: Chosen, step: int) -> None:
     """What becomes of the learning rate, where a run goes on under another schedule."""
     assert chosen.state is not None
     learner, steps = parts.learners[MODEL], parts.trainer.steps
-    saved = chosen.state.training.get("learners", {}).get(MODEL)
+    saved = None
+    with suppress(KeyError, ValueError):  # what does not fit, the Orchestrator refuses
+        saved = RunState.of(chosen.state.training).learners.get(MODEL)
     rates = learner.rates(steps, step + 1)
     if not chosen.parent or not saved or rates is None:
         return

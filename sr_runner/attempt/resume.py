@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sr_runner.attempt import scheduler as jobs
 from sr_runner.attempt.build import Parts
-from sr_runner.checkpoint import LocalStore, Name, Store, TrainingState
+from sr_runner.checkpoint import LocalStore, Name, RunState, Store, TrainingState
 from sr_runner.checkpoint.reader import Reader
 from sr_runner.checkpoint.stores import steps_of
 from sr_runner.config.overrides import parse
@@ -221,7 +222,9 @@ class _Choice:
 
     def _check_shapes(self, found: Found, state: TrainingState) -> None:
         """Raises `RequestError` where the state is that of another network."""
-        theirs = {MODEL: state.model, **state.training.get("networks", {})}
+        theirs = {MODEL: state.model}
+        with suppress(KeyError, ValueError):  # what does not fit, the Orchestrator refuses
+            theirs |= RunState.of(state.training).networks
         for name in self.parts.learners.keys() & theirs.keys():
             here = {key: tuple(value.shape) for key, value in self.parts.learners[name].network.state_dict().items()}
             there = {key: tuple(value.shape) for key, value in theirs[name].items()}

@@ -161,7 +161,9 @@ class Orchestrator:
         if fork:
             self.validation.last = Scored(self.step)
         else:
-            self.validation.restore(state.training)
+            self.validation.restore(
+                evaluated_at=run.evaluated_at, best=run.best, scores=run.scores, bicubic=run.bicubic, final=run.final
+            )
             self._window.restore(run.window)
             self._saved = self._version
         devices.warn_of_change(run.environment, self._environment)

@@ -140,7 +140,7 @@ class Validation:
 
     def broadcast(self, world: World) -> None:
         """What the main process has scored becomes known to its peers."""
-        self.restore(world.broadcast(self.state()))
+        self.restore(**world.broadcast(self.state()))
 
     def flush(self) -> None:
         """Wait until the pictures of all evaluations so far are recorded."""
@@ -155,11 +155,13 @@ class Validation:
         last = self.last.state()
         return {"evaluated_at": last.pop("step"), "best": self.best, **last, "final": self.final.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`; other keys are passed over."""
-        self.best = dict(state["best"])
-        self.last = Scored.of(state["evaluated_at"], state["scores"], state["bicubic"])
-        self.final = Scored.of(**state["final"])
+    def restore(
+        self, *, evaluated_at: int, best: Mapping[str, float], scores: Rows, bicubic: Rows, final: Mapping[str, Any]
+    ) -> None:
+        """The inverse of `state`."""
+        self.best = dict(best)
+        self.last = Scored.of(evaluated_at, scores, bicubic)
+        self.final = Scored.of(**final)
 
     def _score_all(self, step: int, network: nn.Module) -> None:
         began, pairs = time.perf_counter(), self._data.valid_all

@@ -100,7 +100,7 @@ def test_the_mode_of_the_network_stays_and_a_signal_leaves_no_scores(bench: Benc
 def test_its_state_restores_it(bench: Bench, tmp_path: Path) -> None:
     bench.validation.run(9, Shift(0.1))
     other = Bench(tmp_path).validation
-    other.restore(bench.validation.state())
+    other.restore(**bench.validation.state())
     assert (other.last, other.final, other.best) == (
         bench.validation.last, bench.validation.final, bench.validation.best,
     )  # fmt: skip
