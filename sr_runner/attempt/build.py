@@ -278,7 +278,7 @@ def policies(settings: Retention) -> list[Policy]:
     """The retention that `checkpoint.keep_*` ask for."""
     keep: list[Policy] = [LastN(settings.keep_last)]
     if settings.keep_best:
-        keep.append(BestN(settings.keep_best, settings.best_metric, "min" if settings.best_mode == "min" else "max"))
+        keep.append(BestN(settings.keep_best, settings.best_metric, settings.best_mode))
     if settings.keep_every is not None:
         keep.append(EverySteps(settings.keep_every))
     if settings.keep_minutes is not None:

@@ -19,6 +19,7 @@ from sr_runner.checkpoint.spool import Spool
 from sr_runner.checkpoint.state import TrainingState
 from sr_runner.checkpoint.stores import Store
 from sr_runner.checkpoint.writer import Write, Writer
+from sr_runner.config.settings import CheckpointSettings
 from sr_runner.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class CheckpointManager:
         keep: Sequence[Policy] = (),
         scratch: Path,
         spool: Store | None = None,
-        max_failures: int | None = 3,
-        when_busy: str = "wait",
+        max_failures: int | None = CheckpointSettings.max_failures,
+        when_busy: str = CheckpointSettings.when_busy,
         should_stop: Callable[[], bool] = lambda: False,
         confirm: Callable[[], None] = lambda: None,
     ):

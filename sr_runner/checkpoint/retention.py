@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
+
+from sr_runner.config.settings import Retention
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class BestN:
     """The best `count` by one metric; of equals the earlier, as an improvement is what counts."""
 
     count: int
-    metric: str = "valid/psnr"
-    mode: Literal["max", "min"] = "max"
+    metric: str = Retention.best_metric
+    mode: str = Retention.best_mode
 
     def keeps(self, checkpoints: Sequence[Info]) -> set[int]:
         sign = -1.0 if self.mode == "max" else 1.0

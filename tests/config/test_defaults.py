@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ import torch
 import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from support import SrRun, options_of
+from support import ROOT, SrRun, options_of
 from torch import nn
 
 from sr_runner.attempt.build import build
+from sr_runner.checkpoint import BestN
 from sr_runner.config.compose import composed
 from sr_runner.config.identity import flatten
 from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings, config_dir
@@ -159,6 +161,25 @@ def test_a_run_without_a_recipe_is_the_quick_one_whatever_its_data() -> None:
         assert (choices["experiment"], choices["scheduler"], choices["data"]) == ("quick", "cosine", data)
         assert (trainer.steps, trainer.eval_every, trainer.log_every, trainer.grad_clip) == (800, 400, 20, 0.1)
         assert (config.optimizer._target_, config.optimizer.lr) == ("torch.optim.Adam", 1e-3)
+
+
+def test_no_function_repeats_the_default_of_a_setting_of_checkpoints() -> None:
+    own = {field.name for field in fields(CheckpointSettings)}
+    repeated = []
+    for path in (ROOT / "sr_runner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arguments):
+                last = [*node.posonlyargs, *node.args][::-1]  # those with a default
+                pairs = [
+                    *zip(last, node.defaults[::-1], strict=False),
+                    *zip(node.kwonlyargs, node.kw_defaults, strict=True),
+                ]
+                given = {each.arg: default.value for each, default in pairs if isinstance(default, ast.Constant)}
+                repeated += [
+                    f"{path.name}: {name}={given[name]}" for name in own & given.keys() if given[name] is not None
+                ]
+    assert repeated == []
+    assert (BestN(1).metric, BestN(1).mode) == (CheckpointSettings.best_metric, CheckpointSettings.best_mode)
 
 
 def test_without_any_recipe_every_setting_is_that_of_its_dataclass() -> None:
