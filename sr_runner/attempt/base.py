@@ -53,7 +53,7 @@ def with_recorded(request: Request) -> Request:
         return request
     tracker: Tracker = build(config.tracker, "tracker", Tracker)
     with scratch_folder(outputs) as scratch:
-        catalogue = Catalogue(outputs / "runs", build_store(config), scratch, tracker.attempt_of)
+        catalogue = Catalogue(outputs / files.RUNS, build_store(config), scratch, tracker.attempt_of)
         found = find(wanted, catalogue, f"{_RESUME}=")
         return _Base(request, given, found, outputs).applied()
 

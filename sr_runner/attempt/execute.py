@@ -76,7 +76,7 @@ def execute(
     parts.data.prepare(progress=sys.stderr.isatty())
     world.broadcast()
     with scratch_folder(Path(config.outputs)) as scratch:
-        catalogue = Catalogue(Path(config.outputs) / "runs", parts.store, scratch, parts.tracker.attempt_of)
+        catalogue = Catalogue(Path(config.outputs) / files.RUNS, parts.store, scratch, parts.tracker.attempt_of)
         _check_store(parts)
         pretrained = initialise(parts.model, parts.checkpoint, catalogue)
         facts = parts.identity_facts(pretrained)

@@ -11,11 +11,14 @@ from typing import Any
 
 import yaml
 
+from sr_runner.checkpoint.stores import LocalStore, MlflowStore, RemoteStore
 from sr_runner.files import open_own, own_folder, read_file, write_file
 from sr_runner.mlflow_server import tracking_uri
 from sr_runner.tracking import journal
 from sr_runner.tracking.journal import read_json
 
+RUNS, CHECKPOINTS = "runs", "checkpoints"
+"""Folders of the outputs; the second is also the default of `checkpoint.root`."""
 RECORD = "run.json"
 """What determines the run's identity."""
 CONFIG = "config.yaml"
@@ -28,6 +31,13 @@ LOCK = "run.lock"
 TRACKER = journal.IDS
 JOBS = "jobs.txt"
 """The scheduler's jobs that worked on the attempt, a line each."""
+
+_STORES = {
+    f"{package}.{kind.__name__}": kind
+    for kind in (LocalStore, MlflowStore, RemoteStore)
+    for package in ("sr_runner.checkpoint", "sr_runner.checkpoint.stores", kind.__module__)
+}
+"""As a config can name them."""
 
 
 def begin(folder: Path, facts: Mapping[str, Any], config: str, start: Mapping[str, Any]) -> None:
@@ -63,12 +73,12 @@ def store(folder: Path, outputs: Path) -> str | None:
         kind, root = str(where["store"]["_target_"]), where["root"]
     except (yaml.YAMLError, RecursionError, KeyError, TypeError):
         return None
-    if not kind.startswith("sr_runner."):
+    if kind not in _STORES:
         return None
-    if kind.endswith(".MlflowStore"):
+    if _STORES[kind] is MlflowStore:
         uri, experiment = (where["store"].get(key) for key in ("uri", "experiment"))
         return f"mlflow:{tracking_uri(uri, outputs)}#{experiment or ''}"
-    if not isinstance(root, str) or root == f"{known.get('outputs')}/checkpoints":
+    if not isinstance(root, str) or root == f"{known.get('outputs')}/{CHECKPOINTS}":
         return None
     begun = starts(folder)
     return root if "://" in root or not begun else str(Path(str(begun[-1].get("folder", ""))) / root)

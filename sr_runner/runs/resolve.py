@@ -170,8 +170,8 @@ def source(wanted: str, catalogue: Catalogue, key: str = "") -> Source:
 def catalogue_at(outputs: Path, checkpoints: str | Path | None, scratch: Path) -> Catalogue:
     """What a command looks for runs in: `outputs` is the folder of outputs, `checkpoints` the folder or URL of the
     store; None: that below `outputs`, and for a run that records another, that one."""
-    store = store_at(str(checkpoints or outputs / "checkpoints"))
-    return Catalogue(outputs / "runs", store, scratch, follows_records=checkpoints is None)
+    store = store_at(str(checkpoints or outputs / files.CHECKPOINTS))
+    return Catalogue(outputs / files.RUNS, store, scratch, follows_records=checkpoints is None)
 
 
 def find_source(wanted: str, *, outputs: Path, checkpoints: str | Path | None = None) -> Source:
@@ -207,9 +207,9 @@ def _placed(asked: str, place: str, is_address: bool, catalogue: Catalogue) -> t
     own = Path(root) == catalogue.runs.absolute() or (catalogue.store is not None and store.url == catalogue.store.url)
     if own:
         return _named(catalogue, words)
-    is_runs = not is_address and Path(root).name == "runs"
-    if is_runs and ((outputs / "checkpoints").is_dir() or Path(root, words[0]).is_dir()):
-        runs, store = Path(root), LocalStore(outputs / "checkpoints")
+    is_runs = not is_address and Path(root).name == files.RUNS
+    if is_runs and ((outputs / files.CHECKPOINTS).is_dir() or Path(root, words[0]).is_dir()):
+        runs, store = Path(root), LocalStore(outputs / files.CHECKPOINTS)
     return _named(Catalogue(runs, store, catalogue.scratch, follows_records=is_runs), words)
 
 

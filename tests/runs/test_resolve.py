@@ -241,6 +241,9 @@ def test_an_option_that_names_a_place_counts_and_the_message_without_one_names_w
         ("stores.RemoteStore", "s3://bucket/prefix", "null", "s3://bucket/prefix"),
         ("stores.MlflowStore", "null", "http://host:5000", "mlflow:http://host:5000#nightly"),
         ("stores.MlflowStore", "null", "null", "mlflow:sqlite:///HERE/outputs/mlflow.db#nightly"),
+        ("stores.mlflow.MlflowStore", "null", "http://host:5000", "mlflow:http://host:5000#nightly"),
+        ("stores.own.MlflowStore", "null", "http://host:5000", None),
+        ("stores.own.Bucket", "s3://bucket/prefix", "null", None),
     ],
 )
 def test_the_place_of_each_kind_of_store_is_known_from_the_folder_of_a_run(
