@@ -214,7 +214,7 @@ class _Choice:
         return Chosen(attempt, facts, own) if own is not None else Chosen(attempt, facts, state, parent)
 
     def _is_stretched(self, differing: dict[str, tuple[Any, Any]]) -> bool:
-        """Whether what differs is the length alone, through a schedule that is stretched over it."""
+        """Whether only the length differs, through a schedule that is stretched over it."""
         return all(
             key.startswith("scheduler.") and here == self.parts.trainer.steps and isinstance(there, int)
             for key, (here, there) in differing.items()

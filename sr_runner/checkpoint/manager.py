@@ -262,8 +262,8 @@ class CheckpointManager:
                 log.warning("old checkpoint %s could not be deleted: %s", name, error)
 
     def _forget_deleted(self, newest: int) -> None:
-        """Count no more on what somebody else has deleted since the commit before. Who thins out leaves the newest one:
-        where that is gone, it is said."""
+        """Count no more on what somebody else has deleted since the commit before. `sr-ckpt prune` leaves the newest
+        one: where that is gone, a warning says so."""
         assert self._known is not None
         try:
             there = {*self.steps(), newest}

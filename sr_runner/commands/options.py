@@ -42,7 +42,9 @@ class Places:
                 )
             return f"mlflow:{tracking_uri(self.tracker_uri, Path(self.outputs))}#{self.tracker_experiment or ''}"
         if self.checkpoint == "s3" and "://" not in (root or ""):
-            raise RequestError(f"checkpoint=s3: expected a URL, checkpoint.root=s3://bucket/prefix, not {root}.")
+            raise RequestError(
+                f"checkpoint=s3: expected a URL, checkpoint.root=s3://bucket/prefix, not {root or 'null'}."
+            )
         return root
 
 

@@ -169,7 +169,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
     [
         ([], "no command: expected one of ls, verify"),
         (["lss"], "lss: expected one of ls, verify, diff, export, prune, cp. Did you mean 'ls'?"),
-        (["diff", "a"], "diff a: expected sr-ckpt diff A B"),
+        (["diff", "a"], "diff a: expected sr-ckpt diff A B\n"),
         (["ls", "a", "b"], "ls a b: expected sr-ckpt ls [NAME]"),
         (["prune", "a", "keep_last=-1"], "keep_last=-1"),
         (["prune", "a", "keep_minutes=0"], "keep_minutes=0"),
@@ -177,7 +177,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
         (["prune", "a", "keep_lst=1"], "Did you mean 'keep_last'?"),
         (["ls", "keep_last=1"], "there is no option 'keep_last'"),
         (["ls", "checkpoint=mflow"], "expected one of local, s3, mlflow. Did you mean 'mlflow'?"),
-        (["ls", "checkpoint=s3"], "checkpoint=s3: expected a URL, checkpoint.root=s3://bucket/prefix"),
+        (["ls", "checkpoint=s3"], "checkpoint=s3: expected a URL, checkpoint.root=s3://bucket/prefix, not null."),
         (["ls", "checkpoint=s3", "checkpoint.root=x"], "not x"),
         (["ls", "checkpoint=mlflow", "checkpoint.root=x"], "checkpoint.root=x: checkpoint=mlflow keeps"),
         (["ls", "checkpoint=mlflow", "tracker.uri=ftp://x"], "tracker.uri='ftp://x'"),

@@ -5,6 +5,7 @@ Imports nothing heavy before there is work to do: `--help` answers at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -78,7 +79,8 @@ def _work(words: list[str], as_json: bool) -> int:
     least, most = _NAMES[command]
     if len(names) < least or (most is not None and len(names) > most):
         usage = next(line for line in HELP.splitlines() if line.startswith(f"  sr-ckpt {command} "))
-        raise RequestError(f"{command} {' '.join(names)}: expected {usage.strip()}")
+        expected = re.split("  +", usage.strip())[0]  # without its explanation
+        raise RequestError(f"{command} {' '.join(names)}: expected {expected}")
     from sr_runner.commands.ckpt.actions import run
 
     return run(command, names, options, as_json=as_json)
