@@ -35,13 +35,16 @@ _DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("MySQLdb", "pymysql
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 
+EXPERIMENT = "sr-run"
+"""What runs belong to where nobody says another; the same stands in conf/tracker/mlflow.yaml."""
+
 _TRAINING_VIEW = "?workflowType=machine_learning"
 """Without it MLflow 3's UI opens in its view for LLM applications, in which training runs are hard to find."""
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """The tag of an experiment by which MLflow's UI opens on training runs and their charts, not on LLM traces."""
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 """Not RESOURCE_ALREADY_EXISTS: an experiment that another run has just made is there at the next try."""
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 200
 
 
@@ -292,7 +295,7 @@ def attempt_of(run_id: str, server: Server) -> str | None:
 
     None where there is no such run, or where the server cannot be asked, which is logged.
     """
-    if not _RUN_ID.fullmatch(run_id) or not server.is_made:
+    if not RUN_ID.fullmatch(run_id) or not server.is_made:
         return None
     try:
         run = server.run(run_id)

@@ -36,13 +36,13 @@ from sr_runner.checkpoint.stores import names_in, store_at
 from sr_runner.errors import RequestError, RunError, nearest
 from sr_runner.files import scratch_folder
 from sr_runner.masking import MASK, masked_text
+from sr_runner.mlflow_server import RUN_ID
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import ATTEMPT, Attempt, Catalogue
 
 log = logging.getLogger(__name__)
 
 _ATTEMPT = re.compile(rf"a[0-9]{{4,9}}|{ATTEMPT.pattern}")
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UNNAMED = "checkpoint/a0000-0000"
 """Stands for the attempt of a copied checkpoint that does not name its own."""
 
@@ -149,7 +149,7 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
             if found is None and _is_file(path / MANIFEST):
                 copy = _Copy(path)
                 found = Catalogue(catalogue.scratch / "none", copy, catalogue.scratch), copy.attempt
-            if found is None and _RUN_ID.fullmatch(wanted) and (attempt := catalogue.of_run_id(wanted)) is not None:
+            if found is None and RUN_ID.fullmatch(wanted) and (attempt := catalogue.of_run_id(wanted)) is not None:
                 found = catalogue, attempt
         if found is None:
             _refuse(asked, None if is_address else path, catalogue)

@@ -17,7 +17,7 @@ from typing import Any
 from sr_runner.errors import RequestError
 from sr_runner.files import LinkError
 from sr_runner.masking import masked, masked_text
-from sr_runner.mlflow_server import Server, attempt_of, tracking_uri, ui_hint
+from sr_runner.mlflow_server import EXPERIMENT, Server, attempt_of, tracking_uri, ui_hint
 from sr_runner.tracking.journal import (
     IDS,
     JOURNAL,
@@ -53,7 +53,7 @@ class MlflowTracker:
         self,
         *,
         uri: str | None = None,
-        experiment: str = "sr-run",
+        experiment: str = EXPERIMENT,
         run_name: str | None = None,
         outputs: str | Path = "outputs",
         system_metrics: bool = True,

@@ -182,6 +182,13 @@ def test_no_function_repeats_the_default_of_a_setting_of_checkpoints() -> None:
     assert (BestN(1).metric, BestN(1).mode) == (CheckpointSettings.best_metric, CheckpointSettings.best_mode)
 
 
+def test_no_pattern_of_a_name_and_no_name_of_the_experiment_stands_in_two_files() -> None:
+    texts = [path.read_text() for path in (ROOT / "sr_runner").rglob("*.py")]
+    patterns = [found[1] for text in texts for found in re.finditer(r're\.compile\(r?f?"([^"]{8,})"\)', text)]
+    assert sorted(patterns) == sorted({*patterns})
+    assert not [text for text in texts if 'experiment: str = "' in text]
+
+
 def test_without_any_recipe_every_setting_is_that_of_its_dataclass() -> None:
     config, choices = composed(["experiment=none"])
     assert OmegaConf.to_container(config.trainer) == vars(TrainerSettings()) and choices["scheduler"] == "constant"

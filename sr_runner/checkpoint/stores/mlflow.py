@@ -19,7 +19,7 @@ from sr_runner.checkpoint.stores.requests import Requests, check_seconds
 from sr_runner.errors import RequestError
 from sr_runner.files import scratch_folder
 from sr_runner.masking import masked_text
-from sr_runner.mlflow_server import ATTEMPT_TAG, Server, tracking_uri
+from sr_runner.mlflow_server import ATTEMPT_TAG, EXPERIMENT, Server, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import FileInfo, Run
@@ -43,7 +43,7 @@ class MlflowStore(ObjectStore):
         root: str | None = None,
         *,
         uri: str | None = None,
-        experiment: str = "sr-run",
+        experiment: str = EXPERIMENT,
         outputs: str | Path = "outputs",
         retry_seconds: float = 60.0,
         wait_for_run: float = 20.0,
