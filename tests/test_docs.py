@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sr_runner.runs import folder as files
 
 HELP = ROOT / "sr-run --help"
 README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"(?s)```python\n(.*?)```", README)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -46,6 +48,8 @@ def test_a_command_composes(
         (tmp_path / folder).mkdir(parents=True)
     for name, text in re.findall(r"(?s)`(my_conf/[\w/]+\.yaml)`.*?```yaml\n(.*?)```", README):
         (tmp_path / name).write_text(text)
+    (tmp_path / "mine.py").write_text(next(each for each in PYTHON if "class Net" in each))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for word in COMMANDS[line]:
         if word.startswith("trainer.resume=") and word not in ("trainer.resume=true", "trainer.resume=false"):
             run = tmp_path / "outputs" / "runs" / word.partition("=")[2] / "a0001-cafe"
