@@ -115,6 +115,12 @@ def test_no_more_than_eight_modules_stand_loose() -> None:
     assert len(loose) <= 8
 
 
+def test_the_architecture_page_names_every_module_but_those_of_single_networks() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    own = {p.stem for p in MODULES if len(p.parts) == 3 and p.parts[1] != "models"} - {"__init__", "__main__"}
+    assert {name for name in own if f"`{name}`" not in page} == set()
+
+
 def test_the_architecture_page_shows_the_same_floors() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     shown = re.search(r"```floors\n(.*?)```", page, re.DOTALL)
