@@ -96,7 +96,7 @@ class _Base:
         for option in ("config_path", "config_dir"):
             there, here = getattr(recorded, option), getattr(self.request, option)
             if there is not None and here is None:
-                self._refuse(f"--{option.replace('_', '-')}={there}", "can name code")
+                self._refuse([f"--{option.replace('_', '-')}={there}"], "can name code")
         if not isinstance(recorded.overrides, list) or not all(isinstance(each, str) for each in recorded.overrides):
             raise RequestError(f"{self.found.asked}: its record is damaged; expected overrides as a list of text")
         name = self.request.config_name if self.request.config_name != Request.config_name else recorded.config_name
@@ -110,15 +110,15 @@ class _Base:
             if "_target_" in line or _key(override).startswith("hydra")
         ]  # fmt: skip
         if code:
-            self._refuse(shlex.join(code), "names code")
+            self._refuse(code, "names code")
         for line in lines:
             if "${" in line and "oc.env" in line:
-                self._refuse(line, "reads the environment")
+                self._refuse([line], "reads the environment")
 
-    def _refuse(self, line: str, what: str) -> None:
+    def _refuse(self, words: Sequence[str], what: str) -> None:
         raise RequestError(
-            f"{self.found.asked}: it was started with {line}, which {what}, and no record is believed about that; "
-            f"expected the same on this command line: sr-run {line} {' '.join(self.request.overrides)}"
+            f"{self.found.asked}: it was started with {' '.join(words)}, which {what}, and no record is believed about "
+            f"that; expected the same on this command line: sr-run {shlex.join([*words, *self.request.overrides])}"
         )
 
     def _pinned(self, request: Request, base: list[str], recorded: str, left_out: Sequence[str]) -> list[str]:
@@ -144,7 +144,7 @@ class _Base:
             if here.get(key) == value or _is_below(key, left_out) or MASK in str(value) or "${" in str(value):
                 continue
             if key.rpartition(".")[2].startswith("_"):
-                self._refuse(f"{key}={value}", "names code")
+                self._refuse([f"{key}={value}"], "names code")
             with suppress(RequestError):  # the run's identity will tell
                 pinned.append(as_override(key, value, sign="++") if key in there else f"~{key}")
         return pinned

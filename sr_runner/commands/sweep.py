@@ -96,6 +96,12 @@ def sweep(
         Path(config.outputs) / "runs", [key for key in swept if key in choices],
         whole.hydra.sweeper.n_trials if searches else 0,
     )  # fmt: skip
+    subdir = str(whole.hydra.sweep._get_node("subdir")._value())
+    if len(combinations) > 1 and "${" not in subdir:
+        raise RequestError(
+            f"hydra.sweep.subdir={subdir}: expected a folder for each job, such as "
+            "${folder_named:${hydra.job.override_dirname}}, the default"
+        )
     sources = sources_digest(app.config_loader, all_overrides, Path(config.outputs))
     known = finished_before(board, sources) if resumes else {}
     for each in others:

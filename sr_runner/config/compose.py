@@ -19,7 +19,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.experimental.callback import Callback
@@ -121,11 +121,13 @@ class Application(Hydra):
         return whole
 
     @contextmanager
-    def explained(self, config_name: str | None, overrides: Sequence[str]) -> Iterator[None]:
-        """Within, nothing but the request is at work: whatever is raised becomes a `RequestError`."""
+    def explained(
+        self, config_name: str | None, overrides: Sequence[str], but: type[Exception] = RequestError
+    ) -> Iterator[None]:
+        """Within, nothing but the request is at work: whatever is raised, `but` excepted, becomes a `RequestError`."""
         try:
             yield
-        except (RequestError, RunError):
+        except (RequestError, RunError, but):
             raise
         except Exception as error:
             raise RequestError(self._explainer.sentence(error, config_name, overrides)) from error
@@ -151,9 +153,10 @@ class Application(Hydra):
             callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=config_name)
         context = HydraContext(config_loader=self.config_loader, callbacks=callbacks)
-        try:
-            done = run_job(task_function, config, "hydra.run.dir", None, context)
-        except OSError as error:  # the job's own are in what it returns
+        try:  # the job's own errors are in what it returns
+            with self.explained(config_name, config.hydra.overrides.task, but=OSError):
+                done = run_job(task_function, config, "hydra.run.dir", None, context)
+        except OSError as error:
             key = "output_subdir" if Path(config.hydra.run.dir).is_dir() else "run.dir"
             raise RequestError(
                 f"hydra.{key}={OmegaConf.select(config.hydra, key)}: nothing can be written there ({error.strerror})"
@@ -197,9 +200,14 @@ class Application(Hydra):
                 raise RequestError(
                     f"{override.input_line}: expected in a config file; on the command line it is -m KEY=VALUE,VALUE"
                 )
+            if group.startswith(("hydra.runtime.", "hydra.overrides.")):
+                raise RequestError(f"{override.input_line}: expected to be left to Hydra, which sets it")
             if group == _SEARCH_PATH:
                 hydra_keys.check_search_path(override)
             options = self._explainer.options(group)
+            pattern: Any = override.value() if override.value_type is ValueType.GLOB_CHOICE_SWEEP else None
+            if pattern is not None and not pattern.filter(options):
+                raise RequestError(f"{override.input_line}: fits no option of {group}: {', '.join(options)}")
             if override.is_delete() or override.is_sweep_override() or not options:
                 continue
             value = override.value()

@@ -87,11 +87,11 @@ class Explainer:
             return wrong
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, option = str(error.missing_cfg_file).rpartition("/")
-            if group:
+            if group and str(error.missing_cfg_file) != config_name:
                 return self.no_such_option(group, option)
             known = [name for name in self.options("") if name != "schema"]
             found = f" Configs: {', '.join(known)}" if known else ""
-            shown = f"--config-name {option}" if option == config_name else option
+            shown = f"--config-name {config_name}" if str(error.missing_cfg_file) == config_name else option
             return f"{shown}: there is no such config.{nearest(option, known)}{found}"
         if match := re.search(r"Could not find '([\w/.-]+)'", text):
             group, _, option = match[1].rpartition("/")
@@ -160,8 +160,11 @@ class Explainer:
 
     def _other_options(self, group: str, key: str) -> str:
         """Which options of `group` have a `key`."""
-        options = [(group, name) for name in (self.options(group) if group else [])]
-        having = [f"{group}={each.path.stem}" for each in tree.read(self._folders, options) if key in each.content]
+        having = [
+            f"{group}={name}"
+            for name in (self.options(group) if group else [])
+            if any(key in each.content for each in tree.read(self._folders, [(group, name)]))
+        ]
         return f" {' or '.join(having)} has it." if having else ""
 
     @property
@@ -170,10 +173,9 @@ class Explainer:
 
     def _chosen_files(self, config_name: str | None, overrides: Sequence[str]) -> list[tree.File]:
         """The config itself and the options among `overrides` that are files, with what each of them is based on."""
-        groups = list(self._groups())
         wanted: list[tuple[str, Any]] = [("", config_name or "config")]
         for override in parse(overrides):
-            if override.key_or_group in groups and not override.is_delete() and not override.is_sweep_override():
+            if self.options(override.key_or_group) and not override.is_delete() and not override.is_sweep_override():
                 value = override.value()
                 wanted += [(override.key_or_group, each) for each in (value if isinstance(value, list) else [value])]
         return tree.read(self._folders, wanted)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import OverrideParseException
 
 from sr_runner.errors import RequestError
@@ -93,6 +93,8 @@ def swept_values(overrides: Sequence[str], most: int) -> dict[str, list[str]]:
 def _values(override: Override, most: int = _MOST_CHECKED) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return []  # Hydra's sweeper looks up the options that fit
     key = override.get_key_element()
     if not (override.is_discrete_sweep() and (override.is_choice_sweep() or override.is_range_sweep())):
         return []  # an interval: whoever samples it decides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_a_record_is_believed_neither_code_nor_the_environment_unless_they_are_a
     recorded(override)
     with pytest.raises(RequestError) as refused:
         asked(RESUME)
-    assert what in str(refused.value) and str(refused.value).endswith(f"sr-run {override} {RESUME}")
+    assert what in str(refused.value) and str(refused.value).endswith(f"sr-run {shlex.quote(override)} {RESUME}")
     asked(override, RESUME)
 
 

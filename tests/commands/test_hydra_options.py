@@ -142,6 +142,12 @@ REFUSED = {
     "hydra.run.dir=${nope}": ["hydra.run.dir", "'nope' not found"],
     "hydra.run.dir=${oc.env:NOPE} --cfg job": ["hydra.run.dir", "'NOPE' not found"],
     "hydra.run.dir=${hydra.job.num}": ["hydra.run.dir", "expected a value"],
+    "hydra.run.dir=there hydra.job.name=a/b hydra/job_logging=default": ["Unable to configure handler 'file'"],
+    "-m seed=1,2 hydra.sweep.subdir=same": ["hydra.sweep.subdir=same", "a folder for each job"],
+    "hydra.runtime.cwd=/": ["hydra.runtime.cwd=/", "expected to be left to Hydra"],
+    "-m model=glob(zzz*)": ["model=glob(zzz*)", "fits no option", "edsr"],
+    "optimizer=sgd optimizer.betas=[0.9,0.99]": ["optimizer.betas", "optimizer=adam or", "has it"],
+    "--config-name ../config": ["--config-name ../config", "no such config"],
     "hydra.callbacks=null": ["hydra.callbacks=null", "expected a mapping"],
     "hydra.job.env_copy=5": ["hydra.job.env_copy=5", "expected a list"],
     "hydra.sweep=[1]": ["hydra.sweep=[1]", "expected a mapping"],
@@ -325,6 +331,11 @@ def test_a_callback_sees_that_a_run_failed_and_the_message_stays_one_sentence(as
     status, _, err = ask(*RUN, "checkpoint.init_from=nosuchrun", *mine)
     assert status == 2 and "no such run" in err and len(err.splitlines()) == 1
     assert "job_end FAILED" in (tmp_path / "callbacks.txt").read_text()
+
+
+def test_a_sweep_takes_the_options_that_fit_a_pattern(ask: Ask) -> None:
+    status, out, err = ask("-m", "objective=glob([l*,m*])", *RUN)
+    assert status == 0 and "2 of 2 jobs finished" in out, err
 
 
 @pytest.mark.parametrize("how", ["-m", "hydra.mode=MULTIRUN", "-cn"])

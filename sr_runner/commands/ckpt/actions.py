@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -77,13 +78,13 @@ def run(command: str, names: list[str], options: Places, *, as_json: bool) -> in
 
 
 def _ls(catalogue: Catalogue, options: Places, wanted: str | None = None) -> Report:
-    rows: list[dict[str, Any]] = []
-    lines: list[str] = []
+    """The run that wrote last comes last."""
+    attempts: dict[str, tuple[list[dict[str, Any]], list[str]]] = {}
     checkpoints = _checkpoints(catalogue, wanted)
     for name in checkpoints.names:
         row: dict[str, Any] = {"identity": name.identity, "attempt": name.attempt, "step": name.step}
-        if not rows or (rows[-1]["identity"], rows[-1]["attempt"]) != (name.identity, name.attempt):
-            lines.append(f"{name.identity}/{name.attempt}")
+        attempt = f"{name.identity}/{name.attempt}"
+        rows, lines = attempts.setdefault(attempt, ([], [attempt]))
         try:
             manifest = checkpoints.manifest(name)
             size, age = sum(size for size, _ in manifest.files.values()), round(time.time() - manifest.created)
@@ -94,7 +95,12 @@ def _ls(catalogue: Catalogue, options: Places, wanted: str | None = None) -> Rep
             row["damage"] = str(damage)
             lines.append(f"  step {name.step:>9}  damaged: {damage}")
         rows.append(row)
-    return rows, lines
+
+    def age_of(of: tuple[list[dict[str, Any]], list[str]]) -> float:
+        return min((row.get("age_seconds", math.inf) for row in of[0]), default=math.inf)
+
+    ordered = sorted(attempts.values(), key=lambda each: -age_of(each))
+    return [row for rows, _ in ordered for row in rows], [line for _, lines in ordered for line in lines]
 
 
 def _verify(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
