@@ -140,11 +140,11 @@ class SenderProcess:
         with self._lock:
             left = [served for served in self._served.values() if not served.done_with.is_set()]
             if self.is_over or not left or self._restarts >= _RESTARTS:
-                self._is_no_more()
-                if any(not served.ended for served in left):
+                if left and not self.is_over:
                     logger.warning(
                         "tracking: the sender ended %d times; points are kept in the journal", self._restarts + 1
                     )
+                self._is_no_more()  # last: nobody waits for this thread, which may end with the process
                 return
             self._restarts += 1
             self._hurry.clear()

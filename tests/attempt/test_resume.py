@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from saved_runs import FACTS, IDENTITY, damage, parts_of, save
 from sr_runner.attempt.lock import AttemptLock
 from sr_runner.attempt.resume import Chosen, choose
 from sr_runner.checkpoint import LocalStore
+from sr_runner.checkpoint.lease import Holder
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import DRAFT
+from sr_runner.files import DRAFT, Busy, file_lock
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import FORKED_FROM, Attempt, Catalogue
 from sr_runner.signals import StopSignal
@@ -265,6 +267,53 @@ def test_an_attempt_that_another_process_holds_is_refused_before_its_checkpoints
             with pytest.raises(RequestError, match="is in use by process"):
                 chosen(resume)
         assert content(store.root) == before
+
+
+@pytest.mark.parametrize("seconds", [60.0, None], ids=["lease", "no lease"])
+def test_the_store_knows_who_holds_an_attempt_unless_leases_are_off(
+    seconds: float | None, store: LocalStore, outputs: Path
+) -> None:
+    for there in (store, None):
+        parts = parts_of(outputs, there)
+        parts = replace(parts, checkpoint=replace(parts.checkpoint, lease_seconds=seconds))
+        catalogue = Catalogue(outputs / "runs", store, outputs / "scratch")
+        newest = catalogue.named(IDENTITY)
+        assert newest is not None
+        with AttemptLock(parts, catalogue, StopSignal()) as lock:
+            lock.hold(newest, False)
+            lock.confirm()
+            assert (store.read_lease(NEWER) is not None) is (there is not None and seconds is not None)
+            if there is not None:
+                store.write_lease(NEWER, replace(Holder.me(60), host="elsewhere").record(1))
+                with pytest.raises(RunError, match="on elsewhere") if seconds is not None else nullcontext():
+                    lock.confirm()
+        assert (store.read_lease(NEWER) is not None) is (there is not None), "another's is left alone"
+        store.drop_lease(NEWER)
+
+
+def test_giving_up_a_lease_takes_half_of_what_a_stopping_signal_leaves(store: LocalStore, outputs: Path) -> None:
+    catalogue, stop = Catalogue(outputs / "runs", store, outputs / "scratch"), StopSignal()
+    with AttemptLock(parts_of(outputs, store), catalogue, stop) as lock:
+        lock.hold(Attempt(*NEWER.split("/")), False)
+        assert lock._lease is not None and lock._lease._patience() == 5
+        stop.grace_seconds = 4
+        stop.note(15)
+        assert 0 < lock._lease._patience() < 2
+
+
+def test_the_lock_of_a_folder_that_was_deleted_is_taken_again_unless_somebody_has_it(
+    store: LocalStore, outputs: Path
+) -> None:
+    catalogue = Catalogue(outputs / "runs", store, outputs / "scratch")
+    newest, older = (catalogue.folder(Attempt(*name.split("/"))) for name in (NEWER, OLDER))
+    with AttemptLock(parts_of(outputs, None), catalogue, StopSignal()) as lock:
+        lock.hold(Attempt(*NEWER.split("/")), False)
+        shutil.rmtree(newest)
+        lock.hold_again(newest)
+        with pytest.raises(Busy), file_lock(newest / files.LOCK, wait=False):
+            pass
+        with file_lock(older / files.LOCK):
+            lock.hold_again(older)
 
 
 def test_a_restarted_job_goes_on_with_its_own_attempt_whatever_its_arguments_ask_for(

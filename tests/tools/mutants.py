@@ -55,6 +55,8 @@ _OPERATORS = {
 }  # fmt: skip
 _UNSEEN = {"debug", "info", "warning", "error", "exception", "critical"}
 _SECONDS = 900
+_DEFAULTS = "tests/config/test_defaults.py::test_config_and_class_have_the_same_defaults_or_only_one_of_them_has"
+"""Reads the arguments' defaults of every part, and runs none of its code."""
 _IGNORED = shutil.ignore_patterns(".git", "outputs", "__pycache__", ".*_cache")
 # In the copy that the reach is measured in. A test's name is in the environment, and so in that of what it starts.
 _RECORDER = """
@@ -228,7 +230,7 @@ class Reach:
         block = max((first for first, last in blocks if first <= mutant.line <= last), default=None)
         found: Iterable[str]
         if block is None:  # of the module, or a class: whoever reaches anything of it
-            found = {test for first, _ in blocks for test in self._tests[f"{mutant.file}:{first}"]}
+            found = {_DEFAULTS} | {test for first, _ in blocks for test in self._tests[f"{mutant.file}:{first}"]}
         else:
             found = self._tests[f"{mutant.file}:{block}"]
         whole = {test for test in found if "::" not in test}
