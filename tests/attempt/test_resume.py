@@ -296,9 +296,8 @@ def test_giving_up_a_lease_takes_half_of_what_a_stopping_signal_leaves(store: Lo
     with AttemptLock(parts_of(outputs, store), catalogue, stop) as lock:
         lock.hold(Attempt(*NEWER.split("/")), False)
         assert lock._lease is not None and lock._lease._patience() == 5
-        stop.grace_seconds = 4
-        stop.note(15)
-        assert 0 < lock._lease._patience() < 2
+        stop.grace_seconds, stop.signum = 4, 15  # a signal of long ago
+        assert lock._lease._patience() == 0
 
 
 def test_the_lock_of_a_folder_that_was_deleted_is_taken_again_unless_somebody_has_it(
@@ -314,6 +313,8 @@ def test_the_lock_of_a_folder_that_was_deleted_is_taken_again_unless_somebody_ha
             pass
         with file_lock(older / files.LOCK):
             lock.hold_again(older)
+            with pytest.raises(RequestError, match=f"{OLDER} is in use by process"):
+                lock.hold(Attempt(*OLDER.split("/")), False)
 
 
 def test_a_restarted_job_goes_on_with_its_own_attempt_whatever_its_arguments_ask_for(
