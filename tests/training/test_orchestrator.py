@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import wait_until
 from torch import nn
 
 from sr_runner.checkpoint import CheckpointManager, LastN, LocalStore, TrainingState
@@ -413,6 +414,23 @@ def test_checkpoints_that_fail_are_counted_at_their_steps(bench: Bench) -> None:
     bench.store.put = failing  # type: ignore[method-assign]
     orchestrator.train(bench.record())
     assert recorder(orchestrator).of("checkpoint/failures") == {3: 1.0}
+
+
+def test_a_run_that_can_save_nothing_more_ends_at_its_next_point_and_not_at_its_next_checkpoint(bench: Bench) -> None:
+    orchestrator = bench.make(log_every=1, eval_every=3)
+
+    def broken(name: str, files: Any) -> None:
+        raise ValueError("no fault of the store")
+
+    class Waits(Recorder):
+        def log(self, step: int, metrics: Mapping[str, float]) -> None:
+            if step == 4:
+                wait_until(lambda: orchestrator.checkpoints._fatal)  # type: ignore[union-attr]
+
+    bench.store.put, orchestrator.tracker = broken, Waits()  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="no fault of the store"):
+        orchestrator.train(bench.record())
+    assert orchestrator.step == 4
 
 
 def test_a_network_that_the_other_run_did_not_have_starts_afresh_in_a_fork_and_is_refused_in_a_resume(
