@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -250,8 +249,6 @@ class ObjectStore:
 
     def _fetch(self, name: str, scratch: Path, only: Sequence[str] | None) -> Path:
         folder = scratch / name
-        if Name.parse(name) is not None and only is None:
-            shutil.rmtree(folder, ignore_errors=True)
         place, content, manifest = self._current(name)
         if manifest is None and place.files[MANIFEST] > MANIFEST_LIMIT:
             raise DamagedError(f"{MANIFEST} has {place.files[MANIFEST]} bytes")
