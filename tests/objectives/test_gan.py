@@ -186,6 +186,17 @@ def test_the_content_loss_is_the_scaled_distance_of_features() -> None:
         assert torch.any(deeper[0] < 0)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+def test_the_network_of_the_content_loss_follows_the_images_to_their_device_and_memory_format(layout: Any) -> None:
+    """`meta` is a device that every machine has: of shapes and strides without numbers."""
+    loss = ContentLoss(layer="VGG22", seed=0)
+    hr = torch.empty(1, 3, 16, 16, device="meta").contiguous(memory_format=layout)
+    assert loss(hr, hr).device == hr.device
+    weights = [parameter for parameter in loss.vgg.parameters() if parameter.dim() == 4]
+    assert len(weights) == 4 and all(weight.is_contiguous(memory_format=layout) for weight in weights)
+    assert not any(weight.is_contiguous() == (layout is torch.channels_last) for weight in weights)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_every_term_is_fp32_and_finite_in_reduced_precision(precision: Any) -> None:
     gan = objective(gradient_penalty=1.0, pixel_weight=1.0, adversarial="relativistic")
@@ -260,6 +271,26 @@ def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None
 def test_a_wrong_argument_is_named_by_its_key(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         objective(**arguments)
+
+
+def test_a_content_loss_says_what_it_lacks_and_what_it_does_not_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RequestError, match=r"vgg_scale=-1"):
+        ContentLoss(layer="VGG22", seed=0, scale=-1)
+    (tmp_path / "no.pth").write_text("no weights")
+    with pytest.raises(RequestError, match=r"objective\.vgg_weights=.*no\.pth: ") as refused:
+        ContentLoss(layer="VGG22", weights=tmp_path / "no.pth")
+    assert "smoke test" not in str(refused.value)
+    monkeypatch.setenv("TORCH_HOME", "/dev/null/none")  # nothing can be downloaded there
+    with pytest.raises(RequestError, match=r"objective\.vgg_weights=null: .*smoke test use objective\.vgg_seed=0"):
+        ContentLoss(layer="VGG22")
+    torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg.pth")
+    ContentLoss(layer="VGG22", weights=tmp_path / "vgg.pth")
+    ContentLoss(layer="VGG22", seed=0)
+    assert "random features" not in caplog.text
+    ContentLoss(layer="VGG22", weights=tmp_path / "vgg.pth", seed=0)
+    assert "vgg_seed=0: random features are used instead of objective.vgg_weights" in caplog.text
 
 
 def test_without_a_content_loss_no_vgg_weights_are_needed() -> None:
