@@ -292,7 +292,7 @@ def found_by(mutant: Mutant, copy_of: Path, tests: list[str]) -> str:
         fork_server.end_orphans(0)
         file.write_text(original)
         shutil.rmtree(copy_of / "tmp", ignore_errors=True)
-        (copy_of / "tmp").mkdir()
+        (copy_of / "tmp").mkdir(exist_ok=True)  # somebody's last file may have kept it
 
 
 def _test(copy_of: Path, tests: list[str]) -> int:

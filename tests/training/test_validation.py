@@ -22,12 +22,14 @@ class Notebook(NoTracker):
         super().__init__()
         self.logged: list[tuple[int, set[str]]] = []
         self.pictures: list[tuple[int, str, bool]] = []
+        self.values: dict[str, float] = {}
 
     def log(self, step: int, metrics: Any) -> None:
+        self.values |= metrics
         self.logged.append((step, {key.partition("/")[0] for key in metrics}))
 
     def picture(self, step: int, key: str, image: Path) -> None:
-        self.pictures.append((step, key, image.is_file()))
+        self.pictures.append((step, key, image.stat().st_size > 0))
 
 
 class Shift(nn.Module):
@@ -67,10 +69,26 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_the_best_is_the_evaluation_of_the_highest_psnr_whichever_came_last(bench: Bench) -> None:
-    for step, by in ((1, 0.2), (2, 0.05), (3, 0.1)):
+    for step, by in ((1, 0.2), (2, 0.05), (3, 0.05), (4, 0.1)):
         bench.validation.run(step, Shift(by))
-    assert bench.validation.best["step"] == 2 and bench.validation.last.step == 3
+    assert bench.validation.best["step"] == 2 and bench.validation.last.step == 4
     assert bench.validation.best["valid/psnr"] > bench.validation.metrics["valid/psnr"]
+
+
+def test_bicubic_is_scored_once_for_the_same_images_and_compared_with(bench: Bench, tmp_path: Path) -> None:
+    validation = bench.validation
+    validation.run(1, Shift(0.2))
+    first = validation.last.bicubic
+    assert len(first) == 1 and 20 < first[0].psnr < 60
+    validation.run(2, Shift(0.05))
+    assert validation.last.bicubic is first
+    assert bench.tracker.values["best/psnr"] == validation.best["valid/psnr"] == validation.last.scores[0].psnr
+    assert bench.tracker.values["best/psnr_over_bicubic"] == validation.best["valid/psnr"] - first[0].psnr
+    more = Bench(tmp_path, few=2).validation
+    more.restore(validation.state())
+    more.run(3, Shift(0.2))
+    assert len(more.last.bicubic) == 2
+    more.close()
 
 
 def test_only_the_last_step_scores_all_images(bench: Bench) -> None:
@@ -82,10 +100,18 @@ def test_only_the_last_step_scores_all_images(bench: Bench) -> None:
     assert bench.tracker.logged == [(3, {"valid"}), (3, {"best"}), (9, {"valid"}), (9, {"best"}), (9, {"final"})]
 
 
+def test_where_the_evaluations_have_all_images_the_last_step_scores_none_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, few=2)
+    bench.validation.run(9, Shift(0.1))
+    assert bench.validation.final.step == 0 and not bench.validation.is_lacking(9)
+    bench.validation.close()
+
+
 def test_pictures_are_drawn_of_the_first_images_and_known_to_the_tracker(bench: Bench) -> None:
-    bench.validation.run(3, Shift(0.1))
+    for step in (3, 4):
+        bench.validation.run(step, Shift(0.1))
     bench.validation.flush()
-    assert bench.tracker.pictures == [(3, "valid/a", True)]
+    assert bench.tracker.pictures == [(3, "valid/a", True), (4, "valid/a", True)]
 
 
 def test_the_mode_of_the_network_stays_and_a_signal_leaves_no_scores(bench: Bench) -> None:
