@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from sr_runner.mlflow_server import Unreachable
-from sr_runner.tracking import SWEEP_TAG
+from sr_runner.tracking import SWEEP_TAG, journal
 from sr_runner.tracking.journal import IDS, JOURNAL, SENT, JournalWriter, metrics_event, read_json, write_json
 
 
@@ -332,11 +332,25 @@ def test_damaged_lines_are_said_and_passed_over(house: House) -> None:
 def test_damaged_lines_among_other_entries_than_metrics_are_passed_over(house: House) -> None:
     house.start()
     with (house.run_dir / JOURNAL).open("ab") as file:
-        file.write(b"damaged\n")
+        file.write(b"damaged\n" * 2)
     house.writer = JournalWriter(house.run_dir / JOURNAL)
     house.writer.append({"event": "finish", "status": "FINISHED", "tags": {}})
     house.deliver()
-    assert house.run.info.status == "FINISHED" and len(house.said) == 1 and "damaged line" in house.said[0]
+    assert house.run.info.status == "FINISHED" and len(house.said) == 1 and "2 damaged lines of" in house.said[0]
+
+
+def test_a_whole_line_that_is_no_entry_is_not_believed_where_it_stood(house: House) -> None:
+    house.start()
+    at = house.writer.size
+    with (house.run_dir / JOURNAL).open("ab") as file:
+        file.write(journal._sealed(b'"time": 1, "event": "metrics", "step": 1, "values": 7}', at + 1000))
+    house.writer = JournalWriter(house.run_dir / JOURNAL)
+    house.writer.append(metrics_event(2, {"loss": 0.25}))
+    house.deliver()
+    assert house.history("loss") == [(2, 0.25)]
+    assert house.said == [
+        f"a damaged line of journal.jsonl passed over (at byte {at}, it is not an entry of a journal)"
+    ]
 
 
 def test_nothing_is_set_aside_while_the_server_answers_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,19 +373,21 @@ def test_nothing_is_set_aside_while_the_server_answers_nothing(house: House, mon
     assert delivery.work() and not delivery.work() and house.history("loss") == [(1, 0.5)]
 
 
-def test_lines_that_are_missing_are_said(house: House) -> None:
+def test_lines_that_are_missing_are_said_at_each_place(house: House) -> None:
     house.start()
     at = house.writer.size
-    for step in range(5):
+    for step in range(7):
         house.writer.append(metrics_event(step, {"loss": 0.5}))
     content = (house.run_dir / JOURNAL).read_bytes()
     lines = content.splitlines(keepends=True)
-    (house.run_dir / JOURNAL).write_bytes(b"".join([lines[0], *lines[3:]]))
+    (house.run_dir / JOURNAL).write_bytes(b"".join([lines[0], *lines[3:6], lines[7]]))
     house.deliver()
-    assert [step for step, _ in house.history("loss")] == [2, 3, 4]
-    lost = len(lines[1] + lines[2])
+    assert [step for step, _ in house.history("loss")] == [2, 3, 4, 6]
+    places = ((lines[1:3], at), (lines[6:7], at + len(b"".join(lines[3:6]))))
     assert house.said == [
-        f"journal.jsonl has lost lines: {lost} bytes of entries are missing before byte {at}, or stand elsewhere"
+        f"journal.jsonl has lost lines: {len(b''.join(lost))} bytes of entries are missing before byte {place}, "
+        "or stand elsewhere"
+        for lost, place in places
     ]
 
 
