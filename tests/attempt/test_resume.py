@@ -15,8 +15,8 @@ import pytest
 from saved_runs import FACTS, IDENTITY, damage, parts_of, save
 
 from sr_runner.attempt.lock import AttemptLock
-from sr_runner.attempt.resume import Chosen, choose
-from sr_runner.checkpoint import LocalStore
+from sr_runner.attempt.resume import Chosen, choose, spool_of
+from sr_runner.checkpoint import LocalStore, RemoteStore
 from sr_runner.checkpoint.lease import Holder
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import DRAFT, Busy, file_lock
@@ -289,6 +289,14 @@ def test_the_store_knows_who_holds_an_attempt_unless_leases_are_off(
                     lock.confirm()
         assert (store.read_lease(NEWER) is not None) is (there is not None), "another's is left alone"
         store.drop_lease(NEWER)
+
+
+def test_a_store_on_the_file_system_of_the_outputs_has_no_spool_there(store: LocalStore, outputs: Path) -> None:
+    assert spool_of(parts_of(outputs, store)) is None
+    assert spool_of(parts_of(outputs, LocalStore(outputs / "not" / "yet"))) is None
+    for there in (LocalStore(Path("/proc/not/yet")), RemoteStore("memory://x")):
+        spool = spool_of(parts_of(outputs, there))
+        assert spool is not None and spool.root == outputs / "spool"
 
 
 def test_giving_up_a_lease_takes_half_of_what_a_stopping_signal_leaves(store: LocalStore, outputs: Path) -> None:

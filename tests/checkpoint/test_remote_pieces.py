@@ -1,4 +1,4 @@
-"""Downloads in pieces, from a file system that gives other bytes than were asked for."""
+"""Downloads in pieces, from a file system that gives other bytes than were asked for; uploads that are left."""
 
 from __future__ import annotations
 
@@ -74,3 +74,35 @@ def test_the_first_bytes_of_an_empty_object_are_none(tmp_path: Path) -> None:
     assert objects(file_system).peek("a", 4) == b"0123" and objects(file_system).peek("a", 99) == b"0123456789"
     file_system.content = b""
     assert objects(file_system).peek("a", 4) == b"" and file_system.asked == [(0, 4), (0, 10)]
+
+
+class Uploads:
+    """An S3 that lists its uploads one a page, whatever prefix it is asked for; the first was given up meanwhile."""
+
+    def __init__(self, *keys: str) -> None:
+        self.pages: list[dict[str, Any]] = [{"Uploads": [{"Key": key, "UploadId": f"id of {key}"}]} for key in keys]
+        self.given_up: list[tuple[str, str, str]] = []
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        return *path.split("/", 1), None  # type: ignore[return-value]
+
+    def call_s3(self, method: str, Bucket: str, Prefix: str, KeyMarker: str = "0", **_: str) -> dict[str, Any]:
+        assert (method, Bucket, Prefix) == ("list_multipart_uploads", "bucket", "run/a/b/")
+        here = int(KeyMarker)
+        more = {"IsTruncated": True, "NextKeyMarker": str(here + 1)} if here < len(self.pages) else {}
+        return {**(self.pages[here] if more else {}), **more}
+
+    def abort_mpu(self, *what: str) -> None:
+        self.given_up.append(what)  # type: ignore[arg-type]
+        if len(self.given_up) == 1:
+            raise FileNotFoundError(what)
+
+
+def test_all_uploads_into_an_attempt_that_nobody_will_complete_are_given_up_and_no_others() -> None:
+    made = FsspecObjects("s3://bucket/run", "s3", Requests(60), {})
+    uploads = Uploads("run/a/b/step-1/x", "run/a/bb/y", "run/a/b/step-2/z")
+    made._made = os.getpid(), uploads
+    made.abandon_uploads("a/b")
+    assert uploads.given_up == [("bucket", key, f"id of {key}") for key in ("run/a/b/step-1/x", "run/a/b/step-2/z")]
+    other = objects(FileSystem())
+    other.abandon_uploads("a/b")  # other storage knows of none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,20 @@ class TestEveryStore:
         assert restored is not None and restored.step == 1 and manager.steps() == [1]
         assert "step-00000002 is damaged" in caplog.text
         assert any(key.startswith(f"{ATTEMPT}/damaged-step-00000002-") for key in medium.present())
+
+
+def test_an_upload_that_a_killed_process_began_is_given_up_at_the_next_start(
+    medium_of: Callable[[str], Medium],
+) -> None:
+    store = medium_of("s3").store()
+    objects: Any = store._objects  # type: ignore[attr-defined]
+    other = f"{IDENTITY}/a0002-ffff"
+    places = [objects._fs.split_path(objects._path(f"{attempt}/step-00000001/x"))[:2] for attempt in (ATTEMPT, other)]
+    for bucket, key in places:
+        objects._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    assert [len(objects._uploads(*place)) for place in places] == [1, 1]
+    store.clean(ATTEMPT)
+    assert [len(objects._uploads(*place)) for place in places] == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["memory", "file", "s3"])
