@@ -109,6 +109,9 @@ class TestEveryStore:
         for verb in (put, store.delete, lambda n: store.get(n, tmp_path), lambda n: store.quarantine(n, "")):
             with pytest.raises(ValueError, match="is not the name of a checkpoint"):
                 verb(wrong)
+        for of_attempt in (store.clean, store.read_lease, lambda a: store.write_lease(a, b""), store.drop_lease):
+            with pytest.raises(ValueError):
+                of_attempt(wrong)
 
     def test_the_manager_saves_restores_and_forgets(self, medium: Medium, tmp_path: Path) -> None:
         manager = CheckpointManager(medium.store(), ATTEMPT, keep=[LastN(2)], scratch=tmp_path / "scratch")

@@ -173,6 +173,18 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
     assert final_bytes(tmp_path / "outputs") == final_bytes(unbroken)
 
 
+def test_a_run_without_checkpoints_is_stopped_by_a_signal_as_well_and_promises_nothing(
+    run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
+    endless = (*TINY, "trainer.steps=100000", "checkpoint=none", "tracker=none", f"data.cache_dir={image_cache}")
+    run = started(run_server, tmp_path, *endless)
+    wait_until(lambda: any("step 3: PSNR" in log.read_text() for log in tmp_path.glob("outputs/runs/*/*/run.log")))
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(60) == 143
+    said = (tmp_path / "errors").read_text()
+    assert "stopping on signal 15" in said and "go on with" not in said and "Traceback" not in said
+
+
 def started(run_server: RunServer, folder: Path, *arguments: str) -> Run:
     return run_server.start(arguments, folder, folder / "said", folder / "errors")
 

@@ -43,6 +43,7 @@ def test_a_signal_in_the_second_of_three_jobs_keeps_its_checkpoint_and_the_same_
     assert "1 of 3 jobs finished, 1 stopped, 1 left" in report
     (command,) = re.findall("Go on with: sr-run (.*)", report)
     assert len(list(tmp_path.glob(saved))) == 2 and "Traceback" not in said.read_text()
+    assert "saved step" not in said.read_text(), "one command goes on with the sweep, not one for each job"
 
     done = sr_run(*shlex.split(command))
     assert "3 of 3 jobs finished" in done.stdout and "job 1 of 3: seed=0: finished, PSNR" in done.stderr

@@ -39,3 +39,13 @@ def test_what_is_under_way_when_it_is_stopped_is_not_recorded(path: Path, monkey
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "3600")
     SystemMetrics(path).stop()
     assert steps(path) == []
+
+
+def test_a_sample_is_taken_every_ten_seconds_unless_mlflows_own_variable_says_otherwise(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, seconds in (("0.5", 0.5), ("", 10)):
+        monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", value)
+        metrics = SystemMetrics(path)
+        assert metrics._interval == seconds
+        metrics.stop()
