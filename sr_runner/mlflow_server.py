@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from sr_runner.errors import RequestError, nearest
@@ -44,8 +44,28 @@ _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """The tag of an experiment by which MLflow's UI opens on training runs and their charts, not on LLM traces."""
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 """Not RESOURCE_ALREADY_EXISTS: an experiment that another run has just made is there at the next try."""
+_DENIALS = {"UNAUTHENTICATED": "401", "CUSTOMER_UNAUTHORIZED": "401", "PERMISSION_DENIED": "403"}
+_DENIED = {
+    "401": "it does not know this user (401): expected $MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD, or "
+    "$MLFLOW_TRACKING_TOKEN",
+    "403": "this user may not write there (403)",
+}
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 200
+
+
+class Given(NamedTuple):
+    """What the environment says of where to record, as `mlflow run` and other tools say it."""
+
+    experiment_id: str | None
+    run_id: str | None
+
+
+def given_by_environment(experiment: str) -> Given:
+    """`$MLFLOW_EXPERIMENT_ID` where nobody names an `experiment`, and `$MLFLOW_RUN_ID`."""
+    is_default = experiment == EXPERIMENT and not os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if is_default else None
+    return Given(experiment_id or None, os.environ.get("MLFLOW_RUN_ID") or None)
 
 
 def tracking_uri(uri: str | None, outputs: Path) -> str:
@@ -138,6 +158,10 @@ class Unreachable(Exception):
     """The server cannot take it now: down, hanging, busy, not letting us in. Worth another try later."""
 
 
+class Denied(Unreachable):
+    """The server does not let this user do it. Somebody may give the user the right: it is tried again."""
+
+
 class Refused(Exception):
     """The server received the request and refused it. The same request will be refused again."""
 
@@ -178,6 +202,10 @@ class Server:
         except MlflowException as error:
             if error.error_code in _REFUSALS:
                 raise Refused(cause(error), error.error_code) from error
+            if denied := re.search(r"error code (401|403)\b", str(error)):
+                raise Denied(_DENIED[denied[1]]) from error
+            if error.error_code in _DENIALS:
+                raise Denied(_DENIED[_DENIALS[error.error_code]]) from error
             raise Unreachable(cause(error)) from error
         except Exception as error:
             raise Unreachable(cause(error)) from error
@@ -190,6 +218,20 @@ class Server:
             if refusal.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+    def has_experiment(self, experiment_id: str) -> bool:
+        """Whether there is one of that id; it is taken out of the bin if need be."""
+        try:
+            self._restore_experiment(self.ask(lambda client: client.get_experiment(experiment_id)))
+        except Refused as refusal:
+            if refusal.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
+        return True
+
+    def mark(self, run_id: str, tag: str, value: str) -> None:
+        """Sets a tag of the run."""
+        self.ask(lambda client: client.set_tag(run_id, tag, value))
 
     def experiment_id(self, name: str) -> str:
         """The id of the experiment `name`, which is made, or taken out of the bin, if need be."""

@@ -86,10 +86,16 @@ class Delivery:
         """Finds the run on the server by the id of an earlier life, or by its tag; makes it where there is none."""
         start = self._start
         run = self._server.run(start["run_id"]) if start.get("run_id") else None
+        owner = run.data.tags.get(ATTEMPT_TAG) if run is not None else None
+        if run is not None and owner not in (None, start["attempt"]):
+            self._report(f"MLflow's run {start['run_id']} is {owner}; this one is recorded by itself", level="warning")
+            run = None
         if run is not None:
             self._experiment_id = run.info.experiment_id
+            if owner is None:  # made by somebody else, for this one
+                self._server.mark(run.info.run_id, ATTEMPT_TAG, start["attempt"])
         else:
-            self._experiment_id = self._server.experiment_id(start["experiment"])
+            self._experiment_id = self._given_experiment() or self._server.experiment_id(start["experiment"])
             run = self._server.tagged_run(
                 self._experiment_id,
                 ATTEMPT_TAG,
@@ -100,6 +106,14 @@ class Delivery:
             )
         self._server.restore(run)
         self._remember(run.info.run_id)
+
+    def _given_experiment(self) -> str | None:
+        given = self._start.get("experiment_id")
+        if given is not None and not self._server.has_experiment(given):
+            name = self._start["experiment"]
+            self._report(f"MLflow has no experiment $MLFLOW_EXPERIMENT_ID={given}: {name} is taken", level="warning")
+            return None
+        return str(given) if given is not None else None
 
     def _remember(self, run_id: str) -> None:
         ids = {

@@ -17,7 +17,7 @@ from typing import Any
 from sr_runner.errors import RequestError
 from sr_runner.files import LinkError
 from sr_runner.masking import masked, masked_text
-from sr_runner.mlflow_server import EXPERIMENT, Server, attempt_of, tracking_uri, ui_hint
+from sr_runner.mlflow_server import EXPERIMENT, Server, attempt_of, given_by_environment, tracking_uri, ui_hint
 from sr_runner.tracking.journal import (
     IDS,
     JOURNAL,
@@ -108,10 +108,10 @@ class MlflowTracker:
             ) from error
         self._finished_at = finished_at(self._run_dir / JOURNAL)
         self._ids = self._known_ids(run)
-        self._append(self._start_event(run))
-        self._take_up(run)
         stands_for_sweep = run.sweep == run.run_dir
         self._is_job = run.sweep is not None and not stands_for_sweep
+        self._append(self._start_event(run))
+        self._take_up(run)
         self._sender = sender_for(self._uri, (run.sweep or self._run_dir).absolute())
         measures = self._system_metrics and not stands_for_sweep  # which does not compute
         self._served = self._sender.begin(self._run_dir, system_metrics=measures)
@@ -207,13 +207,15 @@ class MlflowTracker:
         return ui_hint(self._uri, self._fact("experiment_id"), *ids or [self.run_id])
 
     def _start_event(self, run: RunRecord) -> dict[str, Any]:
+        given = given_by_environment(self._experiment)
         event: dict[str, Any] = {
             "event": "start",
             "attempt": run.attempt,
             "experiment": self._experiment,
+            "experiment_id": given.experiment_id,
             "run_name": self._run_name or run.run_name,
             "resumed_at": run.resumed_at,
-            "run_id": self._ids.get("run_id"),
+            "run_id": self._ids.get("run_id") or (given.run_id if not self._is_job else None),
             "artifacts": str(self._outputs / "artifacts"),
             "params": masked(run.params),
             "tags": {**_who_and_what(), **masked(run.tags)},

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from sr_runner.files import Busy, file_lock
 from sr_runner.masking import MaskedStream, mask_logs, masked_text
-from sr_runner.mlflow_server import Refused, Server, Unreachable, set_limits
+from sr_runner.mlflow_server import Denied, Refused, Server, Unreachable, set_limits
 from sr_runner.tracking.journal import JOURNAL, LOCK, SYSTEM, read_lines
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Sender:
                 self._retried = time.monotonic()
                 delivery.retry_left_over()
         except (Unreachable, Refused, OSError) as fault:
-            self._trouble(str(fault))
+            self._trouble(str(fault), denied=isinstance(fault, Denied))
             return False
         except RunGone as gone:
             self.report(
@@ -224,25 +224,27 @@ class Sender:
             self._system_metrics.stop()
             self._system_metrics = None
 
-    def _trouble(self, reason: str) -> None:
+    def _trouble(self, reason: str, *, denied: bool = False) -> None:
         self._failures += 1
         logger.info("%s: attempt %d failed: %s", self._run_dir, self._failures, reason)
         self.report(trouble=reason)
         if self._failures == 2 and not self._reach.told:
             self._reach.told = True
             where = masked_text(os.environ.get("MLFLOW_TRACKING_URI", ""))
+            what, when = f"cannot be reached ({reason})", "is back"
+            if denied:
+                what, when = f"refuses: {reason}", "takes them"
             self.report(
-                f"{where} cannot be reached ({reason}); training goes on, the points are kept in "
-                f"{self._run_dir / JOURNAL} and are sent when it is back",
-                level="warning",
-            )
+                f"{where} {what}; training goes on, the points are kept in {self._run_dir / JOURNAL} and are sent when "
+                f"it {when}", level="warning",
+            )  # fmt: skip
 
     def _recovered(self) -> None:
         if self._failures:
             self.report(trouble=None)
         if self._reach.told:
             self._reach.told = False
-            self.report("the tracking server is reachable again")
+            self.report("the tracking server takes points again")
         self._failures = 0
 
     def _pause(self) -> float:

@@ -121,6 +121,7 @@ class SenderProcess:
             served.done_with.set()
 
     def _spawn(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)  # that of a sweep is another's
         with os.fdopen(open_own(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
             self._process = subprocess.Popen(
                 sender_command(str(self._folder)),

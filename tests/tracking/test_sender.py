@@ -163,13 +163,13 @@ def test_a_server_that_stays_away_is_said_once_and_what_is_left_is_left(tmp_path
         assert sender._failures == failures
     assert reports.getvalue().count("cannot be reached") == 1 and '"trouble": "no answer"' in reports.getvalue()
     sender._recovered()
-    assert sender._failures == 0 and reports.getvalue().count("reachable again") == 1
+    assert sender._failures == 0 and reports.getvalue().count("takes points again") == 1
     assert reports.getvalue().count('"trouble": null') == 1
     sender._recovered()
     assert reports.getvalue().count('"trouble": null') == 1
     sender._trouble("no answer")
     sender._recovered()
-    assert reports.getvalue().count("reachable again") == 1  # a single failure is not worth a word
+    assert reports.getvalue().count("takes points again") == 1  # a single failure is not worth a word
     done, facts, said = sent(tmp_path / "run", LifeLine(None, 3), NOBODY)
     assert not done and facts["done"] is False and facts["trouble"]
     assert len([each for each in said if "cannot be reached" in each]) == 1

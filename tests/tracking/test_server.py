@@ -37,7 +37,7 @@ def test_a_server_that_starts_late_gets_everything_and_is_missed_once(server: Tr
     server.start()
     assert process.wait(200) == 0
     assert _log(run_dir).count("cannot be reached (Connection refused); training goes on") == 1
-    assert _log(run_dir).count("reachable again") == 1
+    assert _log(run_dir).count("takes points again") == 1
     run = the_run(server.uri, "late/1")
     assert_one_point_a_step(server.uri, run.info.run_id, 400)
 
