@@ -232,6 +232,7 @@ def test_a_file_store_that_fails_holds_up_no_points_and_gets_its_files_later(hou
     (house.folder / "artifacts").write_text("a file where the folder should be")
     (house.run_dir / "run.log").write_text("log")
     house.start()
+    house.deliver()
     house.writer.append({"event": "artifact", "file": "run.log"})
     house.writer.append(metrics_event(1, {"loss": 0.5}))
     delivery = house.delivery()
@@ -243,6 +244,8 @@ def test_a_file_store_that_fails_holds_up_no_points_and_gets_its_files_later(hou
         except Unreachable:
             failures += 1
             assert failures < 10
+    assert failures == 5, "it is the sixth in a row that sets an entry aside"
+    assert house.said == ["one entry is set aside for later: the server takes others"]
     assert house.history("loss") == [(1, 0.5)]
     assert delivery.retry_left_over() == 1
     (house.folder / "artifacts").unlink()
