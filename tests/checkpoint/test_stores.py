@@ -110,7 +110,7 @@ class TestEveryStore:
             with pytest.raises(ValueError, match="is not the name of a checkpoint"):
                 verb(wrong)
         for of_attempt in (store.clean, store.read_lease, lambda a: store.write_lease(a, b""), store.drop_lease):
-            with pytest.raises(ValueError):
+            with pytest.raises((ValueError, FileNotFoundError)):  # a tracking server knows no such run
                 of_attempt(wrong)
 
     def test_the_manager_saves_restores_and_forgets(self, medium: Medium, tmp_path: Path) -> None:
