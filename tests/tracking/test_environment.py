@@ -92,6 +92,7 @@ def test_a_server_that_asks_for_a_password_is_called_what_it_is_and_takes_the_po
     sr_run: SrRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "a secret of tests")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "password1234")
     monkeypatch.chdir(tmp_path)  # where its users are kept
     server = TrackingServer(tmp_path, "--app-name", "basic-auth")
     server.start()

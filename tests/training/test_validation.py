@@ -85,7 +85,7 @@ def test_bicubic_is_scored_once_for_the_same_images_and_compared_with(bench: Ben
     assert bench.tracker.values["best/psnr"] == validation.best["valid/psnr"] == validation.last.scores[0].psnr
     assert bench.tracker.values["best/psnr_over_bicubic"] == validation.best["valid/psnr"] - first[0].psnr
     more = Bench(tmp_path, few=2).validation
-    more.restore(validation.state())
+    more.restore(**validation.state())
     more.run(3, Shift(0.2))
     assert len(more.last.bicubic) == 2
     more.close()
