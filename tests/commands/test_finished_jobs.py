@@ -46,11 +46,10 @@ def test_finished_jobs_are_answered_from_their_records_unless_something_has_chan
 
     once = started()
     assert len(list(tmp_path.glob("outputs/runs/*/*"))) == 2 and all(once.values())
-    assert started() == once  # nothing was composed or built for them
     (result,) = (path for path in tmp_path.glob("outputs/runs/*/*/result.json") if _seed(path) == 1)
     result.unlink()
     again = started()
-    assert again["seed=0"] == once["seed=0"] and again["seed=1"] > once["seed=1"]  # only that one
+    assert again["seed=0"] == once["seed=0"] and again["seed=1"] > once["seed=1"]  # nothing was built for the other
     recipe.write_text("# @package _global_\noptimizer: {lr: 2e-3}\n")
     other = started()
     assert all(other[name] > again[name] for name in other)
