@@ -30,7 +30,7 @@ from sr_runner.tracking import Tracker
 log = logging.getLogger(__name__)
 
 _RESUME = "trainer.resume"
-_OF_A_START = (_RESUME, "trainer.allow_changes", "outputs", "data.preview")
+_OF_A_START = (_RESUME, "trainer.allow_changes", "outputs", "data.preview", "sweep")
 """How a process is started is no property of the run."""
 _PLACES = ("checkpoint", "tracker", "data.cache_dir")
 """Where things lie is known from the folder of a run, and not believed where only a checkpoint says it."""

@@ -103,7 +103,7 @@ def finished_before(board: Board, sources: str) -> dict[frozenset[str], Job]:
 
 def determining(overrides: Sequence[str]) -> frozenset[str]:
     """Whatever a job does but how it starts."""
-    return frozenset(each for each in overrides if not each.lstrip("+").startswith("trainer.resume="))
+    return frozenset(each for each in overrides if not each.lstrip("+").startswith(("trainer.resume=", "sweep.")))
 
 
 def _is_digest(fact: object) -> bool:

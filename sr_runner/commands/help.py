@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sr_runner.commands.arguments import options_help
-from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings
+from sr_runner.config.settings import CheckpointSettings, RunSettings, SweepSettings, TrainerSettings
 
 _GROUPS = {
     "model": "the network",
@@ -27,7 +27,10 @@ _GROUPS = {
 def page(conf: Path, own: Path | None = None) -> str:
     """The help page for the config tree in `conf`, and what `own` (`--config-dir`) adds to it."""
     groups = "\n".join(_group(conf, own, name, what) for name, what in _GROUPS.items() if (conf / name).is_dir())
-    settings = (("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings))
+    settings = (
+        ("", RunSettings), ("trainer.", TrainerSettings), ("checkpoint.", CheckpointSettings),
+        ("sweep.", SweepSettings),
+    )  # fmt: skip
     keys = "\n".join(options_help(kind, prefix=prefix, indent=38) for prefix, kind in settings)
     return f"""\
 sr-run: train super-resolution networks. Every run is composed from config groups, recorded in MLflow, and can be

@@ -29,11 +29,21 @@ from sr_runner.attempt.record import SweepJob
 from sr_runner.attempt.report import print_report
 from sr_runner.commands.finished_jobs import OnlyUnfinished, determining, finished_before, sources_digest
 from sr_runner.commands.search import is_search, judge_of, pruning
-from sr_runner.commands.sweep_board import CSV, Board, Job, JobStatus, SweepRun, planned, quoted, read_job, write_job
+from sr_runner.commands.sweep_board import (
+    CSV,
+    Board,
+    Job,
+    JobStatus,
+    SweepRun,
+    planned,
+    quoted,
+    read_job,
+    write_job,
+)
 from sr_runner.config.compose import Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import LinkError, folder_named, own_folder
+from sr_runner.files import LinkError, folder_named, own_folder, write_file
 from sr_runner.masking import learn, masked, masked_text
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import Status, Tracker, settle
@@ -54,6 +64,8 @@ class Plan:
     process: int
     """The sweep's own."""
     resumes: bool
+    stops: bool
+    """After the first failure no further job is to start."""
     sources: str
     """A digest of what jobs are composed from, beside their overrides."""
     pruning: tuple[dict[str, Any], str] | None = None
@@ -90,6 +102,9 @@ def sweep(
     is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
     searches = is_search(whole.hydra.sweeper)
     pruner = pruning(whole.hydra.sweeper) if searches else None
+    stops = config.sweep.on_failure == "stop"
+    if searches and stops:
+        raise RequestError("sweep.on_failure=stop: expected continue; to a search, a trial that fails is an answer")
     combinations = planned(swept) if is_grid and all(swept.values()) else ()
     board = Board(
         folder, list(swept), masked_text(quoted(words)), masked(combinations),
@@ -115,7 +130,7 @@ def sweep(
     for path in (folder / "multirun.yaml", *folder.glob(hydras), *folder.glob(f"{hydras}/*.yaml")):
         if path.is_symlink():
             raise LinkError(path)  # Hydra writes there, and follows links
-    plan = Plan(folder, tuple(swept), os.getpid(), resumes, sources, pruner)
+    plan = Plan(folder, tuple(swept), os.getpid(), resumes, stops, sources, pruner)
     constant = dict.fromkeys(each.key_or_group for each in parse(all_overrides) if each.key_or_group not in swept)
     hydra = [
         "hydra.mode=MULTIRUN", "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
@@ -131,6 +146,7 @@ def sweep(
 
     run = SweepRun(tracker, board)
     status: Status = "KILLED"
+    (folder / _FAILED).unlink(missing_ok=True)
     board.begin()
     run.start()
     _boards[folder] = board
@@ -188,8 +204,13 @@ def job(config: DictConfig, plan: Plan) -> float | None:
         write_job(output, now) if board is None else board.record(output, now)
 
     def failed(reason: str) -> None:
+        if plan.stops:
+            write_file(plan.folder / _FAILED, name)
         tell("failed", error=masked_text(re.sub(r"\s+", " ", reason)), seconds=time.monotonic() - began)
 
+    if plan.stops and (plan.folder / _FAILED).exists():
+        stop.uninstall()
+        return None
     with logs.to_file(output / "job.log"):
         try:
             if not done:
@@ -235,12 +256,16 @@ def _check_launcher(launcher: DictConfig) -> None:
         )
 
 
+_FAILED = "failed"
+"""A file in the sweep's folder: a job has failed, and no further one is to start."""
+
+
 def _folder(outputs: Path, overrides: Sequence[str], keys: Sequence[str], *, resume: bool) -> Path:
     """Where a sweep keeps its record: `sweeps/<time>-<hash of what it sweeps and of what stays the same>`.
 
     With `resume`, the newest folder of the same sweep: it goes on, and may have grown by other values.
     """
-    others = ("trainer.resume", "hydra.", "hydra/", *(f"{key}=" for key in keys))
+    others = ("trainer.resume", "sweep.", "hydra.", "hydra/", *(f"{key}=" for key in keys))
     constant = [each for each in overrides if not each.lstrip("+~").startswith(others)]
     digest = hashlib.sha256(json.dumps([sorted(keys), sorted(constant)]).encode()).hexdigest()[:8]
     earlier = sorted(path for path in (outputs / "sweeps").glob(f"*-{digest}") if not path.is_symlink())

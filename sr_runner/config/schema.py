@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sr_runner.config.identity import flatten
-from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings
+from sr_runner.config.settings import CheckpointSettings, RunSettings, SweepSettings, TrainerSettings
 from sr_runner.errors import RequestError
 from sr_runner.masking import masked
 
@@ -29,6 +29,7 @@ class Schema(RunSettings):
     tracker: Any = MISSING
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
 
 
 def register_schema() -> None:
@@ -57,6 +58,7 @@ def check(config: DictConfig) -> None:
         raise RequestError(f"data.scale={own}: expected {config.scale}, as scale={config.scale}; set scale instead")
     settings(config, "trainer", TrainerSettings)
     settings(config, "checkpoint", CheckpointSettings)
+    settings(config, "sweep", SweepSettings)
 
 
 _ABOVE_0, _BELOW_1, _STEPS = math.ulp(0.0), math.nextafter(1.0, 0.0), 2**31

@@ -45,6 +45,17 @@ class RunSettings:
 
 
 @dataclass(kw_only=True)
+class SweepSettings:
+    """`sweep.*`: of `sr-run -m`; a single run has no use for them."""
+
+    on_failure: str = "continue"
+    """continue: a job that fails does not stop the others. stop: no further job starts."""
+
+    def __post_init__(self) -> None:
+        _check("sweep.on_failure", self.on_failure, self.on_failure in ("continue", "stop"), "continue or stop")
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """`trainer.*`: how long, how often, on what."""
 

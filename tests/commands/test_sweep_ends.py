@@ -61,6 +61,19 @@ def test_a_job_that_cannot_be_done_is_said_in_one_sentence(sr_run: SrRun, tmp_pa
     assert "Error executing" not in done.stderr  # Hydra's line, a second message
 
 
+def test_a_sweep_that_is_to_stop_at_a_failure_starts_no_further_job_and_goes_on_later(
+    sr_run: SrRun, tmp_path: Path
+) -> None:
+    weights = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    asked = (
+        "-m", *TINY, "tracker=none", "sweep.on_failure=stop", "trainer.resume=true",
+        f"checkpoint.init_from=null,{weights[0]},{weights[1]}",
+    )  # fmt: skip
+    done = sr_run(*asked, code=1)
+    assert "1 of 3 jobs finished, 1 failed, 1 left" in done.stdout and "sweep.on_failure=stop" in done.stdout
+    assert "1 of 3 jobs finished, 1 failed, 1 left" in sr_run(*asked, code=1).stdout  # it is tried again
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_sweep_that_is_killed_at_random_instants_and_repeated_ends_like_one_that_was_not(

@@ -81,7 +81,7 @@ DATA = {
     "download": False,
     "base_url": False,
 }
-GROUPS = {"scale": True, "seed": True, "outputs": False, "tracker": False} | dict.fromkeys(
+GROUPS = {"scale": True, "seed": True, "outputs": False, "tracker": False, "sweep": False} | dict.fromkeys(
     ("model", "objective", "optimizer", "scheduler"), True
 )
 NEEDED = {"data=folder": ["data.train=/photographs"]}
