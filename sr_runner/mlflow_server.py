@@ -36,6 +36,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 
 EXPERIMENT = "sr-run"
+ARTIFACTS = "artifacts"
+"""In the folder of outputs: the files of runs whose tracking server is a database."""
 """What runs belong to where nobody says another; the same stands in conf/tracker/mlflow.yaml."""
 
 _TRAINING_VIEW = "?workflowType=machine_learning"

@@ -137,7 +137,7 @@ def identity_now(config: DictConfig, choices: Mapping[str, str], overrides: Sequ
     parts.data.prepare(progress=sys.stderr.isatty())
     outputs = Path(config.outputs)
     with scratch_folder(outputs) as scratch:
-        catalogue = Catalogue(outputs / "runs", parts.store, scratch, parts.tracker.attempt_of)
+        catalogue = Catalogue(outputs / files.RUNS, parts.store, scratch, parts.tracker.attempt_of)
         facts = parts.identity_facts(initialise(parts.model, parts.checkpoint, catalogue))
     return identity_of(choices.get("model", "model"), config.scale, facts)
 

@@ -45,6 +45,7 @@ from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import LinkError, folder_named, own_folder, write_file
 from sr_runner.masking import learn, masked, masked_text
+from sr_runner.runs.folder import RUNS
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import Status, Tracker, settle
 
@@ -108,7 +109,7 @@ def sweep(
     combinations = planned(swept) if is_grid and all(swept.values()) else ()
     board = Board(
         folder, list(swept), masked_text(quoted(words)), masked(combinations),
-        Path(config.outputs) / "runs", [key for key in swept if key in choices],
+        Path(config.outputs) / RUNS, [key for key in swept if key in choices],
         whole.hydra.sweeper.n_trials if searches else 0,
     )  # fmt: skip
     subdir = str(whole.hydra.sweep._get_node("subdir")._value())

@@ -72,6 +72,8 @@ class Learner:
             raise RequestError(
                 f"optimizer: {type(self.optimizer).__name__} computes the loss several times a step: not supported"
             )
+        if isinstance(self.optimizer, torch.optim.SparseAdam):
+            raise RequestError("optimizer: SparseAdam takes sparse gradients only, and a network here has none")
         if scheduler is not None:
             scheduler = with_own_peaks(scheduler, groups, self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None

@@ -15,7 +15,7 @@ from sr_runner.checkpoint import DamagedError, Origin, Store
 from sr_runner.checkpoint.format import CONFIG, PART, STATE, Name, step_name
 from sr_runner.checkpoint.stores import names_in
 from sr_runner.files import own_folder
-from sr_runner.mlflow_server import Server, tracking_uri
+from sr_runner.mlflow_server import ARTIFACTS, Server, tracking_uri
 from sr_runner.mlflow_server import attempt_of as ask_attempt_of
 from sr_runner.runs import folder as files
 
@@ -58,7 +58,7 @@ class Catalogue:
         self.runs, self.store, self.scratch, self.follows_records = runs, store, scratch, follows_records
         outputs = runs.parent
         self._attempt_of = attempt_of or (
-            lambda run_id: ask_attempt_of(run_id, Server(tracking_uri(None, outputs), outputs / "artifacts"))
+            lambda run_id: ask_attempt_of(run_id, Server(tracking_uri(None, outputs), outputs / ARTIFACTS))
         )
 
     def attempts(self, identity: str) -> list[Attempt]:

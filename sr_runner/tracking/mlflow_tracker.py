@@ -17,7 +17,15 @@ from typing import Any
 from sr_runner.errors import RequestError
 from sr_runner.files import LinkError
 from sr_runner.masking import masked, masked_text
-from sr_runner.mlflow_server import EXPERIMENT, Server, attempt_of, given_by_environment, tracking_uri, ui_hint
+from sr_runner.mlflow_server import (
+    ARTIFACTS,
+    EXPERIMENT,
+    Server,
+    attempt_of,
+    given_by_environment,
+    tracking_uri,
+    ui_hint,
+)
 from sr_runner.tracking.journal import (
     IDS,
     JOURNAL,
@@ -89,7 +97,7 @@ class MlflowTracker:
 
     def attempt_of(self, run_id: str) -> str | None:
         """Asks the server; the one place where this process imports MLflow, before it trains."""
-        return attempt_of(run_id, Server(self._uri, self._outputs / "artifacts"))
+        return attempt_of(run_id, Server(self._uri, self._outputs / ARTIFACTS))
 
     def start(self, run: RunRecord) -> None:
         """Opens the journal in `run.run_dir`, reads what it holds already, and starts the sender.
@@ -216,7 +224,7 @@ class MlflowTracker:
             "run_name": self._run_name or run.run_name,
             "resumed_at": run.resumed_at,
             "run_id": self._ids.get("run_id") or (given.run_id if not self._is_job else None),
-            "artifacts": str(self._outputs / "artifacts"),
+            "artifacts": str(self._outputs / ARTIFACTS),
             "params": masked(run.params),
             "tags": {**_who_and_what(), **masked(run.tags)},
         }

@@ -332,6 +332,13 @@ def test_a_key_of_the_option_file_that_the_new_class_takes_as_something_else_is_
     assert optimizer.defaults["eps"] == (None, 1e-3) and optimizer.defaults["lr"] == 1e-2
 
 
-def test_an_optimizer_that_computes_the_loss_several_times_a_step_is_refused(build: Build) -> None:
-    with pytest.raises(RequestError, match="LBFGS computes the loss several times a step"):
-        build("optimizer._target_=torch.optim.LBFGS")
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        ("LBFGS", "LBFGS computes the loss several times a step"),
+        ("SparseAdam", "SparseAdam takes sparse gradients only"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_here_is_refused(optimizer: str, reason: str, build: Build) -> None:
+    with pytest.raises(RequestError, match=reason):
+        build(f"optimizer._target_=torch.optim.{optimizer}")

@@ -19,7 +19,7 @@ from sr_runner.checkpoint.stores.requests import Requests, check_seconds
 from sr_runner.errors import RequestError
 from sr_runner.files import scratch_folder
 from sr_runner.masking import masked_text
-from sr_runner.mlflow_server import ATTEMPT_TAG, EXPERIMENT, Server, tracking_uri
+from sr_runner.mlflow_server import ARTIFACTS, ATTEMPT_TAG, EXPERIMENT, Server, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import FileInfo, Run
@@ -58,7 +58,7 @@ class MlflowStore(ObjectStore):
         place = Path(outputs).absolute()
         address = tracking_uri(uri, place)
         url = f"mlflow:{masked_text(address)}#{experiment}"
-        server = Server(address, place / "artifacts")
+        server = Server(address, place / ARTIFACTS)
         wait = check_seconds("wait_for_run", wait_for_run)
         self._artifacts = Artifacts(url, server, experiment, place, Requests(retry_seconds), wait)
         super().__init__(self._artifacts)

@@ -14,7 +14,7 @@ from sr_runner.commands.evaluate.models import Model
 from sr_runner.commands.evaluate.report import Result, as_csv
 from sr_runner.errors import RunError
 from sr_runner.masking import MASK, masked_text
-from sr_runner.mlflow_server import Refused, Server, Unreachable, tracking_uri
+from sr_runner.mlflow_server import ARTIFACTS, Refused, Server, Unreachable, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ class Record:
         Raises as `uri_for`, and `RunError` where the server does not answer.
         """
         uri, known = self.uri_for(model), model.source.tracker if model.source is not None else {}
-        server = Server(uri, self.outputs.absolute() / "artifacts")
+        server = Server(uri, self.outputs.absolute() / ARTIFACTS)
         try:
             run_id = self._run(server, model, known.get("run_id"))
             server.ask(partial(_log, run_id=run_id, model=model, results=results, pictures=pictures))
