@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def sources_digest(loader: ConfigLoader, overrides: Sequence[str], outputs: Path
         for folder, names, files_here in os.walk(tree):
             names[:] = sorted(name for name in names if name[:1] != "." and Path(folder, name) != outputs)
             for path in sorted(Path(folder, name) for name in files_here if name.endswith(suffix)):
-                content = path.read_bytes()
+                content = b""
+                with suppress(OSError):  # Hydra says so where it needs the file
+                    content = path.read_bytes()
                 digest.update(f"{path.relative_to(tree)} {len(content)} ".encode() + content)
                 texts += [content.decode(errors="replace")] if suffix == ".yaml" else []
     for name in sorted({name for text in texts for name in re.findall(r"oc\.env:\s*(\w+)", text)}):

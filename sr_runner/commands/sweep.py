@@ -257,7 +257,7 @@ def _check_launcher(launcher: DictConfig) -> None:
         )
 
 
-_FAILED = "failed"
+_FAILED = "sweep.failed"
 """A file in the sweep's folder: a job has failed, and no further one is to start."""
 
 

@@ -128,6 +128,14 @@ class Sender:
 
     def step(self) -> bool | None:
         """Does the next part of the work. None where there is or may come more; at the end, whether all is sent."""
+        try:
+            return self._step()
+        except OSError as fault:  # somebody deletes the run's folder
+            self._trouble(str(fault))
+            self.due = time.monotonic() + self._pause()
+            return False if self._life.overdue else None
+
+    def _step(self) -> bool | None:
         if not self._is_held and not self._hold():
             self.due = time.monotonic() + _BUSY_LOCK
             return False if self._life.overdue else None

@@ -75,8 +75,12 @@ class SenderProcess:
     def begin(self, run_dir: Path, *, system_metrics: bool) -> Served:
         """Serves the run from now on."""
         with self._lock:
+            before = self._served.get(str(run_dir))
             served = self._served[str(run_dir)] = Served(str(run_dir), system_metrics)
-            if self._process is None:
+            if before is not None:  # it goes on before all of its earlier life is sent: they get there together
+                before.reports, before.done_with = served.reports, served.done_with
+            if self._process is None or self.is_over:
+                self.is_over = False
                 self._start()
             else:
                 self._tell(*_words(served))

@@ -294,6 +294,15 @@ def test_a_machine_whose_load_cannot_be_measured_is_said_once(
     assert done and said == ["no system metrics: psutil is missing"]
 
 
+def test_a_run_whose_folder_cannot_be_used_any_more_ends_no_sender(
+    tmp_path: Path, uri: str, clock: Clock, pipe: Pipe
+) -> None:
+    (tmp_path / "gone").write_text("")
+    sender = Sender(tmp_path / "gone", uri, pipe[0](), io.StringIO(), system_metrics=False)
+    assert sender.step() is None and sender._failures == 1 and sender.due > clock.now
+    os.close(pipe[1])
+
+
 def test_one_sender_serves_many_runs_and_a_run_that_fails_holds_up_no_other(
     tmp_path: Path, uri: str, clock: Clock, pipe: Pipe
 ) -> None:

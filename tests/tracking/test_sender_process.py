@@ -167,6 +167,25 @@ def test_a_sender_stays_for_the_next_job_and_forgets_what_was_waited_for_in_vain
     assert (tmp_path / "sender.log").read_text() == "bye\n"
 
 
+def test_a_run_that_goes_on_before_its_earlier_life_is_sent_is_delivered_with_it(make: Make) -> None:
+    sender = make(f"read -r begin; read -r end; {DELIVERS}")
+    first = begun(sender)
+    sender.end(first)
+    second = begun(sender)
+    sender.end(second)
+    assert sender.settle(first, 60, stays=True) and settled(sender, second)
+
+
+def test_a_sender_that_ended_with_nothing_to_do_is_started_for_the_next_run(make: Make) -> None:
+    sender = make(f"if mkdir once 2> /dev/null; then exit 0; fi; {DELIVERS}")
+    first = begun(sender)
+    sender._served.clear()
+    wait_until(lambda: sender.is_over)
+    second = begun(sender)
+    sender.end(second)
+    assert settled(sender, second) and not first.done_with.is_set()
+
+
 def test_runs_of_one_server_share_a_sender_until_it_is_over(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
