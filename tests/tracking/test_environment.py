@@ -86,7 +86,7 @@ def test_a_server_that_asks_for_a_password_is_called_what_it_is_and_takes_the_po
     sr_run: SrRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "a secret of tests")
-    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "password1234")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "one of tests")
     monkeypatch.chdir(tmp_path)  # where its users are kept
     server = TrackingServer(tmp_path, "--app-name", "basic-auth")
     server.start()
@@ -96,10 +96,10 @@ def test_a_server_that_asks_for_a_password_is_called_what_it_is_and_takes_the_po
         assert done.stderr.count("it does not know this user (401): expected $MLFLOW_TRACKING_USERNAME") >= 1
         assert "refuses: " in done.stderr and "cannot be reached" not in done.stderr
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "one of tests")
         sr_run(*TINY, f"tracker.uri={server.uri}", "trainer.resume=true")
         asked = urllib.request.Request(f"{server.uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=sr-run")
-        asked.add_header("Authorization", f"Basic {b64encode(b'admin:password1234').decode()}")
+        asked.add_header("Authorization", f"Basic {b64encode(b'admin:one of tests').decode()}")
         assert b"experiment_id" in urllib.request.urlopen(asked, timeout=30).read()
     finally:
         server.kill()
