@@ -17,10 +17,11 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from sr_runner.attempt.build import EVALUATED
 from sr_runner.commands.finished_jobs import determining
 from sr_runner.commands.sweep_board import Job, records
 from sr_runner.config.overrides import parse
-from sr_runner.errors import RequestError, RunError
+from sr_runner.errors import RequestError, RunError, check_choice
 from sr_runner.files import LinkError
 from sr_runner.masking import masked
 from sr_runner.training.orchestrator import Judge
@@ -72,7 +73,7 @@ class OptunaSweeper(Sweeper):
         import optuna
 
         overrides = parse([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
-        space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
+        space = _space(overrides)
         constant = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
@@ -165,17 +166,23 @@ def judge_of(folder: Path, pruner: Mapping[str, Any], metric: str, overrides: Se
     return judge
 
 
-def pruning(sweeper: DictConfig) -> tuple[dict[str, Any], str] | None:
+def pruning(sweeper: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], str] | None:
     """The pruner that `hydra.sweeper` asks for and the metric that it looks at; None where there is none.
 
-    Raises `RequestError` for values that cannot be meant.
+    Raises `RequestError` for values there, or ranges in `overrides`, that cannot be meant.
     """
     try:
         import optuna
     except ImportError as error:
         raise RequestError("hydra/sweeper=optuna: expected sr-run[optuna] to be installed") from error
     metrics = _plain(sweeper.metrics)
+    if not _space(parse(overrides)):
+        raise RequestError(
+            "hydra/sweeper=optuna: there is nothing to choose; expected a key with several values or a range, such as "
+            "optimizer.lr='tag(log, interval(1e-5, 1e-2))'"
+        )
     for name, direction in metrics.items():
+        check_choice("hydra.sweeper.metrics", name, (*EVALUATED, "parameters", "seconds"))
         if direction not in ("maximize", "minimize"):
             raise RequestError(f"hydra.sweeper.metrics.{name}={direction}: expected maximize or minimize")
     if not metrics:
@@ -249,6 +256,10 @@ def _made(part: Literal["sampler", "pruner"], config: Mapping[str, Any], number:
             f"hydra.sweeper.{part}._target_={target}: expected a {part} of Optuna's that takes "
             f"{shown or 'no arguments'} ({error})"
         ) from error
+
+
+def _space(overrides: Sequence[Override]) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
 
 
 def _distribution(override: Override) -> optuna.distributions.BaseDistribution:

@@ -102,7 +102,7 @@ def sweep(
         folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
     is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
     searches = is_search(whole.hydra.sweeper)
-    pruner = pruning(whole.hydra.sweeper) if searches else None
+    pruner = pruning(whole.hydra.sweeper, all_overrides) if searches else None
     stops = config.sweep.on_failure == "stop"
     if searches and stops:
         raise RequestError("sweep.on_failure=stop: expected continue; to a search, a trial that fails is an answer")

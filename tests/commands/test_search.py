@@ -154,6 +154,7 @@ def test_a_range_that_cannot_be_is_refused(override: str) -> None:
         ({"n_jobs": True}, "hydra.sweeper.n_jobs=True: expected a whole number"),
         ({"metrics": {"valid/psnr": "up"}}, "hydra.sweeper.metrics.valid/psnr=up: expected maximize or minimize"),
         ({"metrics": {}}, "expected a metric"),
+        ({"metrics": {"valid/pnsr": "maximize"}}, "hydra.sweeper.metrics=valid/pnsr: expected valid/psnr"),
         ({"sampler": {"_target_": "os.system"}}, "sampler._target_=os.system: expected a sampler of Optuna's"),
         ({"sampler": {**TPE, "n": 1}}, "expected a sampler of Optuna's that takes seed=0, n_startup_trials=3, n=1"),
         ({"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}, "expected a pruner of Optuna's"),
@@ -163,7 +164,17 @@ def test_a_range_that_cannot_be_is_refused(override: str) -> None:
 def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
     settings = {"n_trials": 2, "n_jobs": 1, "sampler": TPE, "pruner": NOP, "metrics": {"valid/psnr": "maximize"}}
     with pytest.raises(RequestError) as refused:
-        search.pruning(SimpleNamespace(**(settings | change)))  # type: ignore[arg-type]
+        search.pruning(SimpleNamespace(**(settings | change)), SPACE)  # type: ignore[arg-type]
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [("model=edsr", "there is nothing to choose"), ("a=interval(2,1)", "a=interval(2,1): ")]
+)
+def test_a_search_of_nothing_is_refused_before_anything_is_written(asked: str, message: str) -> None:
+    settings = {"n_trials": 2, "n_jobs": 1, "sampler": TPE, "pruner": NOP, "metrics": {"valid/psnr": "maximize"}}
+    with pytest.raises(RequestError) as refused:
+        search.pruning(SimpleNamespace(**settings), [asked])  # type: ignore[arg-type]
     assert message in str(refused.value)
 
 
