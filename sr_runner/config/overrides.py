@@ -19,10 +19,8 @@ _MOST_CHECKED = 64
 
 
 def normalised(overrides: Sequence[str]) -> list[str]:
-    """The overrides as Hydra wants them: `experiment` is in the defaults list, but people write `+experiment=x` too;
-    null is the natural word for none of a group within another (`data/degradation`), which Hydra writes `~group`."""
-    overrides = [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
-    return [re.sub(r"^((?!hydra/)\w+/[\w/]+)=(?i:null)$", r"~\1", override) for override in overrides]
+    """The overrides as Hydra wants them: `experiment` is in the defaults list, but people write `+experiment=x` too."""
+    return [re.sub(r"^\+experiment=", "experiment=", override) for override in overrides]
 
 
 def as_override(key: str, value: Any, sign: str = "") -> str:

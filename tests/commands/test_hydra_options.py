@@ -77,7 +77,7 @@ PRINTED = {
     "--info plugins": ["Installed Hydra Plugins", "BasicLauncher"],
     "-cd own --info searchpath": ["Config search path", "own"],
     "--hydra-help": ["hydra.cc", "hydra/launcher", "--config-name"],
-    "data/degradation=null --cfg job -p data.degradation": ["bicubic"],
+    "data/degradation=bicubic --cfg job -p data.degradation": ["bicubic"],
     "--help": ["sr-run -m", "Exit status"],
     "-h": ["sr-run -m", "Exit status"],
     "--shell-completion install=bash": ["hydra_bash_completion", "complete"],
