@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
@@ -38,6 +39,7 @@ from sr_runner.commands.sweep_board import (
     planned,
     quoted,
     read_job,
+    records,
     write_job,
 )
 from sr_runner.config.compose import Application, job_config, job_request
@@ -96,10 +98,18 @@ def sweep(
     tracker: Tracker = build(config.tracker, "tracker")
     swept = swept_values(all_overrides, _MOST_PLANNED)
     resumes = config.trainer.resume is not False
-    if not whole.hydra.sweep.dir:
-        folder = _folder(Path(config.outputs), all_overrides, list(swept), resume=resumes)
-    else:
+    constant = {key: value for key, value in _as_handed_on(all_overrides).items() if key not in swept}
+    if whole.hydra.sweep.dir:
+        if config.sweep.name is not None:
+            raise RequestError("sweep.name and hydra.sweep.dir: expected one of them, both say where the sweep is")
         folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
+    elif config.sweep.name is not None:
+        folder = Path(config.outputs) / "sweeps" / config.sweep.name
+        columns = _grown(folder, swept, constant, resume=resumes)
+        swept = {key: swept[key] if key in swept else [constant[key]] for key in columns if key in swept | constant}
+        constant = {key: value for key, value in constant.items() if key not in swept}
+    else:
+        folder = _folder(Path(config.outputs), all_overrides, list(swept), resume=resumes)
     is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
     searches = is_search(whole.hydra.sweeper)
     pruner = pruning(whole.hydra.sweeper, all_overrides) if searches else None
@@ -132,7 +142,6 @@ def sweep(
         if path.is_symlink():
             raise LinkError(path)  # Hydra writes there, and follows links
     plan = Plan(folder, tuple(swept), os.getpid(), resumes, stops, sources, pruner)
-    constant = dict.fromkeys(each.key_or_group for each in parse(all_overrides) if each.key_or_group not in swept)
     hydra = [
         "hydra.mode=MULTIRUN", "hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")),
         "hydra.job.config.override_dirname.exclude_keys=[{}]".format(",".join(f"'{key}'" for key in constant)),
@@ -273,6 +282,46 @@ def _folder(outputs: Path, overrides: Sequence[str], keys: Sequence[str], *, res
     if resume and earlier:
         return earlier[-1]
     return outputs / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
+
+
+def _grown(folder: Path, swept: Iterable[str], constant: Mapping[str, str], *, resume: bool) -> list[str]:
+    """What the jobs of the named sweep in `folder` differ by, with those of this start: keys that are swept, or were,
+    and settings that were the same for all so far.
+
+    Raises `RequestError` where jobs of this start could not be told from earlier ones.
+    """
+    name, jobs = f"sweep.name={folder.name}", records(folder)
+    if jobs and not resume:
+        raise RequestError(f"{name}: there is such a sweep; expected trainer.resume=true too, or another name")
+    columns = dict.fromkeys(key for job in jobs for key in job.values) | dict.fromkeys(swept)
+    here = {key: masked(value) for key, value in constant.items() if not _is_of_the_start(key)}
+    for job in jobs:
+        there = {key: value for key, value in _as_handed_on(job.overrides).items() if not _is_of_the_start(key)}
+        columns |= dict.fromkeys(key for key, value in here.items() if there.get(key) != value)
+        lacking = [f"{key}={value}" for key, value in there.items() if key not in columns and key not in here]
+        if lacking:
+            raise RequestError(
+                f"{name}: its job {job.name} had {' '.join(lacking)}; expected a value for that here too"
+            )
+    for key in columns:
+        if jobs and key not in constant and key not in swept:
+            raise RequestError(f"{name}: its jobs differ by {key}; expected a value for that here too")
+    return list(columns)
+
+
+def _as_handed_on(overrides: Sequence[str]) -> dict[str, str]:
+    """Keys and values as Hydra hands them to jobs: 1e-3 becomes 0.001."""
+    handed_on = ((each.key_or_group, "" if each.is_delete() else _text(each)) for each in parse(overrides))
+    return {key: value.strip("'\"") for key, value in handed_on}
+
+
+def _text(override: Override) -> str:
+    return "" if override.is_sweep_override() else override.get_value_element_as_str()
+
+
+def _is_of_the_start(key: str) -> bool:
+    """It says how a job starts or where its files are, and nothing of what it is."""
+    return f"{key}.".startswith(("trainer.resume.", "sweep.", "hydra.", "hydra/", "outputs.", "checkpoint", "tracker"))
 
 
 def _where(tracker: Tracker, jobs: Sequence[Job], runs: Path) -> str:

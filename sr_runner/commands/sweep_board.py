@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-from sr_runner.attempt.labels import short_names
+from sr_runner.attempt.labels import given, short_names
 from sr_runner.commands.sweep_page import JobRow, SweepRows, page
 from sr_runner.config import types
 from sr_runner.errors import printable
@@ -137,7 +137,7 @@ class Board:
 
     def jobs(self) -> list[Job]:
         """All jobs, those of earlier starts and those that are left included: best first, then in their order."""
-        found = records(self.folder)
+        found = list(self._told_apart([self._with_keys(job) for job in records(self.folder)]))
         known = {frozenset(job.values.items()) for job in found}
         left = [
             Job(number, self.name(values), dict(values), [], "left")
@@ -147,6 +147,20 @@ class Board:
         order = ("finished", "pruned", "running", "stopped", "failed", "left")
         ranked = [*found, *left]
         return sorted(ranked, key=lambda job: (order.index(job.status), -(job.psnr or 0), job.number))
+
+    def _with_keys(self, job: Job) -> Job:
+        """`job` with a value of each key that was the same for all when it began."""
+        if all(key in job.values for key in self.keys):
+            return job
+        asked = job.values | given(job.overrides)
+        values = {key: asked[key] for key in self.keys if key in asked}
+        return replace(job, values=values, name=self.name(values))
+
+    @staticmethod
+    def _told_apart(jobs: Sequence[Job]) -> Iterator[Job]:
+        """Less those whose run is that of a job which says more of it: the sweep has got further keys since."""
+        most = {job.run: max(len(each.values) for each in jobs if each.run == job.run) for job in jobs if job.run}
+        yield from (job for job in jobs if len(job.values) == most.get(job.run, len(job.values)))
 
     def name(self, values: Mapping[str, str]) -> str:
         """What a job is called: `edsr lr=0.003 seed=1`."""

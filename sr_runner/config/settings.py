@@ -48,10 +48,14 @@ class RunSettings:
 class SweepSettings:
     """`sweep.*`: of `sr-run -m`; a single run has no use for them."""
 
+    name: str | None = None
+    """Sweeps of this name are one, which grows by other values, keys and settings; null: known by what it sweeps."""
     on_failure: str = "continue"
     """continue: a job that fails does not stop the others. stop: no further job starts."""
 
     def __post_init__(self) -> None:
+        is_name = self.name is None or re.fullmatch(r"\w[\w.-]{0,99}", self.name) is not None
+        _check("sweep.name", self.name, is_name, "a name of letters, digits, _, - and .")
         _check("sweep.on_failure", self.on_failure, self.on_failure in ("continue", "stop"), "continue or stop")
 
 
