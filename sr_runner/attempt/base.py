@@ -104,16 +104,10 @@ class _Base:
 
     def _refuse_code(self, overrides: Sequence[Override]) -> None:
         """A file never decides which code runs, nor what is read from the environment."""
-        lines = [str(override.input_line) for override in overrides]
-        code = [
-            line for line, override in zip(lines, overrides, strict=True)
-            if "_target_" in line or _key(override).startswith("hydra")
-        ]  # fmt: skip
-        if code:
+        if code := names_code(overrides):
             self._refuse(code, "names code")
-        for line in lines:
-            if "${" in line and "oc.env" in line:
-                self._refuse([line], "reads the environment")
+        for line in reads_environment(overrides):
+            self._refuse([line], "reads the environment")
 
     def _refuse(self, words: Sequence[str], what: str) -> None:
         raise RequestError(
@@ -148,6 +142,16 @@ class _Base:
             with suppress(RequestError):  # the run's identity will tell
                 pinned.append(as_override(key, value, sign="++") if key in there else f"~{key}")
         return pinned
+
+
+def names_code(overrides: Sequence[Override]) -> list[str]:
+    """Those that decide which code runs."""
+    return _lines([each for each in overrides if "_target_" in str(each.input_line) or _key(each).startswith("hydra")])
+
+
+def reads_environment(overrides: Sequence[Override]) -> list[str]:
+    """Those whose value is a variable of the environment."""
+    return [line for line in _lines(overrides) if "${" in line and "oc.env" in line]
 
 
 def _names_a_run(override: Override) -> bool:

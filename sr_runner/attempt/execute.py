@@ -7,8 +7,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -133,13 +135,17 @@ def execute(
 
 def identity_now(config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     """The identity of the run that `config` describes. Prepares its data. Raises `RequestError`."""
+    return identity_of(choices.get("model", "model"), config.scale, facts_now(config, overrides))
+
+
+def facts_now(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """What determines the identity of the run that `config` describes. Prepares its data. Raises `RequestError`."""
     parts = build_parts(config, overrides)
     parts.data.prepare(progress=sys.stderr.isatty())
     outputs = Path(config.outputs)
     with scratch_folder(outputs) as scratch:
         catalogue = Catalogue(outputs / files.RUNS, parts.store, scratch, parts.tracker.attempt_of)
-        facts = parts.identity_facts(initialise(parts.model, parts.checkpoint, catalogue))
-    return identity_of(choices.get("model", "model"), config.scale, facts)
+        return dict(parts.identity_facts(initialise(parts.model, parts.checkpoint, catalogue)))
 
 
 def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
@@ -187,7 +193,7 @@ def _check_writable(outputs: Path) -> None:
 def _train(
     orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, run_log: LogFile, wait: float | None
 ) -> Result:
-    tracker, folder, status = parts.tracker, run.run_dir, "failed"
+    tracker, folder, status, reason = parts.tracker, run.run_dir, "failed", ""
     try:
         with orchestrator.stop.deferred():
             result = orchestrator.train(run, chosen.state, fork=chosen.parent is not None)
@@ -206,18 +212,24 @@ def _train(
         raise
     except (RequestError, RunError) as error:
         log.error("%s", error)
+        reason = str(error)
         raise
-    except BaseException:
+    except BaseException as error:
         # The console says it once, in the words of the caller; the run's own log keeps the traceback.
         log.critical("the run failed", exc_info=True)
+        reason = repr(error)
         raise
     finally:
+        reason = masked_text(" ".join(reason.split()))
+        with suppress(OSError):  # a full disk, a folder that is gone
+            files.end(folder, status, reason)
         ended: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")  # type: ignore[assignment]
         if orchestrator.recording:
             for name in (files.CONFIG, files.STARTS, files.LOG):
                 tracker.artifact(folder / name)
             limit = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else wait
-            tracker.finish(ended, {"sr_run.status": status}, wait=limit)
+            tags = {"sr_run.status": status} | ({"sr_run.error": reason} if reason else {})
+            tracker.finish(ended, tags, wait=limit)
 
 
 def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:

@@ -48,7 +48,6 @@ def start_of(request: Request, command: str | None, chosen: Chosen) -> dict[str,
     `commit` is that of sr-run's own code, `folder_commit` that of the folder one stands in; `+changes` says that files
     were changed since.
     """
-    own, here = _own_commit(), _commit(Path.cwd())
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": masked_text(command or request.command()),
@@ -57,14 +56,21 @@ def start_of(request: Request, command: str | None, chosen: Chosen) -> dict[str,
         "step": chosen.state.step if chosen.state is not None else 0,
         "parent": chosen.parent,
         "request": masked(asdict(request) | {"overrides": list(request.overrides)}),
+        **versions(Path.cwd()),
+    }
+    return {key: value for key, value in start.items() if value not in (None, "")}
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """Of sr-run and what it runs on, and the commits of its own code and of `folder`; "" where there is none."""
+    return {
         "sr_run": _version("sr-run"),
-        "commit": own,
-        "folder_commit": here,
+        "commit": _own_commit(),
+        "folder_commit": _commit(folder),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "mlflow": _version("mlflow"),
     }
-    return {key: value for key, value in start.items() if value not in (None, "")}
 
 
 def record(
@@ -72,9 +78,13 @@ def record(
     sweep: SweepJob | None,
 ) -> RunRecord:  # fmt: skip
     """Write the files of the run's folder that say what is started; return what the tracker records."""
-    write_record(parts, chosen, folder, start)
     overrides, swept = start["request"]["overrides"], sweep.keys if sweep is not None else ()
-    params = labels.params(parts.config, choices, chosen.facts, overrides, swept)
+    name = labels.run_name(parts.config, choices, chosen.facts, overrides, swept)
+    params = masked(labels.params(parts.config, choices, chosen.facts, overrides, swept))
+    start |= {"name": masked_text(name), "params": params, "steps": parts.trainer.steps}
+    if sweep is not None:
+        start["sweep"] = sweep.folder.name
+    write_record(parts, chosen, folder, start)
     tags = {
         "sr_run.identity": chosen.attempt.identity,
         "sr_run.host": platform.node(),
@@ -95,8 +105,8 @@ def record(
     return RunRecord(
         run_dir=folder,
         attempt=str(chosen.attempt),
-        run_name=labels.run_name(parts.config, choices, chosen.facts, overrides, swept),
-        params={key: str(value) for key, value in masked(params).items()},
+        run_name=name,
+        params={key: str(value) for key, value in params.items()},
         tags=tags,
         dataset=dict(parts.data.summary()) | {"digest": parts.data.fingerprint},
         sweep=sweep.folder if sweep is not None else None,
@@ -112,12 +122,13 @@ def write_record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, An
     files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start | ({"code": code} if code else {}))
     number = len(files.starts(folder))
     for name, where in (("sr-run", _PACKAGE), ("folder", Path.cwd())):
-        if start.get("commit" if name == "sr-run" else "folder_commit", "").endswith(_CHANGED):
+        if start.get("commit" if name == "sr-run" else "folder_commit", "").endswith(CHANGED):
             write_file(folder / f"start-{number}-{name}.diff", _diff(where))
     scheduler.remember(folder)
 
 
-_CHANGED = "+changes"
+CHANGED = "+changes"
+"""What a commit ends in where files were changed since."""
 
 
 @functools.cache
@@ -130,7 +141,7 @@ def _own_commit() -> str:
 def _commit(folder: Path) -> str:
     """The commit of the repository around `folder`, "" where there is none."""
     commit = _git(folder, "rev-parse", "HEAD").strip()
-    return commit + (_CHANGED if commit and _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    return commit + (CHANGED if commit and _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _diff(folder: Path) -> str:

@@ -1,1 +1,1 @@
-"""The command lines: sr-run, sr-eval, sr-upscale, sr-ckpt."""
+"""The command lines: sr-run, sr-runs, sr-eval, sr-upscale, sr-ckpt."""

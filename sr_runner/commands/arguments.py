@@ -86,6 +86,11 @@ def options_help(kind: type[Any], but: type[Any] = object, *, prefix: str = "", 
     return "\n".join(lines)
 
 
+def keys_of(kind: type[Any]) -> set[str]:
+    """What the options of `kind` are called on the command line."""
+    return set(_options(kind))
+
+
 def _options(kind: type[Any]) -> dict[str, Field[Any]]:
     return {each.metadata.get("key") or each.name: each for each in fields(kind)}
 

@@ -16,6 +16,8 @@ from sr_runner.errors import RequestError
 LONGEST_NAME = 200
 """In characters: a file system has no room for longer ones."""
 _MOST_CHECKED = 64
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
+"""Text that Hydra's grammar reads as it is, but for a few words."""
 
 
 def normalised(overrides: Sequence[str]) -> list[str]:
@@ -42,6 +44,8 @@ def _quoted(value: Any) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if not isinstance(value, str):
         return repr(value)
+    if _PLAIN.fullmatch(value) and value.casefold() not in ("null", "true", "false", "nan", "inf"):
+        return value
     # Backslashes are themselves but before a quote.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
 

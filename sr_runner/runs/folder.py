@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ RECORD = "run.json"
 """What determines the run's identity."""
 CONFIG = "config.yaml"
 STARTS = "starts.jsonl"
-"""A line for every start of the run, resumes included: command, folder, versions."""
+"""A line for every start of the run, resumes included (command, folder, versions), and one for how that ended."""
 RESULT = "result.json"
 IMAGES = "images.csv"
 LOG = "run.log"
@@ -31,6 +32,8 @@ LOCK = "run.lock"
 TRACKER = journal.IDS
 JOBS = "jobs.txt"
 """The scheduler's jobs that worked on the attempt, a line each."""
+_END = "end"
+"""The key that only a line about an end has."""
 
 _STORES = {
     f"{package}.{kind.__name__}": kind
@@ -48,14 +51,30 @@ def begin(folder: Path, facts: Mapping[str, Any], config: str, start: Mapping[st
     _append(folder / STARTS, json.dumps(start))
 
 
+def end(folder: Path, status: str, error: str = "") -> None:
+    """Write down how the last start ended, `error` in one line; secrets are masked already."""
+    line = {_END: status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    _append(folder / STARTS, json.dumps(line | ({"error": error} if error else {})))
+
+
 def starts(folder: Path) -> list[dict[str, Any]]:
     """What the run was started with, each time, oldest first; what cannot be read is left out."""
+    return [line for line in _starts_and_ends(folder) if _END not in line]
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """How the last start ended, as `end` wrote it: `end`, `time`, `error`; empty where it goes on, or was killed."""
+    lines = _starts_and_ends(folder)
+    return lines[-1] if lines and _END in lines[-1] else {}
+
+
+def _starts_and_ends(folder: Path) -> list[dict[str, Any]]:
     found = []
     for line in _lines(folder / STARTS):
         with suppress(ValueError, RecursionError):
-            start = json.loads(line)
-            if isinstance(start, dict):
-                found.append(start)
+            known = json.loads(line)
+            if isinstance(known, dict):
+                found.append(known)
     return found
 
 

@@ -33,11 +33,13 @@ _PATIENCE = 6
 class Delivery:
     """The state of bringing `run_dir/journal.jsonl` (and `system.jsonl`) to `server`; `start` is its last start line.
 
-    All it knows is on the disk after each part: the server's ids in `tracker.json`, how far it got in `journal.sent`.
+    All it knows is on the disk after each part, in the folder `notes`: the server's ids in `tracker.json`, how far it
+    got in `journal.sent`.
     """
 
-    def __init__(self, run_dir: Path, server: Server, start: dict[str, Any], report: Report) -> None:
+    def __init__(self, run_dir: Path, notes: Path, server: Server, start: dict[str, Any], report: Report) -> None:
         self._run_dir = run_dir
+        self._notes = notes
         self._server = server
         self._start = start
         self._report = report
@@ -122,8 +124,8 @@ class Delivery:
             "experiment_id": self._experiment_id,
             "run_id": run_id,
         }
-        write_json(self._run_dir / IDS, ids)
-        sent = read_sent(self._run_dir)
+        write_json(self._notes / IDS, ids)
+        sent = read_sent(self._notes)
         if sent and sent["run_id"] == run_id and not fits_journals(sent, self._run_dir):
             reason = "is not what it was when it was sent, or has lost its end; all that it holds is sent again"
             self._report(f"{JOURNAL} {reason}", level="warning")
@@ -217,7 +219,8 @@ class Delivery:
         """The id of the sweep's run, which the sweep's own sender makes."""
         if start.get("below") is None:
             return None
-        run_id = read_json(Path(start["below"]) / IDS).get("run_id")
+        notes = Path(start["below"], self._notes.relative_to(self._run_dir))
+        run_id = read_json(notes / IDS).get("run_id")
         if not isinstance(run_id, str):
             raise Unreachable("the run of the sweep is not in MLflow yet")
         return run_id
@@ -231,7 +234,7 @@ class Delivery:
         return True
 
     def _save(self) -> None:
-        write_json(self._run_dir / SENT, self._progress)
+        write_json(self._notes / SENT, self._progress)
 
 
 def _name(event: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ By hand: `--deliver RUN_DIR` sends what an ended run still owes the server.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -22,8 +23,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from sr_runner.files import Busy, file_lock
 from sr_runner.masking import MaskedStream, mask_logs, masked_text
@@ -92,6 +94,20 @@ class LifeLine:
         self.deadline = time.monotonic() + self._limit
 
 
+Tell = Callable[[dict[str, object]], None]
+"""Takes a report: a `message` with its `level`, facts, or both, and the `run` that they are about."""
+
+
+@dataclass(frozen=True)
+class OtherServer:
+    """What is to be known of a server that is not the run's own."""
+
+    notes: str
+    """The folder in that of the run for the server's ids, and for how far it has the run."""
+    artifacts: Path
+    """As `Server` takes it."""
+
+
 class Reach:
     """Whether people were told that the server is away; once is enough for all runs."""
 
@@ -102,13 +118,15 @@ class Sender:
     """What is done for one run. `finished`: nothing more will be written to its journal."""
 
     def __init__(
-        self, run_dir: Path, uri: str, life: LifeLine, reports: TextIO, *, system_metrics: bool,
-        finished: bool = False, reach: Reach | None = None,
+        self, run_dir: Path, uri: str, life: LifeLine, tell: Tell, *, system_metrics: bool = False,
+        finished: bool = False, reach: Reach | None = None, other: OtherServer | None = None,
     ) -> None:  # fmt: skip
         self._run_dir = run_dir
+        self._other = other
+        self._notes = run_dir / other.notes if other is not None else run_dir
         self._uri = uri
         self._life = life
-        self._reports = reports
+        self._tell = tell
         self._wants_system_metrics = system_metrics
         self._system_metrics: SystemMetrics | None = None
         self._reach = reach or Reach()
@@ -150,7 +168,10 @@ class Sender:
             if start is None:
                 self.report(f"{journal} has no start line: there is nothing to send", level="warning")
                 return False
-            self._delivery = Delivery(self._run_dir, Server(self._uri, Path(start["artifacts"])), start, self.report)
+            if self._other is not None:  # to which the ids of the run's own mean nothing
+                start |= {"run_id": None, "experiment_id": None, "artifacts": str(self._other.artifacts)}
+            server = Server(self._uri, Path(start["artifacts"]))
+            self._delivery = Delivery(self._run_dir, self._notes, server, start, self.report)
         was_ended = self.ended
         if was_ended:
             self._stop_measuring()
@@ -173,7 +194,7 @@ class Sender:
     def _hold(self) -> bool:
         """Waits, from step to step, for an earlier sender of the run, whose training process was killed, to end."""
         try:
-            self._lock.enter_context(file_lock(self._run_dir / LOCK, wait=False))
+            self._lock.enter_context(file_lock(self._notes / LOCK, wait=False))
             self._is_held = True
         except Busy as holder:
             if self._life.overdue:
@@ -181,14 +202,13 @@ class Sender:
         return self._is_held
 
     def report(self, message: str | None = None, *, level: str = "info", **facts: object) -> None:
-        """Says something to the training process, if it is still there."""
+        """Says something to whoever started this, if it is still there."""
         report: dict[str, object] = {"run": str(self._run_dir), **facts}
         if message is not None:
             report |= {"message": masked_text(message), "level": level}
             logger.info("%s: %s", self._run_dir, message)
         with suppress(OSError, ValueError):
-            self._reports.write(json.dumps(report) + "\n")
-            self._reports.flush()
+            self._tell(report)
 
     def _work(self, delivery: Delivery) -> bool:
         """One part of the work, whose failure is noted and reported; whether there may be more right away."""
@@ -271,9 +291,10 @@ class Sender:
             _, finished = last_life(self._run_dir / JOURNAL)
             if not finished:
                 reason = "that was killed, or the journal has lost its end; a resume adds what the checkpoint holds"
-                self.report(f"{JOURNAL} has no entry of the run's end: {reason}", level="warning")
+                if self._other is None:
+                    self.report(f"{JOURNAL} has no entry of the run's end: {reason}", level="warning")
                 if not self.finished:
-                    delivery.kill(int(time.time() * 1000))
+                    delivery.kill(int((self._run_dir / JOURNAL).stat().st_mtime * 1000))
         except (Unreachable, Refused, RunGone, OSError) as fault:
             logger.info("the end could not be recorded: %s", fault)
             return False
@@ -305,6 +326,23 @@ def serve(life: LifeLine, senders: dict[Path, Sender], make: Callable[[Path, boo
             del senders[folder]
             all_sent &= done
     return all_sent
+
+
+def copy(run_dir: Path, uri: str, artifacts: Path, tell: Tell, *, was_killed: bool) -> bool:
+    """Brings what the journal in `run_dir` holds to the server `uri`, beside the run's own; whether it has all of it.
+
+    What an earlier call brought is not sent again. A database at `uri` keeps files in `artifacts`. A run that has no
+    end in its journal goes on, or `was_killed`.
+    """
+    set_limits()
+    life, other = LifeLine(None, _DELIVER_SECONDS), OtherServer(copy_notes(uri), artifacts)
+    sender = Sender(run_dir, uri, life, tell, finished=not was_killed, other=other)
+    return serve(life, {run_dir: sender}, lambda folder, _: sender)
+
+
+def copy_notes(uri: str) -> str:
+    """The folder in that of a run where it stands what `copy` brought to `uri`."""
+    return f"copy-{hashlib.sha256(masked_text(uri).encode()).hexdigest()[:12]}"
 
 
 def last_life(journal: Path) -> tuple[dict[str, Any] | None, bool]:
@@ -345,10 +383,12 @@ def main(argv: list[str] | None = None) -> int:
     life = LifeLine(None, _DELIVER_SECONDS) if arguments.deliver else LifeLine(sys.stdin.buffer, _ORPHAN_SECONDS)
     reach = Reach()
 
+    def tell(report: dict[str, object]) -> None:
+        reports.write(json.dumps(report) + "\n")
+        reports.flush()
+
     def make(run_dir: Path, system_metrics: bool, finished: bool = False) -> Sender:
-        return Sender(
-            run_dir, uri, life, reports, system_metrics=system_metrics, finished=finished, reach=reach
-        )  # fmt: skip
+        return Sender(run_dir, uri, life, tell, system_metrics=system_metrics, finished=finished, reach=reach)
 
     senders = {folder: make(folder, False, True)} if arguments.deliver else {}
     return 0 if serve(life, senders, make) else 1

@@ -16,7 +16,7 @@ from support import ROOT
 from sr_runner.commands.console import run_command
 from sr_runner.errors import RequestError, RunError
 
-TOOLS = ["ckpt", "evaluate", "upscale"]
+TOOLS = ["ckpt", "evaluate", "upscale", "runs"]
 
 
 def ended(work: Callable[[], object], *words: str) -> int:

@@ -1,0 +1,3 @@
+from sr_runner.commands.runs import main
+
+raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""What is known of a run by its folder and its checkpoints; nothing is composed or built for it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sr_runner.checkpoint import DamagedError, LocalStore
+from sr_runner.checkpoint.reader import read_manifest
+from sr_runner.checkpoint.stores import names_in
+from sr_runner.commands.runs import Condition
+from sr_runner.config.identity import flatten
+from sr_runner.files import read_file
+from sr_runner.runs import folder as files
+from sr_runner.runs.catalogue import Attempt, Catalogue
+from sr_runner.runs.resolve import Found
+from sr_runner.tracking import journal
+
+_HOLDER = re.compile(r"process ([0-9]{1,9}) on (.*)", re.DOTALL)
+_OF_A_RUN = ("run", "name", "status", "step", "sweep")
+_COMPARISONS = {
+    "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attempt of a run."""
+
+    catalogue: Catalogue
+    attempt: Attempt
+
+    @classmethod
+    def of(cls, found: Found) -> Record:
+        return cls(found.catalogue, found.attempt)
+
+    @property
+    def folder(self) -> Path:
+        return self.catalogue.folder(self.attempt)
+
+    @cached_property
+    def starts(self) -> list[dict[str, Any]]:
+        return files.starts(self.folder)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The last one; empty where there is no record of it."""
+        return self.starts[-1] if self.starts else {}
+
+    @cached_property
+    def end(self) -> dict[str, Any]:
+        return files.ended(self.folder)
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The choice of each group, and what somebody chose, as in MLflow."""
+        found = self.start.get("params")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Flat: `optimizer.lr` -> 1e-4."""
+        with suppress(yaml.YAMLError, RecursionError):
+            return flatten(yaml.load(files.config(self.folder) or "{}", getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        return {}
+
+    @cached_property
+    def status(self) -> str:
+        """finished, pruned, stopped or failed, as the run wrote down; else running, or killed where nobody works on it.
+
+        Of a process on another machine nobody knows here whether it lives: it counts as running.
+        """
+        if self.end:
+            return str(self.end["end"])
+        try:
+            holder = _HOLDER.fullmatch(read_file(self.folder / files.LOCK).decode(errors="replace"))
+        except OSError:
+            return "killed"
+        if holder is not None and holder[2] == platform.node() and not _lives(int(holder[1])):
+            return "killed"
+        return "running"
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        return journal.read_json(self.folder / files.RESULT) if self.status in ("finished", "pruned") else {}
+
+    @cached_property
+    def _newest(self) -> tuple[int, dict[str, float]]:
+        """Step and metrics of the newest checkpoint; (0, {}) where there is none, or where a server had to be asked."""
+        store = self.catalogue.store
+        if isinstance(store, LocalStore):
+            for name in reversed(names_in(store, f"{self.attempt}/")):
+                with suppress(DamagedError, OSError):
+                    return name.step, dict(read_manifest(store, str(name), self.catalogue.scratch).metrics)
+        return 0, {}
+
+    @cached_property
+    def step(self) -> int:
+        return int(self.result.get("step") or self._newest[0])
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Those of the last evaluation, and `gain` over bicubic in dB."""
+        found = self.result.get("metrics") or self._newest[1]
+        numbers = {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
+        with suppress(KeyError, TypeError, ZeroDivisionError):
+            bicubic = [row["psnr"] for row in self.result["bicubic"]]
+            numbers["gain"] = numbers["valid/psnr"] - sum(bicubic) / len(bicubic)
+        return numbers
+
+    def value(self, key: str) -> Any:
+        """What `key` is in this run: of the run itself, a param, a key of the config, a metric; None: nothing."""
+        if key in _OF_A_RUN:
+            return {"run": str(self.attempt), "status": self.status, "step": self.step}.get(key, self.start.get(key))
+        for known in (self.params, self.config, self.metrics):
+            if key in known:
+                return known[key]
+        return None
+
+    def known_keys(self) -> Iterator[str]:
+        yield from (*_OF_A_RUN, *self.params, *self.config, *self.metrics)
+
+    def fulfils(self, condition: Condition) -> bool:
+        value = self.value(condition.key)
+        if condition.operator in _COMPARISONS:
+            number, limit = number_of(value), number_of(condition.value)
+            return None not in (number, limit) and bool(_COMPARISONS[condition.operator](number, limit))
+        wanted = condition.value.split(",")
+        is_one = any(_equal(value, each) for each in [*wanted, condition.value])
+        return is_one == (condition.operator == "=")
+
+
+def records(catalogue: Catalogue) -> list[Record]:
+    """All attempts that have a folder, the one that was started last at the end."""
+    folders = [folder for folder in catalogue.runs.glob("*/a*-*") if folder.is_dir()]
+    here = {(folder.parent.name, folder.name) for folder in folders}
+    known = Catalogue(catalogue.runs, None, catalogue.scratch)
+    attempts = [a for identity in sorted({i for i, _ in here}) for a in known.attempts(identity)]
+    found = [Record(catalogue, attempt) for attempt in attempts]
+    return sorted(found, key=lambda record: str(record.start.get("time", "")))
+
+
+def differing(found: Sequence[Record]) -> list[str]:
+    """The params in which the runs differ; what one of two networks has and the other lacks is no difference."""
+    keys = dict.fromkeys(key for record in found for key in record.params)
+    return [key for key in keys if len({str(value) for r in found if (value := r.value(key)) is not None}) > 1]
+
+
+def number_of(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _equal(value: Any, wanted: str) -> bool:
+    number, other = number_of(value), number_of(wanted)
+    if number is not None and other is not None and not isinstance(value, bool):
+        return number == other
+    text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+    return fnmatch.fnmatchcase(text, wanted)
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

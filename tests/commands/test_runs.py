@@ -1,0 +1,207 @@
+"""`sr-runs` on real runs: listed, compared, made again from what it prints, copied to another server, deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from run_server import RunServer
+from support import TINY, SrRun, wait_until
+
+from sr_runner.commands.runs import main
+from sr_runner.runs import folder as files
+
+OUTPUTS = "outputs=outputs"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, image_cache: Path, run_server: RunServer) -> Path:
+    """A folder with the outputs of a finished run with the rate 1e-3, and of a killed one with 3e-4."""
+    folder = tmp_path_factory.mktemp("made")
+    arguments = [*TINY, f"data.cache_dir={image_cache}"]
+    assert run_server.start([*arguments, "optimizer.lr=1e-3"], folder, folder / "out", folder / "err").wait() == 0
+    endless = ["optimizer.lr=3e-4", "trainer.steps=100000", "checkpoint.every=3", "trainer.eval_every=3"]
+    killed = run_server.start([*arguments, *endless, "data.seed=0"], folder, folder / "out2", folder / "err2")
+    wait_until(lambda: list((folder / "outputs" / "checkpoints").glob("*/*/step-00000009")))
+    killed.kill()
+    wait_until(lambda: "KILLED" in {run.info.status for run in runs_in(folder / "outputs" / "mlflow.db").values()})
+    return folder
+
+
+def runs_in(database: Path) -> dict[str, Run]:
+    """By their identities."""
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("sr-run")
+    found = client.search_runs([experiment.experiment_id]) if experiment is not None else []
+    return {run.data.tags["sr_run.identity"]: run for run in found}
+
+
+@pytest.fixture
+def outputs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of them in the present folder."""
+    shutil.copytree(made / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> object:
+    def ask(*words: str, code: int = 0) -> tuple[str, str]:
+        assert main(words) == code, capsys.readouterr().err
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return ask
+
+
+def names(outputs: Path) -> tuple[str, str]:
+    """The finished and the killed one."""
+    by_end = {bool(files.ended(path)): path.parent.name for path in (outputs / "runs").glob("*/*")}
+    return by_end[True], by_end[False]
+
+
+def test_runs_are_listed_with_what_they_differ_by(outputs: Path, ask) -> None:
+    finished, killed = names(outputs)
+    head, *lines = ask("ls")[0].splitlines()
+    assert head.split() == ["run", "lr", "PSNR", "gain", "status", "step", "started"]
+    cells = {line.split()[0]: line.split() for line in lines}
+    assert cells[finished][1] == "0.001" and cells[finished][4] == "finished"
+    assert cells[killed][1] == "0.0003" and "killed" in cells[killed] and "100000" in cells[killed]
+    rows = {row["run"].split("/")[0]: row for row in json.loads(ask("ls", "--json")[0])}
+    result = json.loads(next((outputs / "runs" / finished).glob("*/result.json")).read_text())
+    assert rows[finished]["metrics"]["valid/psnr"] == result["metrics"]["valid/psnr"]
+    assert rows[killed]["step"] >= 9 and rows[killed]["params"]["model"] == "edsr"
+
+
+@pytest.mark.parametrize(
+    ("words", "which"),
+    [
+        (["optimizer.lr=1e-3"], "finished"),
+        (["optimizer.lr<1e-3"], "killed"),
+        (["status=killed,failed"], "killed"),
+        (["status!=killed"], "finished"),
+        (["name=*lr=3e-4*"], "killed"),
+        (["model=edsr", "trainer.steps>=6", "step<=6"], "finished"),
+        (["checkpoint.every=3", "data.flip=true"], "killed"),
+        (["sort=-optimizer.lr"], "finished killed"),
+        (["sort=optimizer.lr", "model.scale=2"], "killed finished"),
+        (["valid/psnr>900"], ""),
+    ],
+)
+def test_runs_are_chosen_and_sorted_by_keys_and_metrics(words: list[str], which: str, outputs: Path, ask) -> None:
+    known = dict(zip(("finished", "killed"), names(outputs), strict=True))
+    rows = json.loads(ask("ls", *words, "--json")[0])
+    assert [row["run"].split("/")[0] for row in rows] == [known[each] for each in which.split()]
+
+
+def test_a_run_is_shown_with_every_start_and_two_are_compared(outputs: Path, ask) -> None:
+    finished, killed = names(outputs)
+    text = ask("show", killed)[0]
+    assert "killed, step" in text and "start 1" in text and "sr-run model.num" in text and "checkpoints" in text
+    text = ask("diff", finished, killed)[0]
+    assert "optimizer.lr: 0.001 | 0.0003" in text and "metric" in text
+    assert ask("diff", finished, finished)[0] == "the same config, versions, code and metrics\n"
+
+
+def test_the_command_of_a_run_makes_it_again(outputs: Path, sr_run: SrRun, ask) -> None:
+    finished, _ = names(outputs)
+    (row,) = json.loads(ask("reproduce", finished, "--json")[0])
+    folder, words = shlex.split(row["command"])[1], shlex.split(row["command"])[4:]
+    assert Path(folder).is_dir() and not any("config and images" in change for change in row["changes"])
+    sr_run(*words)
+    one, other = (outputs / "checkpoints" / finished).glob("*/step-00000006/model.safetensors")
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_has_changed_since_a_run_is_named(outputs: Path, ask) -> None:
+    _, killed = names(outputs)
+    (folder,) = (outputs / "runs" / killed).iterdir()
+    record, starts = folder / files.RECORD, folder / files.STARTS
+    facts = json.loads(record.read_text())["facts"]
+    record.write_text(json.dumps({"facts": facts | {"data": "0" * 64, "optimizer.eps": 1e-7}}))
+    starts.write_text(starts.read_text().replace('"torch": "', '"torch": "1.'))
+    changes = json.loads(ask("reproduce", killed, "--json")[0])[0]["changes"]
+    assert any(change.startswith("PyTorch was 1.") for change in changes)
+    assert any(change.startswith("the images (their digest) was 000") for change in changes)
+    assert any(change.startswith("optimizer.eps was 1e-07, is 1e-08") for change in changes)
+
+
+def test_no_record_decides_which_code_runs_to_look_at_it(outputs: Path, ask) -> None:
+    _, killed = names(outputs)
+    (folder,) = (outputs / "runs" / killed).iterdir()
+    starts = folder / files.STARTS
+    start = json.loads(starts.read_text())
+    start["request"]["overrides"] += ["optimizer._target_=evil.Code"]
+    starts.write_text(json.dumps(start) + "\n")
+    Path("evil.py").write_text("open('ran', 'w')\ndef Code(*a, **b): pass\n")
+    (row,) = json.loads(ask("reproduce", killed, "--json")[0])
+    assert any("not checked: optimizer._target_=evil.Code can name code" in change for change in row["changes"])
+    assert not Path("ran").exists()
+
+
+def test_runs_are_copied_to_another_server_once(outputs: Path, ask) -> None:
+    finished, killed = names(outputs)
+    for _ in range(2):
+        assert "2 of 2 runs are in sqlite:///" in ask("sync", "sqlite:///other.db")[0]
+    databases = (outputs / "mlflow.db", Path("other.db").absolute())
+    clients, (own, copies) = [MlflowClient(f"sqlite:///{path}") for path in databases], map(runs_in, databases)
+    assert copies[finished].info.status == "FINISHED" and copies[killed].info.status == "KILLED"
+    assert own.keys() == copies.keys() == {finished, killed}
+    for name in (finished, killed):
+        assert own[name].data.params == copies[name].data.params
+        pairs = list(zip(clients, (own[name].info.run_id, copies[name].info.run_id), strict=True))
+        for key in own[name].data.metrics:
+            mine, its = (
+                [(p.step, str(p.value), p.timestamp) for p in c.get_metric_history(run, key)] for c, run in pairs
+            )
+            assert set(mine) <= set(its) and len({step for step, *_ in its}) == len(its), key
+        mine, its = ({file.path for file in client.list_artifacts(run)} for client, run in pairs)
+        assert mine <= its and (name == killed or "config.yaml" in its)
+    assert files.tracker(next((outputs / "runs" / finished).iterdir()))["run_id"] == own[finished].info.run_id
+
+
+def test_a_deleted_run_is_gone_everywhere_and_the_others_stay(outputs: Path, ask) -> None:
+    finished, killed = names(outputs)
+    assert "nobody can be asked here; expected delete=true" in ask("rm", finished, code=2)[1]
+    assert names(outputs) == (finished, killed)
+    assert "deleted" in ask("rm", finished, "delete=true")[0]
+    assert [path.name for path in (outputs / "runs").iterdir()] == [killed]
+    assert [path.name for path in (outputs / "checkpoints").iterdir()] == [killed]
+    assert runs_in(outputs / "mlflow.db").keys() == {killed}
+
+
+def test_a_run_that_is_at_work_is_not_deleted(outputs: Path, ask) -> None:
+    _, killed = names(outputs)
+    (lock,) = (outputs / "runs" / killed).glob(f"*/{files.LOCK}")
+    lock.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+    assert "running" in ask("ls", "status=running")[0]
+    assert "it is running" in ask("rm", killed, "delete=true", code=2)[1]
+    lock.write_text("process 1 on another-machine")
+    assert "it is running" in ask("rm", killed, "delete=true", code=2)[1] and lock.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no command: expected one of ls, show"),
+        (["lst"], "Did you mean 'ls'?"),
+        (["ls", "statsu=killed"], "no run has a key 'statsu'. Did you mean 'status'?"),
+        (["ls", "sort=valid/pnsr"], "Did you mean 'valid/psnr'?"),
+        (["ls", "some-name"], "expected sr-runs ls [KEY=VALUE ...]"),
+        (["show"], "expected sr-runs show RUN"),
+        (["diff", "a"], "expected sr-runs diff A B"),
+        (["show", "edsr-x2-000000000000"], "no such run"),
+        (["sync", "nonsense"], "is not a tracking URI"),
+        (["rm", "delete=true"], "expected sr-runs rm RUN"),
+        (["rm", "x", "dlete=true"], "Did you mean 'delete'?"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(words: list[str], said: str, outputs: Path, ask) -> None:
+    error = ask(*words, code=2)[1]
+    assert said in error and len(error.splitlines()) == 1
