@@ -110,9 +110,8 @@ def show(catalogue: Catalogue, options: Places, wanted: str) -> Report:
         lines.append(f"  reason       {record.end['error']}")
     if record.metrics:
         lines.append("  metrics      " + ", ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
-    best = record.result.get("best")
-    if isinstance(best, dict) and "valid/psnr" in best:
-        lines.append(f"  best         valid/psnr {best['valid/psnr']:.4g} at step {best.get('step', 0):.0f}")
+    if record.result is not None and (best := record.result.best):
+        lines.append(f"  best         valid/psnr {best['valid/psnr']:.4g} at step {best['step']:.0f}")
     lines.append("  params       " + ", ".join(f"{key}={value}" for key, value in record.params.items()))
     if "sweep" in start:
         lines.append(f"  sweep        {start['sweep']}")

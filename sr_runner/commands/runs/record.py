@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from sr_runner.attempt.report import result_of
 from sr_runner.checkpoint import DamagedError, LocalStore
 from sr_runner.checkpoint.reader import read_manifest
 from sr_runner.checkpoint.stores import names_in
@@ -24,7 +25,7 @@ from sr_runner.files import read_file
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.resolve import Found
-from sr_runner.tracking import journal
+from sr_runner.training.result import Result
 
 _HOLDER = re.compile(r"process ([0-9]{1,9}) on (.*)", re.DOTALL)
 _OF_A_RUN = ("run", "name", "status", "step", "sweep")
@@ -91,8 +92,8 @@ class Record:
         return "running"
 
     @cached_property
-    def result(self) -> dict[str, Any]:
-        return journal.read_json(self.folder / files.RESULT) if self.status in ("finished", "pruned") else {}
+    def result(self) -> Result | None:
+        return result_of(self.folder) if self.status in ("finished", "pruned") else None
 
     @cached_property
     def _newest(self) -> tuple[int, dict[str, float]]:
@@ -106,17 +107,15 @@ class Record:
 
     @cached_property
     def step(self) -> int:
-        return int(self.result.get("step") or self._newest[0])
+        return self.result.step if self.result is not None else self._newest[0]
 
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Those of the last evaluation, and `gain` over bicubic in dB."""
-        found = self.result.get("metrics") or self._newest[1]
-        numbers = {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
-        with suppress(KeyError, TypeError, ZeroDivisionError):
-            bicubic = [row["psnr"] for row in self.result["bicubic"]]
-            numbers["gain"] = numbers["valid/psnr"] - sum(bicubic) / len(bicubic)
-        return numbers
+        if self.result is None:
+            return self._newest[1]
+        gain = self.result.gain
+        return dict(self.result.metrics) | ({"gain": gain} if gain is not None else {})
 
     def value(self, key: str) -> Any:
         """What `key` is in this run: of the run itself, a param, a key of the config, a metric; None: nothing."""
