@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +30,8 @@ from sr_runner.training.orchestrator import Judge
 
 if TYPE_CHECKING:
     import optuna
+
+    from sr_runner.commands.halving import Halving
 
 STUDY = "study.db"
 """In the folder of the sweep."""
@@ -55,6 +59,7 @@ class OptunaSweeper(Sweeper):
         self._sampler, self._pruner = _plain(sampler), _plain(pruner)
         self._metrics: dict[str, str] = _plain(metrics)
         self._params = params or {}
+        self._halving: Halving | None = None
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -72,43 +77,88 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         import optuna
 
+        from sr_runner.commands.halving import Halving, stage_of
+
         overrides = parse([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
         space = _space(overrides)
         constant = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = _made("pruner", self._pruner)
         study = optuna.create_study(
-            storage=_storage(self._folder), study_name=_NAME, directions=self._directions,
-            pruner=_made("pruner", self._pruner), load_if_exists=True,
+            storage=_storage(self._folder), study_name=_NAME, directions=self._directions, pruner=pruner,
+            load_if_exists=True,
         )  # fmt: skip
         if study.directions != self._directions:
             raise RequestError(
                 f"hydra.sweeper.metrics={self._metrics}: the study in {self._folder} was begun for others; "
                 "trainer.resume=false begins a new one"
             )
-        running = [trial.number for trial in study.get_trials(states=[_state("RUNNING")])]
-        while running or len(study.trials) < self._n_trials:
-            while len(running) < self._n_jobs and len(study.trials) < self._n_trials:
-                running.append(self._ask(study, space, constant))
+        self._halving = pruner if isinstance(pruner, Halving) else None
+        batch = max((stage_of(trial).batch for trial in study.trials), default=0)
+        running = [trial.number for trial in study.trials if stage_of(trial).batch == batch]
+        has_begun = any(self._has_begun(study.trials[number]) for number in running)
+        while True:
+            while not has_begun and len(running) < self._n_jobs:
+                number = self._next(study, space, constant, batch)
+                if number is None:
+                    break
+                running.append(number)
+            if not running:
+                return
             self._run(study, running)
-            running = []
+            batch, running, has_begun = batch + 1, [], False
 
-    def _ask(self, study: optuna.Study, space: Mapping[str, Any], constant: Sequence[str]) -> int:
+    def _next(
+        self, study: optuna.Study, space: Mapping[str, Any], constant: Sequence[str], batch: int
+    ) -> int | None:  # fmt: skip
+        """What `batch` is to run besides: a trial that goes on, or a new one; None: no more."""
+        from sr_runner.commands.halving import STAGE, Stage, stage_of
+
+        if self._halving is not None:
+            paused = [trial for trial in study.trials if self._is_paused(trial)]
+            is_last = len(study.trials) >= self._n_trials
+            promoted = self._halving.promoted(study, paused, is_last=is_last)
+            if promoted is not None:
+                stage = Stage(batch, stage_of(promoted).rung + 1)
+                study._storage.set_trial_user_attr(promoted._trial_id, STAGE, asdict(stage))
+                return promoted.number
+        return self._ask(study, space, constant, batch) if len(study.trials) < self._n_trials else None
+
+    def _is_paused(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """It has done the steps of its rung, and may go on."""
+        if trial.state != _state("RUNNING") or not self._is_at_limit(trial):
+            return False
+        job = _record_of(self._folder, trial.user_attrs[_OVERRIDES])
+        return job is not None and job.status == "pruned"
+
+    def _is_at_limit(self, trial: optuna.trial.FrozenTrial) -> bool:
+        return self._halving is not None and self._halving.is_at_limit(trial)
+
+    def _has_begun(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Its job was started in its batch."""
+        job = _record_of(self._folder, trial.user_attrs[_OVERRIDES])
+        return job is not None and (self._halving is None or job.status != "pruned" or self._is_at_limit(trial))
+
+    def _ask(self, study: optuna.Study, space: Mapping[str, Any], constant: Sequence[str], batch: int) -> int:
         """Begin a trial. It is in the study's file whole or not at all, whenever this process is killed: the sampler
-        works on a copy of the study."""
+        works on a copy of it, in which paused trials are pruned ones."""
         import optuna
 
+        from sr_runner.commands.halving import STAGE, Stage
+
         number = len(study.trials)
-        copy = optuna.create_study(directions=study.directions, sampler=_made("sampler", self._sampler, number))
-        copy.add_trials(study.trials)
+        scratch = optuna.create_study(directions=study.directions, sampler=_made("sampler", self._sampler, number))
+        scratch.add_trials([self._as_pruned(trial) for trial in study.trials])
         try:
-            copy.ask(dict(space))
-            asked = copy.trials[-1]
+            scratch.ask(dict(space))
+            asked = scratch.trials[-1]
             params = {key: _short(value, space[key]) for key, value in asked.params.items()}
             overrides = [*constant, *(f"{key}={value}" for key, value in params.items())]
             study.add_trial(
                 optuna.trial.create_trial(
                     state=_state("RUNNING"), params=params, distributions=asked.distributions,
-                    user_attrs={_OVERRIDES: overrides}, system_attrs=asked.system_attrs,
+                    user_attrs={_OVERRIDES: overrides, STAGE: asdict(Stage(batch))},
+                    system_attrs=asked.system_attrs,
                 )
             )  # fmt: skip
         except ValueError as error:
@@ -118,22 +168,34 @@ class OptunaSweeper(Sweeper):
             ) from error
         return number
 
+    def _as_pruned(self, trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+        if self._is_paused(trial):
+            trial = copy.deepcopy(trial)
+            trial.state, trial.datetime_complete = _state("PRUNED"), trial.datetime_start
+        return trial
+
     def _run(self, study: optuna.Study, numbers: Sequence[int]) -> None:
         """Run these trials side by side, and tell the study. What had ended already is only told."""
         left = [number for number in numbers if not self._tell(study, number)]
         if left:
+            from sr_runner.commands.halving import stage_of
+
             assert self.launcher is not None
-            self.launcher.launch(
-                [study.trials[number].user_attrs[_OVERRIDES] for number in left], initial_job_idx=left[0]
-            )  # fmt: skip
+            trials = [study.trials[number] for number in left]
+            on = [["trainer.resume=true"] if self._halving and stage_of(trial).rung else [] for trial in trials]
+            jobs = [[*trial.user_attrs[_OVERRIDES], *more] for trial, more in zip(trials, on, strict=True)]
+            self.launcher.launch(jobs, initial_job_idx=left[0])
         for number in left:
             if not self._tell(study, number):
                 study.tell(number, state=_state("FAIL"))  # it did not come as far as a record
 
     def _tell(self, study: optuna.Study, number: int) -> bool:
         """Tell the study how trial `number` ended, by the record of its job; False where that has not ended."""
-        job = _record_of(self._folder, study.trials[number].user_attrs[_OVERRIDES])
-        if job is None or job.status not in ("finished", "pruned", "failed"):
+        trial = study.trials[number]
+        job = _record_of(self._folder, trial.user_attrs[_OVERRIDES])
+        if self._is_paused(trial) or trial.state.is_finished():
+            return True
+        if job is None or job.status not in ("finished", "pruned", "failed") or not self._has_begun(trial):
             return False
         values = [job.metrics.get(name, math.nan) for name in self._metrics]
         if job.status == "pruned":

@@ -206,6 +206,8 @@ def job(config: DictConfig, plan: Plan) -> float | None:
         sources=plan.sources,
     )  # fmt: skip
     done = before.run if before is not None and plan.resumes and before.status == "finished" else ""
+    paused = before if before is not None and before.status == "pruned" else None
+    number = paused.number if paused is not None else number
     board = _boards.get(plan.folder) if os.getpid() == plan.process else None
     of = SweepJob(plan.folder, plan.keys, done, settles=board is None)
 
@@ -245,6 +247,8 @@ def job(config: DictConfig, plan: Plan) -> float | None:
         finally:
             stop.uninstall()
     seconds = before.seconds if before is not None and outcome.run_is_old else time.monotonic() - began
+    if paused is not None and seconds is not None:
+        seconds += paused.seconds or 0.0
     psnr = outcome.metrics.get("valid/psnr")
     metrics = outcome.metrics | {"parameters": float(outcome.parameters), "seconds": seconds or 0.0}
     ended: JobStatus = "finished" if outcome.step == config.trainer.steps else "pruned"

@@ -70,6 +70,81 @@ def search_in(folder: Path, trials: int, kill: Callable[[], bool] = lambda: Fals
     return sweeper.launcher
 
 
+HALVING = {"_target_": "sr_runner.commands.halving.Halving", "min_steps": 10, "factor": 3}
+
+
+class Steps(Jobs):
+    """Jobs of 90 steps with an evaluation at every tenth, which may end them; they go on where they were."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        for overrides in job_overrides:
+            values = dict(each.split("=") for each in overrides)
+            folder, lr = self.folder / values["optimizer.lr"], float(values["optimizer.lr"])
+            folder.mkdir(exist_ok=True)
+            before = read_job(folder)
+            done = before.seconds if before is not None else 0.0
+            job = Job(initial_job_idx, folder.name, values, list(overrides), "running", seconds=done)
+            write_job(folder, job)
+            judge = judge_of(self.folder, HALVING, "valid/psnr", overrides)
+            for step in range(int(done or 10), 100, 10):
+                if self.kill():
+                    raise Killed
+                psnr = 30 - abs(math.log10(lr) + 3.3) + step / 100
+                self.launched.append(step)
+                job = replace(job, seconds=float(step), psnr=psnr, metrics={"valid/psnr": psnr})
+                write_job(folder, job)
+                if judge(step, {"valid/psnr": psnr}):
+                    job = replace(job, status="pruned")
+                    break
+            if self.kill():
+                raise Killed
+            write_job(folder, job if job.status == "pruned" else replace(job, status="finished"))
+        return []
+
+
+def halved(folder: Path, trials: int, kill: Callable[[], bool] = lambda: False, n_jobs: int = 1) -> Steps:
+    folder.mkdir(exist_ok=True)
+    settings = {"sampler": TPE, "pruner": HALVING, "metrics": {"valid/psnr": "maximize"}, "n_jobs": n_jobs}
+    sweeper = OptunaSweeper(n_trials=trials, **settings)  # type: ignore[arg-type]
+    jobs = Steps(folder, kill)
+    sweeper._folder, sweeper.launcher = folder, jobs
+    sweeper.sweep(SPACE[:1])
+    return jobs
+
+
+def steps_of(folder: Path) -> list[tuple[float, int, str]]:
+    """Of each trial its value, how many steps it took, and its state."""
+    return [(each.params["optimizer.lr"], each.last_step or 0, each.state.name) for each in study_of(folder).trials]
+
+
+@pytest.mark.parametrize("n_jobs", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_halving_trains_the_best_longest_and_goes_on_as_if_never_killed(tmp_path: Path, n_jobs: int) -> None:
+    halved(tmp_path / "whole", 9, n_jobs=n_jobs)
+    whole = steps_of(tmp_path / "whole")
+    assert sorted({steps for _, steps, _ in whole}) == [10, 30, 90] and len(whole) == 9
+    best = min(whole, key=lambda trial: abs(math.log10(trial[0]) + 3.3))
+    assert best[1:] == (90, "COMPLETE") and sum(steps for _, steps, _ in whole) < 9 * 90 / 2
+    chance, kills = random.Random(1), 0
+    while True:
+        try:
+            halved(tmp_path / "killed", 9, lambda: chance.random() < 0.1, n_jobs)
+            break
+        except Killed:
+            kills += 1
+    assert kills > 3 and steps_of(tmp_path / "killed") == whole
+    assert halved(tmp_path / "killed", 9, n_jobs=n_jobs).launched == []
+    halved(tmp_path / "killed", 18, n_jobs=n_jobs)
+    more = steps_of(tmp_path / "killed")
+    assert len(more) == 18 and [trial[0] for trial in more[:9]] == [trial[0] for trial in whole]
+    assert all(now[1] >= before[1] for now, before in zip(more, whole, strict=False))
+
+
+def test_of_few_trials_the_best_is_trained_to_its_end(tmp_path: Path) -> None:
+    halved(tmp_path, 2)
+    (worse, better) = sorted(steps_of(tmp_path), key=lambda trial: trial[1])
+    assert worse[1:] == (10, "RUNNING") and better[1:] == (90, "COMPLETE")
+
+
 def study_of(folder: Path) -> optuna.Study:
     return optuna.load_study(storage=f"sqlite:///{folder}/study.db", study_name="sr-run")
 
@@ -158,6 +233,8 @@ def test_a_range_that_cannot_be_is_refused(override: str) -> None:
         ({"sampler": {"_target_": "os.system"}}, "sampler._target_=os.system: expected a sampler of Optuna's"),
         ({"sampler": {**TPE, "n": 1}}, "expected a sampler of Optuna's that takes seed=0, n_startup_trials=3, n=1"),
         ({"pruner": {"_target_": "optuna.pruners.MedianPrunner"}}, "expected a pruner of Optuna's"),
+        ({"pruner": HALVING | {"factor": 1}}, "factor=1: expected a whole number of at least 2"),
+        ({"pruner": HALVING | {"min_steps": 1.5}}, "min_steps=1.5: expected a whole number"),
         ({"pruner": {"_target_": "optuna.pruners.MedianPruner"}, "metrics": {"seconds": "minimize"}}, "evaluations"),
     ],
 )
@@ -213,6 +290,24 @@ def test_a_search_prunes_what_is_worse(sr_run: SrRun, tmp_path: Path) -> None:
     results = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/*/result.json")]
     by_step = sorted(result["step"] for result in results)
     assert by_step == [4, 8] and sorted(states.values()) == ["finished", "pruned"], states
+
+
+@pytest.mark.slow
+def test_a_promoted_trial_ends_with_the_weights_of_a_run_that_was_never_paused(sr_run: SrRun, tmp_path: Path) -> None:
+    tiny = (*TINY, "trainer.steps=12", "trainer.eval_every=2", "checkpoint.every=2")
+    rates = "optimizer.lr=1e-7,1e-6,3e-3"
+    brute = "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler"
+    command = ("-m", *tiny, "hydra/sweeper=asha", "hydra.sweeper.pruner.min_steps=4", rates, brute)
+    done = sr_run(*command, "hydra.sweeper.n_trials=3", "trainer.resume=true")
+    assert "1 of 3 jobs finished, 2 pruned" in done.stdout
+    steps = sorted(json.loads(path.read_text())["step"] for path in tmp_path.glob("outputs/runs/*/*/result.json"))
+    assert steps == [4, 4, 12]
+    sr_run(*tiny, "optimizer.lr=3e-3", "tracker=none", "outputs=plain")
+    (plain,) = tmp_path.glob("plain/checkpoints/*/*/step-00000012")
+    halved_to = tmp_path / "outputs" / "checkpoints" / plain.parents[1].name
+    (there,) = halved_to.glob("*/step-00000012")
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (there / name).read_bytes() == (plain / name).read_bytes()
 
 
 @pytest.mark.slow
