@@ -336,8 +336,8 @@ def _distribution(override: Override) -> optuna.distributions.BaseDistribution:
             if isinstance(low, int) and isinstance(high, int):  # type: ignore[unreachable]  # it is int(interval(...))
                 return IntDistribution(low, high, log=log_scale)  # type: ignore[unreachable]
             return FloatDistribution(float(low or 0), float(high or 0), log=log_scale)
-        texts = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-        if isinstance(value, RangeSweep):
+        texts = list(override.sweep_string_iterator()) if override.is_discrete_sweep() and not log_scale else []
+        if texts and isinstance(value, RangeSweep):
             numbers, step = sorted(map(float, texts)), abs(float(value.step))
             if all(text.lstrip("-").isdigit() for text in texts):
                 return IntDistribution(int(numbers[0]), int(numbers[-1]), step=int(step))
