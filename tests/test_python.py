@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, TINY, SrRun, environment
+from support import ROOT, TINY, environment
 
 import sr_runner
 from sr_runner.errors import RequestError
@@ -61,26 +61,33 @@ def test_a_network_that_does_not_enlarge_by_a_whole_factor_is_refused() -> None:
         sr_runner.upscale(torch.nn.Conv2d(3, 3, 3), np.zeros((8, 8, 3), np.uint8))
 
 
-def test_the_parts_that_a_run_hangs_on_are_there_by_name_and_importing_sr_runner_is_light(tmp_path: Path) -> None:
+def test_the_parts_that_a_run_hangs_on_are_there_by_name() -> None:
     assert sr_runner.Orchestrator.__name__ == "Orchestrator"
     assert sr_runner.CheckpointManager.__name__ == "CheckpointManager"
     with pytest.raises(AttributeError, match="no attribute 'Orchestra'"):
         _ = sr_runner.Orchestra
-    program = "import sys, sr_runner; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path).returncode == 0
 
 
-def test_the_lines_of_the_readme_go_from_a_picture_to_a_larger_one_and_its_psnr(
-    tmp_path: Path, photographs: Path, sr_run: SrRun
+def test_importing_is_light_training_without_a_tracker_imports_no_mlflow_and_the_lines_of_the_readme_enlarge(
+    tmp_path: Path, photographs: Path, image_cache: Path
 ) -> None:
-    sr_run(*TINY, "tracker=none")
-    (identity,) = (path.name for path in (tmp_path / "outputs" / "runs").iterdir())
+    """One process: what it imports takes seconds."""
     (lines,) = (each for each in re.findall(r"(?s)```python\n(.*?)```", README.read_text()) if "sr_runner" in each)
     (tmp_path / "photograph.png").write_bytes((photographs / "0.png").read_bytes())
-    program = lines.replace("edsr-x2-3f9a12c40b1e", identity)
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), cwd=tmp_path, check=True, capture_output=True, text=True
+    training = (
+        "import sys, sr_runner\n"
+        "assert not {'torch', 'hydra'} & set(sys.modules)\n"
+        "outcome = sr_runner.train(sys.argv[1:])\n"
+        "assert outcome.step == 6 and outcome.psnr > 5\n"
+        "assert not any(name == 'mlflow' or name.startswith('mlflow.') for name in sys.modules)\n"
     )
-    assert re.fullmatch(r"\d+\.\d\d dB\n", done.stdout)
+    program = training + lines.replace('"edsr-x2-3f9a12c40b1e"', "outcome.identity")
+    assert "outcome.identity)" in program
+    arguments = [*TINY, "tracker=none", f"data.cache_dir={image_cache}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment(), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\d+\.\d\d dB$", done.stdout.splitlines()[-1])
     with Image.open(tmp_path / "photograph.png") as hr, Image.open(tmp_path / "large.png") as sr:
         assert sr.size == hr.size

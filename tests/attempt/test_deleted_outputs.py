@@ -10,16 +10,23 @@ from mlflow import MlflowClient
 from run_server import RunServer
 from support import TINY, wait_until
 
-RUN = (*TINY, "trainer.steps=300", "trainer.eval_every=150", "checkpoint.every=50", "trainer.log_every=50")
+RUN = (
+    *TINY,
+    "data=folder",
+    "trainer.steps=300",
+    "trainer.eval_every=150",
+    "checkpoint.every=50",
+    "trainer.log_every=50",
+)
 
 
 @pytest.mark.parametrize("whole", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_whose_outputs_are_deleted_says_so_and_goes_on(
-    whole: bool, tmp_path: Path, run_server: RunServer
+    whole: bool, photographs: Path, tmp_path: Path, run_server: RunServer
 ) -> None:
     """Images, database and all: what is not in memory is made again, and the server gets every point."""
     said, outputs = tmp_path / "said", tmp_path / "outputs"
-    run = run_server.start(RUN, tmp_path, tmp_path / "report", said)
+    run = run_server.start([*RUN, f"data.train={photographs}"], tmp_path, tmp_path / "report", said)
     wait_until(lambda: list(outputs.glob("checkpoints/*/*/step-*/manifest.json")), "a checkpoint")
     places = [outputs] if whole else [*(outputs / "runs").iterdir(), *(outputs / "checkpoints").iterdir()]
     for place in places:

@@ -14,7 +14,6 @@ from tracking_servers import TrackingServer
 
 from sr_runner.config.compose import composed
 from sr_runner.mlflow_server import EXPERIMENT, given_by_environment
-from sr_runner.tracking import MlflowTracker, RunRecord
 from sr_runner.tracking.journal import IDS, read_json
 
 
@@ -25,46 +24,55 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
     return f"sqlite:///{tmp_path}/outputs/mlflow.db"
 
 
-def recorded(outputs: Path, name: str, sweep: Path | None = None, **options: str) -> dict[str, str]:
-    """What a finished run of that name was given."""
-    tracker = MlflowTracker(outputs=outputs, system_metrics=False, **options)  # type: ignore[arg-type]
-    tracker.start(RunRecord(outputs / "runs" / name, f"{name}/a0001-cafe", name, {"a": "1"}, sweep=sweep))
-    tracker.log(1, {"loss": 0.5})
-    assert tracker.finish("FINISHED", wait=120)
-    ids: dict[str, str] = read_json(outputs / "runs" / name / IDS)
+@pytest.fixture
+def one_step(photographs: Path) -> tuple[str, ...]:
+    steps = ("trainer.steps=1", "trainer.log_every=1", "trainer.eval_every=1", "trainer.pictures=0")
+    return (*TINY, "data=folder", f"data.train={photographs}", *steps)
+
+
+def recorded(outputs: Path, identity: str = "*") -> dict[str, str]:
+    """The ids of the newest run."""
+    newest = max(outputs.glob(f"runs/{identity}/*/{IDS}"), key=lambda path: path.stat().st_mtime_ns)
+    ids: dict[str, str] = read_json(newest)
     return ids
 
 
 def test_an_id_of_an_experiment_or_of_a_run_is_heeded_once_for_whom_it_was_made(
-    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sr_run: SrRun, one_step: tuple[str, ...], tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, outputs = MlflowClient(uri), tmp_path / "outputs"
     other = client.create_experiment("other", (tmp_path / "artifacts").as_uri())
     made = client.create_run(other).info.run_id
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", other)
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
-    assert recorded(outputs, "first")["run_id"] == made
+    sr_run(*one_step)
+    assert recorded(outputs)["run_id"] == made
     run = client.get_run(made)
-    assert run.data.params == {"a": "1"} and run.data.metrics == {"loss": 0.5} and run.info.status == "FINISHED"
-    second = recorded(outputs, "second")  # the variable is still there: points of two runs are not mixed
+    assert run.data.params["seed"] == "0" and run.data.metrics["train/loss"] > 0 and run.info.status == "FINISHED"
+    first = run.data.tags["sr_run.attempt"]
+    said = sr_run(*one_step, "seed=1").stderr
+    second = recorded(outputs)  # the variable is still there: points of two runs are not mixed
     assert second["run_id"] != made and second["experiment_id"] == other
-    assert f"run {made} is first/a0001-cafe; this one is recorded by itself" in caplog.text
-    assert client.get_run(made).data.metrics == {"loss": 0.5}
+    assert f"run {made} is {first}; this one is recorded by itself" in said
+    assert client.get_run(made).data.metrics == run.data.metrics
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
     monkeypatch.delenv("MLFLOW_RUN_ID")
-    lost = recorded(outputs, "fourth")
-    assert client.get_experiment(lost["experiment_id"]).name == EXPERIMENT
-    assert "MLflow has no experiment $MLFLOW_EXPERIMENT_ID=77: sr-run is taken" in caplog.text
+    said = sr_run(*one_step, "seed=2").stderr
+    assert client.get_experiment(recorded(outputs)["experiment_id"]).name == EXPERIMENT
+    assert "MLflow has no experiment $MLFLOW_EXPERIMENT_ID=77: sr-run is taken" in said
 
 
-def test_a_run_that_was_made_beforehand_is_not_given_to_every_job_of_a_sweep(
-    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_was_made_beforehand_is_that_of_a_sweep_and_not_given_to_its_jobs(
+    sr_run: SrRun, one_step: tuple[str, ...], tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs = tmp_path / "outputs"
-    made = MlflowClient(uri).create_run("0").info.run_id
+    client = MlflowClient(uri)
+    made = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
-    assert recorded(outputs, "job", sweep=outputs / "sweeps" / "a")["run_id"] != made
-    assert recorded(outputs, "sweep", sweep=outputs / "runs" / "sweep")["run_id"] == made
+    sr_run("-m", *one_step, "seed=0")
+    job = recorded(tmp_path / "outputs", "*-x2-*")["run_id"]
+    assert job != made and client.get_run(job).data.metrics["train/loss"] > 0
+    swept = client.get_run(made)
+    assert swept.data.metrics["jobs/finished"] == 1 and "train/loss" not in swept.data.metrics
 
 
 def test_a_name_is_more_than_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
