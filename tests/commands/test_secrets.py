@@ -7,12 +7,14 @@ import os
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import yaml
+from run_server import RunServer
 from store_servers import S3Server
 from support import TINY, SrRun, environment, started
 
@@ -66,20 +68,24 @@ class Adam(torch.optim.Adam):
 '''
 
 EVALUATION = ("data=sample", "tracker=mlflow", "tracker.uri=sqlite:///outputs/mlflow.db")
-MARK = "hUnTeR2"
+MARK = "".join(("hUnTeR", "2"))  # a record has the diff of what is not committed, and that may be this file
 """In every secret."""
 
 
 class Planted:
     """The secrets, a folder of configs that hold them, and an environment that does: no command line has to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_server: RunServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        self._run_server = run_server
         self.secrets: list[str] = []
         self.others: list[bytes] = []
+        self.seen: set[bytes] = set()
+        """Command lines of processes."""
         (folder / "mine.py").write_text(PARTS)
         (folder / "conf" / "experiment").mkdir(parents=True)
-        self.variables = {name: self.plant() for name in VARIABLES}
+        for name in VARIABLES:
+            monkeypatch.setenv(name, self.plant())
         model = {key: self.plant() for key in KEYS} | {"_target_": "mine.Net", "place": "${oc.env:PLAIN_PLACE_SECRET}"}
         signed = "&".join(f"{key}={self.plant()}" for key in SIGNED)
         data = {
@@ -98,25 +104,44 @@ class Planted:
         self.secrets.append(f"{MARK}-{len(self.secrets):02}+/{os.urandom(3).hex()}")
         return self.secrets[-1]
 
-    def start(self, *words: str, module: str = "sr_runner.commands.run", more: Mapping[str, str] = {}) -> str:
-        """What the command printed; it may fail. Every command line of every process meanwhile is clean."""
-        seen: set[bytes] = set()
-        done = threading.Event()
-        watch = threading.Thread(target=_watch, args=(seen, done))
-        watch.start()
-        ended = subprocess.run(
-            [*started(module), *words], cwd=self.folder, env=environment() | self.variables | more,
-            capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        done.set()
-        watch.join()
-        self.status = ended.returncode
-        self.assert_clean("the list of processes", b"\n".join(seen))
-        self.assert_clean("the terminal", (ended.stdout + ended.stderr).encode())
-        return ended.stdout + ended.stderr
+    def train(self, *words: str) -> str:
+        """What `sr-run` printed; it may fail."""
+        output, errors = self.folder / "report", self.folder / "said"
+        for path in (output, errors):
+            path.unlink(missing_ok=True)
+        asked = ["--config-dir", "conf", "+experiment=planted", *TINY, *words]
+        with self._watching():
+            run = self._run_server.start(asked, self.folder, output, errors, real_sender=True)
+            self.status = run.wait(280)
+        return self._printed(output.read_text() + errors.read_text())
 
-    def train(self, *words: str, more: Mapping[str, str] = {}) -> str:
-        return self.start("--config-dir", "conf", "+experiment=planted", *TINY, *words, more=more)
+    def evaluate(self, *words: str) -> str:
+        """What `sr-eval` printed; it may fail."""
+        command = [*started("sr_runner.commands.evaluate"), *words]
+        with self._watching():
+            ended = subprocess.run(
+                command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=280,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        self.status = ended.returncode
+        return self._printed(ended.stdout + ended.stderr)
+
+    def _printed(self, text: str) -> str:
+        self.assert_clean("the terminal", text.encode())
+        return text
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Every command line of every process meanwhile is clean."""
+        done = threading.Event()
+        watch = threading.Thread(target=_watch, args=(self.seen, done))
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watch.join()
+        self.assert_clean("the list of processes", b"\n".join(self.seen))
 
     def assert_clean(self, where: str, content: bytes) -> None:
         for mark in (MARK.encode(), *self.others):
@@ -148,14 +173,15 @@ def _watch(seen: set[bytes], done: threading.Event) -> None:
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Planted:
-    return Planted(tmp_path)
+def planted(tmp_path: Path, run_server: RunServer, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    return Planted(tmp_path, run_server, monkeypatch)
 
 
 def test_forty_secrets_are_nowhere_in_what_a_run_leaves_behind(planted: Planted) -> None:
     printed = planted.train("trainer.steps=2")
     assert planted.status == 0, printed
     assert "given" in printed and "*****" in printed
+    assert any(b"sr_runner.tracking.sender" in each for each in planted.seen)
     planted.assert_nothing_is_left()
     (record,) = (planted.folder / "outputs" / "runs").glob("*/*/run.json")
     facts = json.loads(record.read_text())["facts"]
@@ -183,7 +209,7 @@ def test_forty_secrets_are_nowhere_after_a_resume_a_fork_a_sweep_an_evaluation_a
     swept = planted.train("-m", "+model.fail=true", "seed=7,8")
     assert planted.status != 0 and "cannot connect with" in swept, swept
     assert "secret_key: *****" in planted.train("--cfg", "job")
-    evaluated = planted.start(name, "network=mine.Net", *EVALUATION, module="sr_runner.commands.evaluate")
+    evaluated = planted.evaluate(name, "network=mine.Net", *EVALUATION)
     assert planted.status == 0 and "mlflow.db" in evaluated, evaluated
     planted.assert_nothing_is_left()
 
@@ -198,24 +224,31 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.mark.slow
-def test_forty_secrets_are_in_no_checkpoint_that_is_uploaded(planted: Planted, s3: S3Server) -> None:
+def test_forty_secrets_are_in_no_checkpoint_that_is_uploaded(
+    planted: Planted, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = ("checkpoint=s3", "checkpoint.root=s3://bucket/runs", "trainer.steps=2")
-    more = dict(s3.environment())
-    planted.others.append(more["AWS_SECRET_ACCESS_KEY"].encode())
-    printed = planted.train(*where, more=more)
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    planted.others.append(s3.environment()["AWS_SECRET_ACCESS_KEY"].encode())
+    printed = planted.train(*where)
     assert planted.status == 0, printed
     planted.assert_nothing_is_left()
     for path in s3.files().find("bucket"):
         planted.assert_clean(path, s3.files().cat_file(path))
     assert any(path.endswith("config.yaml") for path in s3.files().find("bucket"))
-    wrong = planted.train(*where, more=more | {"AWS_SECRET_ACCESS_KEY": planted.plant()})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", planted.plant())
+    wrong = planted.train(*where)
     assert planted.status == 2 and "cannot be used" in wrong, wrong
 
 
 @pytest.mark.slow  # it waits for that server for half a minute
-def test_credentials_of_a_server_that_is_down_are_in_no_message_and_no_file(planted: Planted) -> None:
+def test_credentials_of_a_server_that_is_down_are_in_no_message_and_no_file(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"http://somebody:{planted.plant()}@127.0.0.1:9/?api_key={planted.plant()}"
-    printed = planted.train("trainer.steps=2", "tracker.uri=null", more={"MLFLOW_TRACKING_URI": uri})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    printed = planted.train("trainer.steps=2", "tracker.uri=null")
     assert "127.0.0.1:9" in printed
     for path in planted.folder.glob("outputs/**/*"):
         if path.is_file():

@@ -27,10 +27,12 @@ class RunServer:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
 
-    def start(self, arguments: Sequence[str], cwd: Path, output: Path, errors: Path) -> Run:
+    def start(
+        self, arguments: Sequence[str], cwd: Path, output: Path, errors: Path, *, real_sender: bool = False
+    ) -> Run:
         """`sr-run arguments` in `cwd`, with the environment of this moment."""
         order = {"arguments": arguments, "cwd": str(cwd), "output": str(output), "errors": str(errors)}
-        return Run(self, self.ask("start", environment=environment(), **order))
+        return Run(self, self.ask("start", environment=environment(), real_sender=real_sender, **order))
 
     def ask(self, what: str, **order: object) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -67,12 +69,20 @@ class _Server:
         databases.copy_from_template(folder)
         self._running: dict[int, fork_server.Child] = {}
 
-    def start(self, arguments: list[str], cwd: str, output: str, errors: str, environment: Mapping[str, str]) -> int:
+    def start(
+        self,
+        arguments: list[str],
+        cwd: str,
+        output: str,
+        errors: str,
+        environment: Mapping[str, str],
+        real_sender: bool,
+    ) -> int:
         def work() -> int:
             os.chdir(cwd)
             for name in self._environment - environment.keys():
                 os.environ.pop(name, None)
-            return fork_server.run(arguments, environment)
+            return fork_server.run(arguments, environment, real_sender=real_sender)
 
         pid = os.fork()
         if pid == 0:

@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from processes import LONG, saved
+from run_server import Run, RunServer
+from support import wait_until
 from tracking_servers import assert_one_point_a_step, launch, the_run, wait_for
 
 from sr_runner.tracking.journal import JOURNAL, SENT, read_json
@@ -61,20 +65,30 @@ def test_a_run_killed_thrice_and_resumed_is_one_run_with_one_point_a_step(tmp_pa
     assert_one_point_a_step(uri, run.info.run_id, steps)
 
 
-def test_a_killed_run_is_killed_in_mlflow_until_it_is_resumed(tmp_path: Path, empty_database: Path) -> None:
-    outputs, uri = _outputs(tmp_path, empty_database)
-    run_dir = tmp_path / "run"
-    process = launch(run_dir, outputs, "--steps", 10_000)
-    wait_for(lambda: read_json(run_dir / SENT).get("sent"), what="the first points")
-    assert the_run(uri).info.status == "RUNNING"
-    _kill(process, run_dir)
-    killed = the_run(uri)
-    assert killed.info.status == "KILLED"
+def test_a_killed_run_is_killed_in_mlflow_until_it_is_resumed(
+    run_server: RunServer, tmp_path: Path, photographs: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    endless = (*LONG, "trainer.log_every=5", "data=folder", f"data.train={photographs}", "trainer.resume=true")
+
+    def started() -> Run:
+        return run_server.start(endless, tmp_path, tmp_path / "report", tmp_path / "said")
+
+    def status() -> str:
+        (found,) = client.search_runs(["1"])
+        return str(found.info.status)
+
+    run = started()
+    wait_until(lambda: [each for each in tmp_path.glob(f"outputs/runs/*/*/{SENT}") if read_json(each).get("sent")])
+    wait_until(lambda: saved(tmp_path / "outputs" / "checkpoints"), "a checkpoint")
+    assert status() == "RUNNING"
+    run.kill()
+    wait_until(lambda: status() == "KILLED", "the sender's word")
+    (killed,) = client.search_runs(["1"])
     assert killed.info.end_time is not None
-    process = launch(run_dir, outputs, "--steps", 10_000)
-    wait_for(lambda: the_run(uri).info.status == "RUNNING", what="the run to be RUNNING again")
-    process.kill()
-    process.wait()
+    run = started()
+    wait_until(lambda: status() == "RUNNING", "the run to be RUNNING again")
+    run.kill()
 
 
 @pytest.mark.slow
@@ -130,7 +144,5 @@ def test_points_that_no_server_had_travel_in_the_checkpoint(tmp_path: Path, empt
     assert lost.wait(200) == 3
     found = launch(tmp_path / "there", outputs, "--steps", 100, "--checkpoint", checkpoint)
     assert found.wait(200) == 0
-    from mlflow import MlflowClient
-
     points = MlflowClient(uri).get_metric_history(the_run(uri).info.run_id, "train/loss")
     assert sorted(point.step for point in points) == list(range(1, 101))
