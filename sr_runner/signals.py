@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import threading
 import time
@@ -38,7 +39,7 @@ class StopSignal:
     """Remembers the first stopping signal.
 
     While training it is only noted, and the loop stops at the next safe point; before and after that it raises
-    `Stopped` at once. A second Ctrl-C does not wait: it ends the process there and then.
+    `Stopped` at once. A second Ctrl-C does not wait: it prints `last_words` and ends the process there and then.
 
     Who listened before gets it afterwards, by `hand_over`: what submitit does about a preemption is to have the job
     queued again and to end the process, which has to come after the checkpoint.
@@ -48,6 +49,8 @@ class StopSignal:
         self.signum: int | None = None
         self.grace_seconds: float | None = None
         """From the first signal on, the process ends within this time, whatever hangs; None: there is no limit."""
+        self.last_words: Callable[[], str] = str
+        """One line, without secrets, that is made in the midst of anything: it may take no lock."""
         self._deferred = 0
         self._received = 0.0
         self._signals: list[int] = []
@@ -139,6 +142,10 @@ class StopSignal:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
+            with suppress(Exception):
+                # Past Python's streams, which may be amid a line, and only where it is taken at once.
+                if select.select([], [2], [], 0)[1]:
+                    os.write(2, self.last_words().encode()[: select.PIPE_BUF])
             os._exit(128 + signum)
         if signum not in self._signals:
             self._signals.append(signum)

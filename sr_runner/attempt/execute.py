@@ -114,12 +114,15 @@ def execute(
             orchestrator = parts.orchestrator(stop, manager, origin, judge)
             broadcast_start(parts, chosen, folder)
             announce(parts, chosen, folder)
+            how_to_go_on = partial(_how_to_go_on, manager, chosen, masked_text(going_on(parts, chosen, request)))
+            if sweep is None:  # one command goes on with all jobs of a sweep
+                stop.last_words = lambda: f"{how_to_go_on()}\n".lstrip()
             try:
                 wait = _FINISHED_WAIT if sweep is None or sweep.settles else None
                 result = _train(orchestrator, parts, run, chosen, run_log, wait)
             except Stopped:
-                if manager is not None and sweep is None:
-                    _say_how_to_go_on(manager, parts, chosen, request)
+                if sweep is None and (said := how_to_go_on()):
+                    log.warning("%s", said)
                 raise
             outcome = Outcome(
                 chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
@@ -254,10 +257,12 @@ def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:
     )
 
 
-def _say_how_to_go_on(manager: CheckpointManager, parts: Parts, chosen: Chosen, request: Request) -> None:
+def _how_to_go_on(manager: CheckpointManager | None, chosen: Chosen, command: str) -> str:
+    """Nothing where there is no checkpoint."""
+    if manager is None:
+        return ""
     saved = manager.saved if manager.saved is not None or chosen.state is None else chosen.state.step
-    if saved is not None:
-        log.warning("saved step %d; go on with: %s", saved, masked_text(going_on(parts, chosen, request)))
+    return f"saved step {saved}; go on with: {command}" if saved is not None else ""
 
 
 def _checkpoint(parts: Parts, chosen: Chosen, result: Result) -> str | None:

@@ -160,6 +160,7 @@ def sweep(
     board.begin()
     run.start()
     _boards[folder] = board
+    stop.last_words = lambda: f"{board.going_on()}\n"
     try:
         try:
             app.run_sweep(config_name, partial(job, plan=plan), [*overrides, *hydra], only_unfinished)
@@ -172,6 +173,9 @@ def sweep(
                     raise
         status = "FINISHED" if board.is_complete(board.of_this_start()) else "FAILED"
         return int(status == "FAILED")
+    except Stopped as stopped:
+        stop.note(stopped.signum)  # its job was told: the next Ctrl-C is the second
+        raise
     finally:
         with stop.deferred():  # what came is being heeded, or there is nothing left to stop
             del _boards[folder]
@@ -209,6 +213,8 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     paused = before if before is not None and before.status == "pruned" else None
     number = paused.number if paused is not None else number
     board = _boards.get(plan.folder) if os.getpid() == plan.process else None
+    if board is not None:
+        stop.last_words = lambda: f"{board.going_on()}\n"
     of = SweepJob(plan.folder, plan.keys, done, settles=board is None)
 
     def tell(status: JobStatus, **result: Any) -> None:

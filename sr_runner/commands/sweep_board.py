@@ -229,8 +229,11 @@ class Board:
             lines.append(f"Best: {self.best(jobs)}")
         lines.append(count(jobs))
         if not self.is_complete(jobs):
-            lines.append(f"Go on with: {self.command}")
+            lines.append(self.going_on())
         return "\n".join(map(printable, "\n".join(lines).split("\n")))
+
+    def going_on(self) -> str:
+        return f"Go on with: {self.command}"
 
     def is_complete(self, jobs: Sequence[Job]) -> bool:
         """Nothing is left to do. In a search, a trial that failed is an answer too."""

@@ -257,7 +257,14 @@ def test_a_signal_in_the_middle_of_an_evaluation_is_heeded_and_the_evaluation_ma
     assert [p.step for p in client(tmp_path).get_metric_history(recorded.info.run_id, "valid/psnr")] == [3, 6]
 
 
-def test_a_second_ctrl_c_exits_at_once(run_server: RunServer, tmp_path: Path, image_cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [((), r"saved step 2; go on with: sr-run .*trainer\.resume=\S+\n"), (("-m",), r"Go on with: sr-run -m .*\n")],
+    ids=["run", "sweep"],
+)
+def test_a_second_ctrl_c_exits_at_once_and_says_how_to_go_on(
+    asked: tuple[str, ...], said: str, run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
     """The evaluation sits in one call for a minute, so that the first signal cannot be heeded yet."""
     (tmp_path / "stuck_net.py").write_text(
         "import pathlib, time, torch\n"
@@ -273,14 +280,16 @@ def test_a_second_ctrl_c_exits_at_once(run_server: RunServer, tmp_path: Path, im
         "        return torch.nn.functional.pixel_shuffle(self.conv(x), self.scale)\n"
     )
     rest = [argument for argument in TINY if not argument.startswith("model.")]
-    model = ("model._target_=stuck_net.Stuck", "tracker=none")
-    run = started(run_server, tmp_path, *rest, *model, f"data.cache_dir={image_cache}")
+    model = ("model._target_=stuck_net.Stuck", "tracker=none", "checkpoint.every=2")
+    run = started(run_server, tmp_path, *asked, *rest, *model, f"data.cache_dir={image_cache}")
     wait_until((tmp_path / "evaluating").exists, "the evaluation")
+    wait_for_checkpoint(tmp_path / "outputs")
     os.kill(run.pid, signal.SIGINT)
     time.sleep(0.5)
     assert psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE
     os.kill(run.pid, signal.SIGINT)
     assert run.wait(5) == 130
+    assert re.search(rf"{said}$", (tmp_path / "errors").read_text())
 
 
 def test_a_second_process_on_the_same_run_is_refused_by_host_and_process(
