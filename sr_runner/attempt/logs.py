@@ -28,7 +28,7 @@ def to_console(only: Sequence[str] = ()) -> None:
     say. Calling it again changes no more than that."""
     mask_logs()
     root = logging.getLogger()
-    logging.getLogger("sr_runner").setLevel(logging.INFO)
+    _speak()
     logging.captureWarnings(True)
     if not any(isinstance(handler, BarSafeHandler) for handler in root.handlers):
         handler = BarSafeHandler()
@@ -38,6 +38,13 @@ def to_console(only: Sequence[str] = ()) -> None:
     for each in root.handlers if only else ():
         if isinstance(each, BarSafeHandler):
             each.addFilter(lambda record: record.name in only or _matters(record))
+
+
+def _speak() -> None:
+    """Say what sr-run says by itself, or more where `hydra.verbose` asks for it."""
+    ours = logging.getLogger("sr_runner")
+    asked = logging.DEBUG in (logging.getLogger().level, ours.level)
+    ours.setLevel(logging.DEBUG if asked else logging.INFO)
 
 
 def _matters(record: logging.LogRecord) -> bool:
@@ -50,7 +57,7 @@ def remember() -> None:
     """Keep all log lines from now on for the next `to_file`: a run's parts log before it has a folder."""
     mask_logs()
     _remembered()
-    logging.getLogger("sr_runner").setLevel(logging.INFO)
+    _speak()
     # Where no file comes (the request was wrong), it drops them from time to time.
     logging.getLogger().addHandler(MemoryHandler(20_000, logging.CRITICAL + 1, target=logging.NullHandler()))
 

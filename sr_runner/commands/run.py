@@ -77,14 +77,20 @@ def _status(args: list[str], *, is_whole_process: bool) -> int:
 @contextmanager
 def _as_before() -> Iterator[None]:
     """Afterwards the log goes where it went before: `main` may be called many times in one process."""
-    root, ours = logging.getLogger(), logging.getLogger("sr_runner")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
+    root = logging.getLogger()
+    handlers, levels = root.handlers[:], {logger: logger.level for logger in _loggers()}
     try:
         yield
     finally:
         root.handlers[:] = handlers
-        root.setLevel(levels[0])
-        ours.setLevel(levels[1])
+        for logger in _loggers():
+            if logger in levels or logger.level == logging.DEBUG:  # others are of packages that were imported meanwhile
+                logger.setLevel(levels.get(logger, logging.NOTSET))
+
+
+def _loggers() -> list[logging.Logger]:
+    known = list(logging.root.manager.loggerDict.values())
+    return [logging.root, *(each for each in known if isinstance(each, logging.Logger))]
 
 
 def _run(args: list[str], stop: StopSignal) -> int:

@@ -106,6 +106,11 @@ class Application(Hydra):
             whole = super().compose_config(config_name, overrides, run_mode, *arguments, **keywords)
             target = f"{Masking.__module__}.{Masking.__qualname__}"
             if config_name is not None and OmegaConf.select(whole, "hydra.callbacks.masking._target_") != target:
+                if config_name != CONFIG:
+                    raise RequestError(
+                        f"--config-name {config_name}: expected a config with `{CONFIG}` in its defaults list, from "
+                        "which it has hydra.callbacks.masking, which keeps secrets from Hydra"
+                    )
                 raise RequestError(
                     "hydra.callbacks.masking: expected to be there, as in conf/config.yaml; it keeps secrets from Hydra"
                 )

@@ -87,11 +87,12 @@ class Explainer:
             return wrong
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, option = str(error.missing_cfg_file).rpartition("/")
-            if group and str(error.missing_cfg_file) != config_name:
+            is_named = config_name is not None and str(error.missing_cfg_file) == config_name.lstrip("/")
+            if group and not is_named:
                 return self.no_such_option(group, option)
             known = [name for name in self.options("") if name != "schema"]
             found = f" Configs: {', '.join(known)}" if known else ""
-            shown = f"--config-name {config_name}" if str(error.missing_cfg_file) == config_name else option
+            shown = f"--config-name {config_name}" if is_named else option
             return f"{shown}: there is no such config.{nearest(option, known)}{found}"
         if match := re.search(r"Could not find '([\w/.-]+)'", text):
             group, _, option = match[1].rpartition("/")
@@ -134,6 +135,9 @@ class Explainer:
         return f"{where}{textwrap.shorten(first or type(error).__name__, 500)}"
 
     def _unknown_key(self, key: str, config_name: str | None, overrides: Sequence[str]) -> str:
+        for each in overrides:
+            if added := re.match(rf"(hydra\.job\.env_set|hydra\.callbacks)(=|\.{re.escape(key)}\b)", each):
+                return f"{each}: there is no key {key} yet; expected +{added[1]}.{key}, which adds it"
         given = next((o for o in overrides if re.match(rf"[+~]*([\w./@]+\.)?{re.escape(key)}(=|$)", o)), None)
         full, file = given.lstrip("+~").partition("=")[0] if given else key, None
         if given is None:

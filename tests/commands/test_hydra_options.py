@@ -123,6 +123,11 @@ REFUSED = {
     "--run --multirun": ["only one of"],
     "--multirun --cfg job": ["only one of"],
     "--config-name nope": ["--config-name nope", "no such config", "config"],
+    "--config-name /etc/passwd": ["--config-name /etc/passwd", "no such config", "Configs: config"],
+    "--config-name model/edsr": ["--config-name model/edsr", "expected a config with `config` in its defaults list"],
+    "hydra.job.env_set={A:b}": ["hydra.job.env_set={A:b}", "no key A", "+hydra.job.env_set.A"],
+    "hydra.job.env_set.A=b": ["hydra.job.env_set.A=b", "no key A", "+hydra.job.env_set.A"],
+    "hydra.callbacks.mine._target_=a.B": ["hydra.callbacks.mine._target_=a.B", "+hydra.callbacks.mine"],
     "--config-dir nope": ["--config-dir nope", "no such folder"],
     "-cd own -cd own": ["--config-dir", "once"],
     "--config-path nope": ["--config-path nope", "no such folder"],
@@ -290,9 +295,14 @@ def test_a_callback_that_is_not_there_is_one_sentence_in_a_process_of_its_own(tm
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_a_single_run_leaves_nothing_of_hydras(ask: Ask, tmp_path: Path) -> None:
-    status, out, _ = ask("--run", *RUN)
+def test_a_single_run_leaves_nothing_of_hydras_and_logs_debug_messages_where_that_is_asked(
+    ask: Ask, tmp_path: Path
+) -> None:
+    status, out, _ = ask("--run", *RUN, "trainer.parameters={*.bias: {weight_decay: 0}}", "hydra.verbose=true")
     assert status == 0 and "Identity" in out
+    (log,) = (tmp_path / "outputs" / "runs").glob("*/*/run.log")
+    assert re.search(r"DEBUG +sr_runner\.objectives\.parameter_groups: \S+\.bias: ", log.read_text())
+    assert logging.DEBUG not in (logging.getLogger().level, logging.getLogger("sr_runner").level)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "own"]
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["checkpoints", "runs"]
 
@@ -314,6 +324,7 @@ def test_run_dir_chdir_output_subdir_env_set_and_callbacks_do_what_hydra_says(as
     )  # fmt: skip
     assert ask(*run, "model._target_=net_that_looks.Net", "+tracker.password=hunter2", *hydra)[0] == 0
     assert Path.cwd() == tmp_path and "SEEN" not in os.environ
+    assert logging.getLogger("looked").level == logging.NOTSET
     assert (tmp_path / "there" / "seen.txt").read_text() == f"{tmp_path / 'there'} {logging.DEBUG}"
     assert (tmp_path / "there" / "there.log").exists()
     record = tmp_path / "there" / ".hydra"
