@@ -152,12 +152,6 @@ def test_resume_false_starts_a_fresh_attempt_and_leaves_the_older_one_alone(
     assert newest == {path.name: content for path, content in before.items() if "step-00000006" in str(path)}
 
 
-def test_resume_without_a_run_starts_one_and_names_the_keys_of_near_misses(sr_run: SrRun, trained: Path) -> None:
-    done = sr_run(*TINY, "tracker=none", "trainer.resume=true", "optimizer.weight_decay=0.1")
-    assert "nothing to resume" in done.stderr
-    assert "near miss" in done.stderr and "optimizer.weight_decay=0.1 (there 0.0)" in done.stderr
-
-
 def test_resuming_one_run_with_another_config_is_refused_unless_asked_for_as_a_fork(
     sr_run: SrRun, trained: Path, tmp_path: Path
 ) -> None:
