@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sr_runner.commands.arguments import option
-from sr_runner.config.settings import check_device
+from sr_runner.config.settings import RunSettings, check_device
 from sr_runner.errors import RequestError
 from sr_runner.inference import OVERLAP, TILE
 
@@ -16,7 +16,7 @@ from sr_runner.inference import OVERLAP, TILE
 class Places:
     """Where runs and their checkpoints are."""
 
-    outputs: str = "outputs"
+    outputs: str = RunSettings.outputs
     """Folder of the runs."""
     checkpoint: Literal["local", "s3", "mlflow"] = "local"
     """What keeps their checkpoints: a folder, object storage, or the runs of an MLflow experiment."""
