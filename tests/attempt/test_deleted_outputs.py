@@ -11,13 +11,8 @@ from run_server import RunServer
 from support import TINY, wait_until
 
 RUN = (
-    *TINY,
-    "data=folder",
-    "trainer.steps=300",
-    "trainer.eval_every=150",
-    "checkpoint.every=50",
-    "trainer.log_every=50",
-)
+    *TINY, "data=folder", "trainer.steps=150", "trainer.eval_every=75", "checkpoint.every=25", "trainer.log_every=25",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("whole", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -37,17 +32,17 @@ def test_a_run_whose_outputs_are_deleted_says_so_and_goes_on(
     messages = said.read_text()
     assert messages.count("was deleted while this run works on it") == 1 and "Traceback" not in messages, messages
     assert "somebody else has deleted the newest checkpoint of edsr-x2-" in messages
-    assert "300 of 300" in (tmp_path / "report").read_text()
+    assert "150 of 150" in (tmp_path / "report").read_text()
 
     (folder,) = outputs.glob("runs/*/*")
     assert {"run.lock", "run.json", "config.yaml", "starts.jsonl", "result.json", "images.csv"} <= {
         p.name for p in folder.iterdir()
     }
     log = (folder / "run.log").read_text().splitlines()
-    assert "sr_runner.attempt.announce: run " in "".join(log[:3]) and "step 300: PSNR" in "".join(log[3:])
-    assert (outputs / "checkpoints" / folder.relative_to(outputs / "runs") / "step-00000300").is_dir()
+    assert "sr_runner.attempt.announce: run " in "".join(log[:3]) and "step 150: PSNR" in "".join(log[3:])
+    assert (outputs / "checkpoints" / folder.relative_to(outputs / "runs") / "step-00000150").is_dir()
     client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     (found,) = client.search_runs(["1"])
     assert found.info.status == "FINISHED"
     points = client.get_metric_history(found.info.run_id, "train/loss")
-    assert [point.step for point in points] == list(range(50, 301, 50))
+    assert [point.step for point in points] == list(range(25, 151, 25))
