@@ -344,17 +344,19 @@ def test_a_callback_sees_that_a_run_failed_and_the_message_stays_one_sentence(as
     assert "job_end FAILED" in (tmp_path / "callbacks.txt").read_text()
 
 
-def test_a_sweep_takes_the_options_that_fit_a_pattern(ask: Ask) -> None:
-    status, out, err = ask("-m", "objective=glob([l*,m*])", *RUN)
-    assert status == 0 and "2 of 2 jobs finished" in out, err
-
-
-@pytest.mark.parametrize("how", ["-m", "hydra.mode=MULTIRUN", "-cn"])
+@pytest.mark.parametrize(
+    ("asked", "second"),
+    [
+        (("-m", "objective=glob([l*,m*])"), "objective=mse"),
+        pytest.param(("hydra.mode=MULTIRUN", "seed=1,2"), "seed=2", marks=pytest.mark.slow),
+        (("-cd", "own", "-cn", "swept"), "seed=2"),
+    ],
+    ids=["option, of all options that fit a pattern", "mode", "params"],
+)
 def test_a_sweep_runs_by_option_by_mode_and_by_the_sweepers_params_in_the_folders_that_hydra_is_given(
-    how: str, ask: Ask, tmp_path: Path
+    asked: tuple[str, ...], second: str, ask: Ask, tmp_path: Path
 ) -> None:
     (tmp_path / "recorder_of_sweeps.py").write_text(RECORDER)
-    asked = ("-cd", "own", "-cn", "swept") if how == "-cn" else (how, "seed=1,2")
     hydra = (
         "hydra.sweep.dir=swept here", "hydra.sweep.subdir=job ${hydra.job.num}", "hydra.output_subdir=.hydra",
         "+hydra.callbacks.mine._target_=recorder_of_sweeps.Recorder", "+hydra.callbacks.mine.to=callbacks.txt",
@@ -366,7 +368,7 @@ def test_a_sweep_runs_by_option_by_mode_and_by_the_sweepers_params_in_the_folder
         "job 0", "job 1", "multirun.yaml", "sweep.csv", "sweep.html", "sweep.json", "sweep.lock",
     ]  # fmt: skip
     assert sorted(path.name for path in (folder / "job 1").iterdir()) == [".hydra", "job.json", "job.log"]
-    assert "seed=2" in json.loads((folder / "job 1" / "job.json").read_text())["overrides"]
+    assert second in json.loads((folder / "job 1" / "job.json").read_text())["overrides"]
     said = (tmp_path / "callbacks.txt").read_text().split("\n")
     assert said[:-1] == ["multirun_start", *2 * ["job_start", "job_end COMPLETED"], "multirun_end"]
     assert len(list((tmp_path / "outputs" / "runs").glob("*/a0001-*"))) == 2
