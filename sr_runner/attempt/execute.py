@@ -228,8 +228,8 @@ def _train(
             files.end(folder, status, reason)
         ended: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")  # type: ignore[assignment]
         if orchestrator.recording:
-            for name in (files.CONFIG, files.STARTS, files.LOG):
-                tracker.artifact(folder / name)
+            for path in (folder / files.CONFIG, folder / files.STARTS, *files.diffs(folder), folder / files.LOG):
+                tracker.artifact(path)
             limit = orchestrator.stop.within(_STOPPED_WAIT) if status == "stopped" else wait
             tags = {"sr_run.status": status} | ({"sr_run.error": reason} if reason else {})
             tracker.finish(ended, tags, wait=limit)

@@ -118,12 +118,12 @@ _TAGGED = ("command", "folder", "commit", "folder_commit", "sr_run", "python", "
 
 def write_record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any]) -> None:
     """The files of the run's folder that say what was started."""
-    code = own_code.digests(parts.config)
-    files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start | ({"code": code} if code else {}))
+    digests = own_code.digests(parts.config)
+    files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start | ({"code": digests} if digests else {}))
     number = len(files.starts(folder))
-    for name, where in (("sr-run", _PACKAGE), ("folder", Path.cwd())):
-        if start.get("commit" if name == "sr-run" else "folder_commit", "").endswith(CHANGED):
-            write_file(folder / f"start-{number}-{name}.diff", _diff(where))
+    for code, where in (("sr-run", _PACKAGE), ("folder", Path.cwd())):
+        if start.get("commit" if code == "sr-run" else "folder_commit", "").endswith(CHANGED):
+            write_file(folder / files.DIFF.format(number=number, code=code), _diff(where))
     scheduler.remember(folder)
 
 

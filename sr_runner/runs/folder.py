@@ -30,6 +30,8 @@ IMAGES = "images.csv"
 LOG = "run.log"
 LOCK = "run.lock"
 TRACKER = journal.IDS
+DIFF = "start-{number}-{code}.diff"
+"""What was not committed at that start, of sr-run's own code or of the current folder's repository."""
 JOBS = "jobs.txt"
 """The scheduler's jobs that worked on the attempt, a line each."""
 _END = "end"
@@ -76,6 +78,11 @@ def _starts_and_ends(folder: Path) -> list[dict[str, Any]]:
             if isinstance(known, dict):
                 found.append(known)
     return found
+
+
+def diffs(folder: Path) -> list[Path]:
+    """What was not committed at any start of the run."""
+    return sorted(folder.glob(DIFF.format(number="*", code="*")))
 
 
 def config(folder: Path) -> str:

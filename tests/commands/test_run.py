@@ -112,6 +112,32 @@ def test_a_run_leaves_checkpoint_record_pictures_and_says_where(tiny: Finished) 
     assert len(list((folder / "pictures").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
+def test_what_was_not_committed_at_each_start_is_among_the_artifacts_masked_and_cut(
+    sr_run: SrRun, tmp_path: Path
+) -> None:
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here")
+    notes = tmp_path / "notes.py"
+    notes.write_text("")
+    for words in (("init", "-q"), ("add", "notes.py"), ("commit", "-qm", "notes")):
+        subprocess.run([*git, *words], check=True)
+    run = (*TINY, "scheduler=constant")
+    notes.write_text("first = 1\ntoken = 'hUnTeR2-0815'\n" + "# a long line\n" * 20_000)
+    sr_run(*run)
+    notes.write_text("second = 2\n")
+    sr_run(*run, "trainer.steps=8", "trainer.resume=true")
+
+    (attempt,) = (tmp_path / "outputs" / "runs").glob("*/*")
+    (recorded,) = runs(tmp_path)
+    sent = [
+        Path(client(tmp_path).download_artifacts(recorded.info.run_id, f"start-{start}-folder.diff")).read_text()
+        for start in (1, 2)
+    ]
+    assert sent == [(attempt / f"start-{start}-folder.diff").read_text() for start in (1, 2)]
+    assert "+first = 1" in sent[0] and "hUnTeR2" not in sent[0] and sent[0].endswith(" more characters\n")
+    assert len(sent[0]) < 201_000 and "+second = 2" in sent[1]
+
+
 def test_a_complete_run_is_reported_again_and_nothing_is_trained(
     tiny: Finished, run_server: RunServer, image_cache: Path
 ) -> None:
