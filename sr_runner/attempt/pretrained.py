@@ -14,6 +14,8 @@ from sr_runner.runs.resolve import source
 
 log = logging.getLogger(__name__)
 
+_RULES = {"matching": "takes what fits", "body": "keeps the scale and leaves the upsampler new"}
+
 
 def initialise(model: nn.Module, settings: CheckpointSettings, catalogue: Catalogue) -> str | None:
     """Load what `settings.init_from` names (see `runs.resolve`) into `model`; what is loaded, skipped or new is logged.
@@ -31,7 +33,9 @@ def initialise(model: nn.Module, settings: CheckpointSettings, catalogue: Catalo
         loaded = weights.read(found.location, **{str(key): value for key, value in options.items()})
         report = weights.apply(model, loaded, rule=settings.init_rule)  # type: ignore[arg-type]
     except RequestError as error:
-        raise RequestError(f"checkpoint.init_from={weights.shown(settings.init_from)}: {error}") from error
+        rule = error.rule if isinstance(error, weights.MisfitError) else None
+        other = f". checkpoint.init_rule={rule} {_RULES[rule]}" if rule is not None else ""
+        raise RequestError(f"checkpoint.init_from={weights.shown(settings.init_from)}: {error}{other}") from error
     for line in report.lines():
         log.info("%s", line)
     return loaded.digest

@@ -6,7 +6,7 @@ Layouts: sr-run's own (`model.safetensors`), EDSR-PyTorch's `.pt`, BasicSR's `.p
 
 from __future__ import annotations
 
-from sr_runner.weights.applying import apply
+from sr_runner.weights.applying import MisfitError, apply
 from sr_runner.weights.digests import digest
 from sr_runner.weights.exporting import check_layout, describe, export
 from sr_runner.weights.loading import load_model, spandrel_network, vgg19_features
@@ -15,6 +15,7 @@ from sr_runner.weights.sources import is_url, shown
 
 __all__ = [
     "LoadedWeights",
+    "MisfitError",
     "apply",
     "check_layout",
     "describe",

@@ -18,6 +18,14 @@ from sr_runner.weights.reading import LoadedWeights
 Rule = Literal["strict", "matching", "body"]
 
 
+class MisfitError(RequestError):
+    """Weights that do not fit by the rule that was asked for; by `rule` a part of them does."""
+
+    def __init__(self, message: str, rule: Rule):
+        super().__init__(message)
+        self.rule = rule
+
+
 @dataclass(frozen=True)
 class Report:
     """What became of every tensor: of the file's, `loaded` or `skipped`; of the network's, `loaded` or `new`."""
@@ -53,7 +61,8 @@ def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") 
     EDSR weights trained under another `rgb_range` are moved to the network's, which is exact.
 
     Raises:
-        RequestError: the weights do not fit; it names the hyperparameters that differ and what to set.
+        RequestError: the weights do not fit; it names the hyperparameters that differ and what to set. It is a
+            `MisfitError` where another rule takes a part of them.
     """
     check_choice("checkpoint.init_rule", rule, get_args(Rule))
     target = unwrap(network)
@@ -131,11 +140,8 @@ def _check_hyperparameters(
     if differing:
         theirs = ", ".join(f"{key}={value:g} (not {mine[key]:g})" for key, value in differing.items())
         to_set = " ".join(f"{_config_key(name, key)}={value:g}" for key, value in differing.items())
-        rules = "; or checkpoint.init_rule=matching, which takes what fits"
-        if set(differing) == {"scale"}:
-            rules = f"; or checkpoint.init_rule=body, which keeps scale={mine['scale']:g} and leaves the upsampler new"
-        rules = "" if name == "discriminator" else rules
-        raise RequestError(f"{weights.source} is {name} with {theirs}. Set {to_set}{rules}")
+        other: Rule = "body" if set(differing) == {"scale"} else "matching"
+        raise MisfitError(f"{weights.source} is {name} with {theirs}. Set {to_set}", other)
 
 
 def _in_range_of(network: nn.Module, name: str | None, weights: LoadedWeights) -> tuple[dict[str, Tensor], list[str]]:
@@ -183,10 +189,7 @@ def _check_outcome(report: Report, rule: Rule, upsampler: tuple[str, ...], weigh
     reasons |= {key: "not in the file" for key in report.new if key not in reasons}
     if problems := [f"{key} ({reason})" for key, reason in reasons.items() if not key.startswith(upsampler)]:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise RequestError(
-            f"{weights} does not fit the network: {'; '.join(problems[:3])}{more}."
-            " checkpoint.init_rule=matching takes what fits"
-        )
+        raise MisfitError(f"{weights} does not fit the network: {'; '.join(problems[:3])}{more}", "matching")
 
 
 def _config_key(network: str, name: str) -> str:

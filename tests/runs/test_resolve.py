@@ -17,6 +17,7 @@ from sr_runner.attempt.resume import choose
 from sr_runner.checkpoint import LocalStore
 from sr_runner.commands import ckpt
 from sr_runner.errors import RequestError, RunError
+from sr_runner.models import EDSR, SRResNet
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
 from sr_runner.runs.network import load_network
@@ -308,6 +309,25 @@ def test_a_weights_file_is_no_checkpoint_to_resume_or_to_look_into(
             resumed(name, here)
         assert ckpt.main(["diff", name, name]) == 2
         assert f"{name}: a weights file; expected a run or a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trained", "rule"),
+    [(EDSR(scale=4, num_filters=8, num_res_blocks=1), "matching takes what fits"),
+     (EDSR(scale=2, num_filters=4, num_res_blocks=1), "body keeps the scale and leaves the upsampler new"),
+     (SRResNet(scale=4, num_filters=4, num_res_blocks=2), "")],
+)  # fmt: skip
+def test_weights_that_do_not_fit_point_to_another_rule_where_there_is_one(
+    here: Path, trained: torch.nn.Module, rule: str
+) -> None:
+    settings, mine = parts_of(here / "outputs", None).checkpoint, EDSR(scale=4, num_filters=4, num_res_blocks=1)
+    settings.init_from = str(weights.export(trained, "trained.safetensors"))
+    with pytest.raises(RequestError) as refused:
+        initialise(mine, settings, catalogue(here))
+    assert str(refused.value).endswith(f". checkpoint.init_rule={rule}") if rule else "rule" not in str(refused.value)
+    with pytest.raises(RequestError) as refused:
+        load_network(find_source(settings.init_from, outputs=Path("outputs")), mine, {})
+    assert "init_rule" not in str(refused.value)
 
 
 def test_a_source_knows_its_step_its_config_and_its_run_in_mlflow(here: Path) -> None:
