@@ -12,7 +12,7 @@ from torch import nn
 from sr_runner.config.targets import locate, signature
 from sr_runner.errors import RequestError, nearest
 from sr_runner.runs.resolve import Source
-from sr_runner.weights import load_model
+from sr_runner.weights import apply, load_model, read
 
 OwnNetwork = str | Callable[..., object] | nn.Module
 """`package.module.Class`, the class itself, or a network to load into."""
@@ -24,15 +24,26 @@ def load_network(
     """The network at `source`, in evaluation mode. `arguments` add what its file does not state.
 
     `own` is needed for a network that is not sr-run's: naming it is the consent to run it, as a file never decides
-    which code runs. A class is built from the arguments in the checkpoint's config and from `arguments`. `prefix` is
-    what stands before an argument's name where it is an option (`model.`). Raises `RequestError`.
+    which code runs. A class is built from the arguments in the checkpoint's config, or in the header of a file that was
+    exported from it, and from `arguments`. `prefix` is what stands before an argument's name where it is an option
+    (`model.`). Raises `RequestError`.
     """
     if own is None:
         return load_model(source.location, prefix=prefix, **arguments)
-    return load_model(source.location, network=_own_network(own, source, arguments, prefix))
+    weights = read(source.location)
+    network = _own_network(own, weights.target_arguments | arguments_of_run(source), arguments, prefix)
+    apply(network, weights)
+    return network.eval()
 
 
-def _own_network(own: OwnNetwork, source: Source, arguments: Mapping[str, Any], prefix: str) -> nn.Module:
+def arguments_of_run(source: Source) -> dict[str, Any]:
+    """What the run of a checkpoint gave its network, by the checkpoint's config."""
+    model = source.config.get("model")
+    arguments = model.items() if isinstance(model, dict) else ()
+    return {key: value for key, value in arguments if not str(key).startswith("_")}
+
+
+def _own_network(own: OwnNetwork, recorded: Mapping[str, Any], arguments: Mapping[str, Any], prefix: str) -> nn.Module:
     if isinstance(own, nn.Module):
         return own
     if str(Path.cwd()) not in sys.path:
@@ -45,9 +56,7 @@ def _own_network(own: OwnNetwork, source: Source, arguments: Mapping[str, Any], 
     for key in arguments:
         if key not in accepted and not takes_any:
             raise RequestError(f"{prefix}{key}: {name} has no such argument.{nearest(key, accepted)}")
-    model = source.config.get("model")  # the arguments that the run gave its network
-    recorded = model if isinstance(model, dict) else {}
-    configured = {k: v for k, v in recorded.items() if not k.startswith("_") and (k in accepted or takes_any)}
+    configured = {key: value for key, value in recorded.items() if key in accepted or takes_any}
     try:
         network = kind(**{**configured, **arguments})
     except (TypeError, ValueError) as error:

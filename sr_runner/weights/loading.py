@@ -22,14 +22,11 @@ VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 """torchvision's VGG19 (IMAGENET1K_V1); its SHA-256 begins with the hash in the name, which is checked."""
 
 
-def load_model(
-    source: str | Path, *, network: nn.Module | None = None, prefix: str = "", **what_the_file_cannot_tell: float
-) -> nn.Module:
+def load_model(source: str | Path, *, prefix: str = "", **what_the_file_cannot_tell: float) -> nn.Module:
     """The super-resolution network in a weights file, in evaluation mode, on the CPU: [0, 1] RGB in and out.
 
     Args:
         source: a file of any recognised layout, or an http(s) URL.
-        network: a network of your own to load into, where the file holds none that sr-run knows.
         prefix: what stands before the name of an argument in messages, such as `model.` on a command line.
         what_the_file_cannot_tell: hyperparameters without which the file's network is not complete, such as
             `res_block_scaling=0.1` for EDSR's large model.
@@ -38,9 +35,6 @@ def load_model(
         RequestError: the file is damaged or unknown, or does not state something that has to be given.
     """
     weights = read(source, **what_the_file_cannot_tell)
-    if network is not None:
-        apply(network, weights)
-        return network.eval()
     if weights.network == "discriminator":
         raise RequestError(f"{weights} is an SRGAN discriminator, which makes no images")
     if weights.network not in shapes.CLASSES:

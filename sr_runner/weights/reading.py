@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class LoadedWeights:
     """What the file does not state, but its layout's code has as its default; the caller may give another value."""
     target: str | None = None
     """Of sr-run's own files of someone else's network: its class."""
+    target_arguments: dict[str, Any] = field(default_factory=dict)
+    """What the run gave that class, in a file that `sr-ckpt export` wrote; in a checkpoint its config has them."""
 
     @property
     def arguments(self) -> Hyperparameters:
@@ -110,8 +113,13 @@ def _own(source: str, file: TensorFile) -> LoadedWeights:
     if not isinstance(stated, dict) or not isinstance(network, str | None):
         raise ValueError("is damaged: its sr_run header has no network or hyperparameters of the right kind")
     if network in (None, "spandrel"):
-        target = header.get("target")
-        return LoadedWeights(source, "sr-run", network, file.tensors, stated, target=str(target) if target else None)
+        target, arguments = header.get("target"), header.get("arguments", {})
+        if not isinstance(arguments, dict):
+            raise ValueError("is damaged: its sr_run header has arguments that are not a JSON object")
+        return LoadedWeights(
+            source, "sr-run", network, file.tensors, stated,
+            target=str(target) if target else None, target_arguments=arguments,
+        )  # fmt: skip
     if network not in shapes.CLASSES:
         raise ValueError(f"holds a network '{network}', which this release of sr-run does not know")
     inferred = shapes.infer(network, file.tensors)

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+import sr_runner
 from sr_runner.attempt.build import build
 from sr_runner.checkpoint import CheckpointManager, LocalStore, MlflowStore, TrainingState
 from sr_runner.commands.arguments import parse
 from sr_runner.commands.ckpt import main
 from sr_runner.commands.options import Places
 from sr_runner.config.compose import composed
+from sr_runner.errors import RequestError
 from sr_runner.runs.resolve import catalogue_at
-from sr_runner.weights import export
+from sr_runner.weights import describe, export
 
 IDENTITY = "edsr-x2-0123456789ab"
 
@@ -76,6 +80,27 @@ def test_export_writes_a_file_that_other_readers_read(
     assert "exists already" in again
     run(capsys, "export", str(tmp_path / "w.safetensors"), str(tmp_path / "copy.safetensors"))
     assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+
+
+def test_a_network_of_ones_own_is_built_again_from_its_exported_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    Path("exported_net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Conv2d):\n"
+        "    def __init__(self, scale, width=4):\n        super().__init__(3, width * scale**2, 3)\n"
+    )
+    network = importlib.import_module("exported_net").Net(scale=2, width=5).half()
+    config = "model: {_target_: exported_net.Net, scale: 2, width: 5}\n"
+    manager = CheckpointManager(LocalStore(tmp_path / "store"), f"{IDENTITY}/a0001-00aa", keep=[], scratch=tmp_path)
+    manager.save(TrainingState(1, network.state_dict(), {}, config, describe(network)), wait=True)
+    run(capsys, "export", "checkpoint.root=store", IDENTITY, "net.safetensors")
+    again = sr_runner.load_model("net.safetensors", network="exported_net.Net")
+    assert torch.equal(again.weight, network.weight.float())  # type: ignore[arg-type, union-attr]
+    assert safetensors.torch.load_file("net.safetensors")["weight"].dtype == torch.float16
+    with pytest.raises(RequestError, match="fits the network"):
+        sr_runner.load_model("net.safetensors", network="exported_net.Net", width=4)
 
 
 @pytest.mark.parametrize("layout", ["basicsr", "edsr-pytorch"])

@@ -19,12 +19,14 @@ from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Man
 from sr_runner.checkpoint.reader import read_manifest
 from sr_runner.checkpoint.retention import Info, doomed
 from sr_runner.checkpoint.stores import LocalStore, Store, names_in, store_at
+from sr_runner.checkpoint.tensors import TensorFile, parse
 from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
 from sr_runner.errors import RequestError, RunError, check_choice, printable
 from sr_runner.files import check_writable, scratch_folder, write_file
 from sr_runner.masking import masked_text
 from sr_runner.runs.catalogue import Catalogue, difference
+from sr_runner.runs.network import arguments_of_run
 from sr_runner.runs.resolve import catalogue_at, find, source
 from sr_runner.weights import read
 
@@ -150,16 +152,26 @@ def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Repo
     if os.path.lexists(file):
         raise RequestError(f"{file} exists already; choose another name")
     check_writable(to, file.parent)
-    model = Path(source(wanted, catalogue).location)
+    found = source(wanted, catalogue)
+    model = Path(found.location)
     file.parent.mkdir(parents=True, exist_ok=True)
     if options.layout == "safetensors":
-        write_file(file, model.read_bytes())
+        is_own = found.config and read(model).target
+        content = model.read_bytes()
+        write_file(file, _with_arguments(content, arguments_of_run(found)) if is_own else content)
     else:
         from sr_runner.weights import check_layout, export, load_model
 
         check_layout(options.layout, read(model).network, f"{model.name} of {wanted}")
         export(load_model(model), file, options.layout)
     return [{"file": str(file)}], [f"wrote {file}"]
+
+
+def _with_arguments(model: bytes, arguments: dict[str, Any]) -> bytes:
+    """The weights of a network of one's own with its `arguments` in the header, as its config stays behind."""
+    tensors, metadata = parse(model)
+    described = json.loads(metadata["sr_run"]) | {"arguments": arguments}
+    return b"".join(TensorFile.of(tensors, metadata | {"sr_run": json.dumps(described, default=str)}).chunks())
 
 
 def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
