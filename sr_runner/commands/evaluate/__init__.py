@@ -25,7 +25,7 @@ Usage
 Common commands
   sr-eval edsr-x2-3f9a12c40b1e data=sample            the photographs that are already here
   sr-eval bicubic data=benchmark/Set5 scale=4         reproduces the published row
-  sr-eval a.pt b.pth data=Set5,B100 root=benchmark output=table.csv,table.md
+  sr-eval a.pt b.pth model.res_block_scaling=1.0 data=Set5,B100 root=benchmark output=table.csv,table.md
   sr-eval edsr-x4-3f9a12c40b1e data=benchmark self_ensemble=true pictures=pictures
 """
 
