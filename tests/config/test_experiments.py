@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +83,6 @@ def test_a_recipe_says_what_its_source_says(name: str) -> None:
 def test_a_recipe_begins_with_the_command_that_runs_it(name: str) -> None:
     header, command, *_ = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert header == "# @package _global_" and command.startswith(f"# sr-run +experiment={name} ")
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_command_in_a_recipes_header_composes(name: str) -> None:
-    text = (config_dir() / "experiment" / f"{name}.yaml").read_text().replace("\\\n#", "")
-    commands = re.findall(r"^#\s+(sr-run .*?)(?: -- .*)?$", text, re.MULTILINE)
-    for command in commands:
-        arguments = shlex.split(re.sub(r"<[^>]+>", "some-run", command))[1:]
-        config, choices = composed(arguments)
-        assert choices["experiment"] in RECIPES and config.scale in (2, 3, 4)
-    assert commands[0].startswith(f"sr-run +experiment={name}")
 
 
 def test_the_three_stages_of_srgan_are_commands_in_their_headers() -> None:
