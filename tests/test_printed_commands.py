@@ -45,6 +45,8 @@ NOT_RUN = {
         "needs Slurm; tests/attempt/test_slurm.py has as much of it as submitit uses",
     "autoload -Uz bashcompinit && bashcompinit": "needs zsh",
     "sr-run -sc install=fish | source": "needs fish",
+    "sr-runs rm RUN RUN": "asks a person; tests/commands/test_runs.py deletes",
+    "sr-runs rm RUN...": "asks a person; tests/commands/test_runs.py deletes",
     "sr-ckpt ls | verify | diff | export | prune | cp": "the names of the verbs",
     "sr-ckpt export": "the name of a verb",
     "sr-ckpt prune": "the name of a verb",
@@ -74,8 +76,9 @@ SUBSTITUTED = {
     r"\bDIR\b": "my_conf",
     r"http://(mlflow|host):5000": "{server}",
     r"(?<=[=\[ ])/(?=data/|a/|b\b)": "",
+    r"\bURI\b": "{server}",
     r"device=cuda": "device=cpu",
-    r"n_trials=40": "n_trials=4",
+    r"n_trials=(40|27)": "n_trials=4",
     r"(trainer\.steps=\d+)00\b": r"\g<1>0",
 }  # fmt: skip
 """What stands for something else, and what would take long. `{edsr-x2}` is a run of the fixture's, as are these."""
@@ -85,8 +88,8 @@ OTHERS = [word for word in TINY if not word.startswith("model.")]
 _AS_IT_IS = r"--help|--hydra-help|-sc |<TAB>|trainer\.resume=(?!true)"
 APPENDED = (
     # Lines, what they must not have, what is appended unless its key is given.
-    (r"sr-run", _AS_IT_IS, [*OTHERS, "trainer.eval_every=100"]),
-    (r"sr-run", rf"{_AS_IT_IS}|mine\.Net|model=net|=night|spandrel", NETWORK),
+    (r"sr-run\b", _AS_IT_IS, [*OTHERS, "trainer.eval_every=100"]),
+    (r"sr-run\b", rf"{_AS_IT_IS}|mine\.Net|model=net|=night|spandrel", NETWORK),
     (r"objective=srgan", "never", ["objective.vgg_seed=0", "objective.discriminator_filters=4"]),
     (r"python -m sr_runner", "never", ["--version"]),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support import ROOT
 
-TOOLS = {"sr-run": "run", "sr-eval": "evaluate", "sr-upscale": "upscale", "sr-ckpt": "ckpt"}
+TOOLS = {"sr-run": "run", "sr-runs": "runs", "sr-eval": "evaluate", "sr-upscale": "upscale", "sr-ckpt": "ckpt"}
 _TOOL = "|".join(TOOLS)
 
 

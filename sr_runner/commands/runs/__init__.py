@@ -33,7 +33,7 @@ Common commands
   sr-runs ls                                   all runs in outputs/runs, the newest last
   sr-runs ls model=edsr 'valid/psnr>30' sort=valid/psnr
   sr-runs ls status=failed,killed
-  sr-runs diff edsr-x4-3f9a12c40b1e edsr-x4-77d0c1f2ab90
+  sr-runs diff edsr-x4-3f9a12c40b1e edsr-x2-3f9a12c40b1e
   sr-runs sync http://host:5000                runs that were made without a network, now that there is one
 """
 

@@ -90,7 +90,7 @@ def _changes(
     for key, title in VERSIONS.items():
         if key in start and start[key] != here[key]:
             yield f"{title} was {start[key]}, is {here[key] or 'not there'}"
-    for patch in sorted(record.folder.glob(f"start-{len(record.starts)}-*.diff")):
+    for patch in sorted(record.folder.glob(files.DIFF.format(number=len(record.starts), code="*"))):
         which = "sr-run's code" if patch.stem.endswith("sr-run") else f"the code in {folder}"
         yield f"{which} had changes that were not committed: git apply {shlex.quote(str(patch))}"
     if any(start.get(key, "").endswith(CHANGED) and here[key] == start[key] for key in ("commit", "folder_commit")):
