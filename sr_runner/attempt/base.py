@@ -70,7 +70,10 @@ class _Base:
         recorded = catalogue.request(attempt)
         if recorded is None:
             raise RequestError(f"{asked}: no command is recorded for {attempt}; expected a run of sr-run")
-        request = self._own_places(Request(**{**vars(Request()), **recorded}))
+        try:
+            request = self._own_places(Request.of(recorded))
+        except ValueError as error:
+            raise RequestError(f"{asked}: its record is damaged; {error}") from error
         is_here = bool(files.starts(catalogue.folder(attempt)))
         left_out = _OF_A_START if is_here else (*_OF_A_START, *_PLACES)
         own = [_key(override) for override in self.given]
@@ -97,10 +100,8 @@ class _Base:
             there, here = getattr(recorded, option), getattr(self.request, option)
             if there is not None and here is None:
                 self._refuse([f"--{option.replace('_', '-')}={there}"], "can name code")
-        if not isinstance(recorded.overrides, list) or not all(isinstance(each, str) for each in recorded.overrides):
-            raise RequestError(f"{self.found.asked}: its record is damaged; expected overrides as a list of text")
         name = self.request.config_name if self.request.config_name != Request.config_name else recorded.config_name
-        return Request(recorded.overrides, str(name), self.request.config_path, self.request.config_dir)
+        return Request(recorded.overrides, name, self.request.config_path, self.request.config_dir)
 
     def _refuse_code(self, overrides: Sequence[Override]) -> None:
         """A file never decides which code runs, nor what is read from the environment."""

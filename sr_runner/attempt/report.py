@@ -63,7 +63,11 @@ def result_of(folder: Path) -> Result | None:
     try:
         content = json.loads(read_file(folder / RESULT))
         scores, bicubic = (tuple(Score(**row) for row in content.pop(name)) for name in ("images", "bicubic"))
-        return Result(scores=scores, bicubic=bicubic, **content)
+        result = Result(scores=scores, bicubic=bicubic, **content)
+        numbers = [*result.metrics.values(), *result.best.values()]
+        numbers += [value for row in (*scores, *bicubic) for value in dataclasses.astuple(row)[1:]]
+        is_whole = isinstance(result.step, int) and all(isinstance(number, int | float) for number in numbers)
+        return result if is_whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 

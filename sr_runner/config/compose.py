@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,18 @@ class Request:
     """Replaces sr-run's own config tree."""
     config_dir: str | None = None
     """Adds to the config tree."""
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Request:
+        """The inverse of `asdict`, less keys that it does not know. Raises `ValueError` where a value is no text."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        request = cls(**known)
+        overrides, texts = request.overrides, (request.config_path, request.config_dir)
+        if not isinstance(overrides, list | tuple) or not all(isinstance(each, str) for each in overrides):
+            raise ValueError("expected overrides as a list of text")
+        if not isinstance(request.config_name, str) or not all(isinstance(each, str | None) for each in texts):
+            raise ValueError("expected names of configs as text")
+        return request
 
     def command(self) -> str:
         """The command line that asks for this, as a shell takes it."""

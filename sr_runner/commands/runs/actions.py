@@ -66,7 +66,10 @@ def _reproduce(catalogue: Catalogue, options: Places, wanted: str) -> Report:
     request, start = record.catalogue.request(record.attempt), record.start
     if request is None:
         raise RunError(f"{wanted}: no command is recorded for {record.attempt}; expected a run of sr-run")
-    known = Request(**{**vars(Request()), **request})
+    try:
+        known = Request.of(request)
+    except ValueError as error:
+        raise RunError(f"{wanted}: its record is damaged; {error}") from error
     parent = next((each["parent"] for each in record.starts if each.get("parent")), None)
     overrides = [each for each in known.overrides if parse([each])[0].key_or_group != "trainer.resume"]
     overrides += [as_override("trainer.resume", parent)] if parent else []
@@ -171,6 +174,8 @@ def _remove(catalogue: Catalogue, options: Remove, *wanted: str) -> Report:
             raise RequestError(f"{each.asked}: a checkpoint; expected a run, sr-ckpt prune thins out its checkpoints")
     everything = [(Record.of(each), each) for each in found]
     for record, each in everything:
+        if record.status == "elsewhere":
+            raise RequestError(f"{each.asked}: its folder is on another machine; delete it there")
         if record.status == "running":
             raise RequestError(f"{each.asked}: it is running; stop it first, or delete {record.folder / files.LOCK}")
     told = [

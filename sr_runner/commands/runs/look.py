@@ -20,6 +20,7 @@ Report = tuple[list[dict[str, Any]], list[str]]
 """What a command has found or done: rows for `--json`, lines for people."""
 
 _MOST_COLUMNS = 8
+_LONGEST, _LONGEST_ERROR = 60, 300  # characters
 VERSIONS = {
     "sr_run": "sr-run", "commit": "sr-run's code", "folder_commit": "the folder's code", "python": "Python",
     "torch": "PyTorch", "mlflow": "MLflow",
@@ -82,13 +83,18 @@ def _table(found: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
             f"{record.step} of {steps}" if steps and record.step != steps else f"{record.step}",
             str(record.start.get("time", ""))[:16].replace("T", " "),
         ])  # fmt: skip
+    table = [[_cut(cell, _LONGEST) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row, of in zip(table, [None, *found], strict=True):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         if of is not None and of.end.get("error"):
-            yield f"    {of.end['error']}"
+            yield f"    {_cut(str(of.end['error']), _LONGEST_ERROR)}"
     if len(columns) > len(shown):
         yield f"They differ in {', '.join(columns[_MOST_COLUMNS:])} too: --json has everything"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _is_one_of_several(record: Record) -> bool:

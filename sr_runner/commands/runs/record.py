@@ -27,6 +27,7 @@ from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.resolve import Found
 from sr_runner.training.result import Result
 
+_ALIAS = re.compile(r"[-:,\[{]\s*\*\w")
 _HOLDER = re.compile(r"process ([0-9]{1,9}) on (.*)", re.DOTALL)
 _OF_A_RUN = ("run", "name", "status", "step", "sweep")
 _COMPARISONS = {
@@ -71,16 +72,21 @@ class Record:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Flat: `optimizer.lr` -> 1e-4."""
-        with suppress(yaml.YAMLError, RecursionError):
-            return flatten(yaml.load(files.config(self.folder) or "{}", getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        text = self.catalogue.config(self.attempt)
+        if not _ALIAS.search(text):  # which sr-run does not write, and which can stand for more than fits a memory
+            with suppress(yaml.YAMLError, RecursionError):
+                return flatten(yaml.load(text or "{}", getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         return {}
 
     @cached_property
     def status(self) -> str:
         """finished, pruned, stopped or failed, as the run wrote down; else running, or killed where nobody works on it.
 
-        Of a process on another machine nobody knows here whether it lives: it counts as running.
+        Of a process on another machine nobody knows here whether it lives: it counts as running. `elsewhere`: the run
+        has no folder here.
         """
+        if not self.folder.is_dir():
+            return "elsewhere"
         if self.end:
             return str(self.end["end"])
         try:
