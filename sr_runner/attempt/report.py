@@ -17,7 +17,7 @@ from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.files import read_file
 from sr_runner.runs.folder import RESULT
 from sr_runner.streams import ReaderGone, drop
-from sr_runner.training.result import Result
+from sr_runner.training.result import Result, psnr_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ class Outcome:
 
     @property
     def psnr(self) -> float:
-        return self.metrics.get("valid/psnr", float("nan"))
+        """Of the last evaluation, in dB; NaN without one."""
+        psnr = psnr_of(self.metrics)
+        return float("nan") if psnr is None else psnr
 
 
 def as_json(result: Result) -> str:

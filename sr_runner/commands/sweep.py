@@ -50,6 +50,7 @@ from sr_runner.masking import learn, masked, masked_text
 from sr_runner.runs.folder import RUNS
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import Status, Tracker, settle
+from sr_runner.training.result import psnr_of
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +256,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     seconds = before.seconds if before is not None and outcome.run_is_old else time.monotonic() - began
     if paused is not None and seconds is not None:
         seconds += paused.seconds or 0.0
-    psnr = outcome.metrics.get("valid/psnr")
+    psnr = psnr_of(outcome.metrics)
     metrics = outcome.metrics | {"parameters": float(outcome.parameters), "seconds": seconds or 0.0}
     ended: JobStatus = "finished" if outcome.step == config.trainer.steps else "pruned"
     tell(ended, run=outcome.attempt, psnr=psnr, gain=outcome.gain, seconds=seconds, metrics=metrics)

@@ -9,6 +9,12 @@ from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation
 
 
+def psnr_of(metrics: Mapping[str, float]) -> float | None:
+    """Mean PSNR in dB of the last evaluation, on all validation images where that was done at the end: what `gain` is
+    about. None without one."""
+    return metrics.get("final/psnr", metrics.get("valid/psnr"))
+
+
 @dataclass(frozen=True)
 class Result:
     """What came of a run."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import socket
+import sys
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +84,7 @@ def download(url: str, *, file_name: str | None = None) -> Path:
         match = _HASH_IN_NAME.search(name)
         with TemporaryDirectory(dir=path.parent) as scratch:
             part = Path(scratch, "part")
-            torch.hub.download_url_to_file(url, str(part), match[1] if match else None, progress=False)
+            torch.hub.download_url_to_file(url, str(part), match[1] if match else None, progress=sys.stderr.isatty())
             if url in MD5 and (found := hashlib.md5(part.read_bytes()).hexdigest()) != MD5[url]:
                 raise ValueError(f"its MD5 hash is {found}, not the published {MD5[url]}")
             part.replace(path)

@@ -15,6 +15,7 @@ from sr_runner.errors import RequestError, nearest
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import find
+from sr_runner.training.result import psnr_of
 
 Report = tuple[list[dict[str, Any]], list[str]]
 """What a command has found or done: rows for `--json`, lines for people."""
@@ -75,7 +76,7 @@ def _table(found: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
     for record in found:
         attempt, metrics = record.attempt, record.metrics
         name = str(attempt) if attempt.identity in several else attempt.identity
-        psnr, gain = metrics.get("valid/psnr"), metrics.get("gain")
+        psnr, gain = psnr_of(metrics), metrics.get("gain")
         steps = record.start.get("steps")
         table.append([
             name, *("" if (value := record.value(key)) is None else str(value) for key in shown),
