@@ -33,13 +33,15 @@ _PATIENCE = 6
 class Delivery:
     """The state of bringing `run_dir/journal.jsonl` (and `system.jsonl`) to `server`; `start` is its last start line.
 
-    All it knows is on the disk after each part, in the folder `notes`: the server's ids in `tracker.json`, how far it
-    got in `journal.sent`.
+    All it knows is on the disk after each part, in `notes` (the run's folder): the server's ids in `tracker.json`, how
+    far it got in `journal.sent`.
     """
 
-    def __init__(self, run_dir: Path, notes: Path, server: Server, start: dict[str, Any], report: Report) -> None:
+    def __init__(
+        self, run_dir: Path, server: Server, start: dict[str, Any], report: Report, *, notes: Path | None = None
+    ) -> None:  # fmt: skip
         self._run_dir = run_dir
-        self._notes = notes
+        self._notes = notes or run_dir
         self._server = server
         self._start = start
         self._report = report

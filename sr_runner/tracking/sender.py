@@ -171,7 +171,7 @@ class Sender:
             if self._other is not None:  # to which the ids of the run's own mean nothing
                 start |= {"run_id": None, "experiment_id": None, "artifacts": str(self._other.artifacts)}
             server = Server(self._uri, Path(start["artifacts"]))
-            self._delivery = Delivery(self._run_dir, self._notes, server, start, self.report)
+            self._delivery = Delivery(self._run_dir, server, start, self.report, notes=self._notes)
         was_ended = self.ended
         if was_ended:
             self._stop_measuring()

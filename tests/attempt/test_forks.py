@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -12,6 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from run_server import RunServer
 from support import TINY, SrRun
+
+from sr_runner.runs import folder as files
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,8 @@ def test_every_start_is_recorded_with_its_command_and_versions(sr_run: SrRun, tm
     sr_run(*first[:-1])
     (attempt,) = attempts(tmp_path)
     sr_run(f"trainer.resume={attempt.parent.name}", "trainer.steps=9", "seed=0")
-    starts = [json.loads(line) for line in (attempt / "starts.jsonl").read_text().splitlines()]
+    starts = files.starts(attempt)
+    assert files.ended(attempt)["end"] == "finished"
     commands = [shlex.split(start["command"]) for start in starts]
     assert commands[0][: len(first)] == ["sr-run", *first[:-1]]
     assert commands[1][:4] == ["sr-run", f"trainer.resume={attempt.parent.name}", "trainer.steps=9", "seed=0"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from support import TINY, SrRun
 
 from sr_runner.attempt.own_code import digests
 from sr_runner.config.compose import composed
+from sr_runner.runs import folder as files
 
 MINE = """
 import torch
@@ -29,8 +29,8 @@ OWN = (
 
 
 def starts(outputs: Path) -> list[dict[str, Any]]:
-    (file,) = outputs.glob("runs/*/*/starts.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    (attempt,) = outputs.glob("runs/*/*")
+    return files.starts(attempt)
 
 
 def test_a_resume_says_that_a_file_of_ones_own_changed_and_goes_on(sr_run: SrRun, tmp_path: Path) -> None:

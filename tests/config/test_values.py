@@ -33,13 +33,14 @@ VALUES: dict[str, Any] = {
 TEXT = {
     "outputs", "checkpoint.root", "tracker.uri", "tracker.experiment", "tracker.run_name", "tracker.outputs",
     "data.cache_dir", "data.train", "data.valid", "data.train_lr", "data.valid_lr", "data.valid_list", "data.root",
-    "checkpoint.store.experiment", "checkpoint.store.outputs", "objective.vgg_weights",
+    "checkpoint.store.experiment", "checkpoint.store.outputs", "objective.vgg_weights", "sweep.name",
 }  # fmt: skip
 SENSIBLE = {
     "below zero": {"outputs"},  # a folder may be called so
+    "not a number": {"sweep.name"},  # and a sweep nan
     "zero": {
-        "outputs", "seed", "data.seed", "data.workers", "data.valid_images", "data.preview", "trainer.pictures",
-        "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.store.retry_seconds",
+        "outputs", "seed", "sweep.name", "data.seed", "data.workers", "data.valid_images", "data.preview",
+        "trainer.pictures", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.store.retry_seconds",
         "checkpoint.store.wait_for_run", "optimizer.weight_decay", "optimizer.momentum",
         "optimizer.momentum_decay", "optimizer.alpha", "scheduler.total_iters",
         "objective.adversarial_weight", "objective.content_weight", "objective.pixel_weight",
@@ -51,7 +52,7 @@ SENSIBLE = {
         "trainer.threads", "trainer.grad_clip", "trainer.parameters", "trainer.ema_decay", "trainer.grace_seconds",
         "checkpoint.keep_every", "checkpoint.keep_minutes", "checkpoint.every", "checkpoint.max_failures",
         "checkpoint.lease_seconds", "checkpoint.init_options", "checkpoint.store.options", "checkpoint.store.uri",
-        "optimizer.fused", "tracker.uri", "tracker.run_name", "data.valid",
+        "optimizer.fused", "tracker.uri", "tracker.run_name", "sweep.name", "data.valid",
         "data.train_lr", "data.valid_lr", "data.valid_list", "data.lr_pattern", "data.valid_images",
         "objective.vgg_weights", "objective.vgg_seed", "objective.discriminator_weights",
         "objective.discriminator_optimizer", "objective.discriminator_scheduler",

@@ -158,7 +158,7 @@ def test_the_preview_shows_samples_with_lr_as_large_as_hr(make: Make) -> None:
     assert preview(data, 1).size == (44, 38)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "data" / "degradation").glob("*.yaml")))
+@pytest.mark.parametrize("name", ["bsrgan", "classic", "realesrgan"])
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_every_degradation_of_the_config_gives_lr_of_every_scale(name: str, scale: int) -> None:
     with initialize_config_dir(str(CONF / "data" / "degradation"), version_base=None):

@@ -431,7 +431,8 @@ def test_a_journal_without_the_end_of_its_run_is_said_when_it_is_delivered(house
         os.truncate(house.run_dir / JOURNAL, house.writer.size - 3)
     said = io.StringIO()
     life = LifeLine(None, 60)
-    sender = Sender(house.run_dir, house.uri, life, said, system_metrics=False, finished=True)
+    tell = lambda report: print(json.dumps(report), file=said)  # noqa: E731
+    sender = Sender(house.run_dir, house.uri, life, tell, finished=True)
     assert serve(life, {house.run_dir: sender}, lambda *_: sender)
     assert ("journal.jsonl has no entry of the run's end" in said.getvalue()) == (not ended)
 

@@ -68,12 +68,16 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+def teller(reports: io.StringIO) -> Callable[[dict[str, object]], None]:
+    return lambda report: print(json.dumps(report), file=reports)
+
+
 def sent(
     run_dir: Path, life: LifeLine, uri: str, *, finished: bool = False, system_metrics: bool = False
 ) -> tuple[bool, dict[str, Any], list[str]]:
     """Whether all was sent, the facts that were reported, and the messages."""
     reports = io.StringIO()
-    sender = Sender(run_dir, uri, life, reports, system_metrics=system_metrics, finished=finished)
+    sender = Sender(run_dir, uri, life, teller(reports), system_metrics=system_metrics, finished=finished)
     done = serve(life, {run_dir: sender}, lambda *_: sender)
     facts: dict[str, Any] = {}
     for line in reports.getvalue().splitlines():
@@ -157,7 +161,7 @@ def test_the_run_of_a_process_that_died_is_killed_unless_it_had_finished(
 
 def test_a_server_that_stays_away_is_said_once_and_what_is_left_is_left(tmp_path: Path, clock: Clock) -> None:
     reports = io.StringIO()
-    sender = Sender(journal(tmp_path), NOBODY, LifeLine(None, 60), reports, system_metrics=False)
+    sender = Sender(journal(tmp_path), NOBODY, LifeLine(None, 60), teller(reports))
     for failures in range(1, 7):
         sender._trouble("no answer")
         assert sender._failures == failures
@@ -178,7 +182,7 @@ def test_a_server_that_stays_away_is_said_once_and_what_is_left_is_left(tmp_path
 def test_pauses_grow_while_the_server_is_away_and_are_short_at_the_end(tmp_path: Path, pipe: Pipe) -> None:
     made, writing = pipe
     life = made()
-    sender, pauses = Sender(tmp_path, NOBODY, life, io.StringIO(), system_metrics=False), list[float]()
+    sender, pauses = Sender(tmp_path, NOBODY, life, teller(io.StringIO()), system_metrics=False), list[float]()
     assert sender._pause() == 5
     for _ in range(6):
         sender._trouble("no answer")
@@ -298,7 +302,7 @@ def test_a_run_whose_folder_cannot_be_used_any_more_ends_no_sender(
     tmp_path: Path, uri: str, clock: Clock, pipe: Pipe
 ) -> None:
     (tmp_path / "gone").write_text("")
-    sender = Sender(tmp_path / "gone", uri, pipe[0](), io.StringIO(), system_metrics=False)
+    sender = Sender(tmp_path / "gone", uri, pipe[0](), teller(io.StringIO()), system_metrics=False)
     assert sender.step() is None and sender._failures == 1 and sender.due > clock.now
     os.close(pipe[1])
 
@@ -325,6 +329,6 @@ def test_one_sender_serves_many_runs_and_a_run_that_fails_holds_up_no_other(
         return {Path(each["run"]).parent.name: each["done"] for each in said if "done" in each}
 
     life.wait = waiting  # type: ignore[method-assign]
-    make = lambda run, measures: Sender(run, uri, life, reports, system_metrics=measures)  # noqa: E731
+    make = lambda run, measures: Sender(run, uri, life, teller(reports), system_metrics=measures)  # noqa: E731
     assert not serve(life, {}, make)
     assert said_done() == {"a": True, "b": False, "c": True}
