@@ -37,10 +37,11 @@ _SECRET_KEY = re.compile(
     # any word
     | _ (?: creds? | jwt | psk | t?otp | sas | connection_?string | conn_?str ) \d* _
     # two words, or one that is made of them
-    | _ (?: api | access | account | private | sign | signing | ssh | gpg | pgp | ssl | tls | hmac | aes | rsa | auth
-        | encrypt | encryption | decryption | cipher | crypto | master | root | admin | deploy | license | subscription
-        | storage | service | client | server | host | hub | consumer | app | application | webhook | session | shared
-        | user | bot | s3 | aws | azure | gcp | google | hf | openai | anthropic | wandb ) _? keys? \d* _
+    | _ (?: api | access | account | kms | private | recovery | secret | sign | signing | ssh | gpg | pgp | ssl | tls
+        | hmac | aes | rsa | auth | encrypt | encryption | decryption | cipher | crypto | master | root | admin | deploy
+        | license | subscription | storage | service | client | server | host | hub | consumer | app | application
+        | webhook | session | shared | user | bot | s3 | aws | azure | gcp | google | hf | openai | anthropic | wandb )
+        _? keys? \d* _
     | _ (?: access | api | auth | bearer | refresh | security | session ) _? tokens? \d* _
     | _ auth _? (?: header | code ) s? _
     # the last word, or its end

@@ -90,6 +90,14 @@ def tracking_uri(uri: str | None, outputs: Path) -> str:
             "or leave it out for outputs/mlflow.db."
         )
     _require_driver(uri, source)
+    is_server = scheme in ("http", "https")
+    parts = urlsplit(f"{scheme}://{uri.partition('://')[2].rpartition('@')[2]}")  # a password may have any character
+    try:
+        has_place = parts.port != 0 and bool(parts.hostname or not is_server)
+    except ValueError:  # the port is no number, or none that there is
+        has_place = False
+    if not has_place:
+        raise RequestError(f"{source}={masked_text(uri)!r}: expected a host and a port, such as http://host:5000")
     return uri
 
 

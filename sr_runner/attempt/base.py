@@ -121,7 +121,7 @@ class _Base:
         option file was changed meanwhile, or a default."""
         try:
             then = yaml.safe_load(recorded)
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise RequestError(f"{self.found.asked}: its config cannot be read ({error})") from error
         if not isinstance(then, dict) or not isinstance(then.get("outputs"), str):
             return []

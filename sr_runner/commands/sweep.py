@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 
 _WAIT, _STOPPED_WAIT = 120.0, 15.0
 """Seconds that the sweep's own run gets at the end. Who stops a sweep expects it to be gone soon."""
-_MOST_PLANNED = 10_000
+_MOST_PLANNED, _MOST_JOBS = 10_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ def sweep(
     config, choices = job_config(app.compose_config(config_name, first, RunMode.RUN))
     tracker: Tracker = build(config.tracker, "tracker")
     swept = swept_values(all_overrides, _MOST_PLANNED)
+    for override in parse(all_overrides):
+        differs = override.is_sweep_override() or "${" in str(override.input_line)
+        if differs and override.key_or_group.startswith("sweep."):
+            raise RequestError(f"{override.input_line}: expected one value, which is that of all jobs")
     resumes = config.trainer.resume is not False
     constant = {key: value for key, value in _as_handed_on(all_overrides).items() if key not in swept}
     if whole.hydra.sweep.dir:
@@ -105,7 +110,7 @@ def sweep(
             raise RequestError("sweep.name and hydra.sweep.dir: expected one of them, both say where the sweep is")
         folder = folder_named("hydra.sweep.dir", whole.hydra.sweep.dir).absolute()
     elif config.sweep.name is not None:
-        folder = Path(config.outputs) / "sweeps" / config.sweep.name
+        folder = own_folder(Path(config.outputs), Path(config.outputs) / "sweeps" / config.sweep.name)
         columns = _grown(folder, swept, constant, resume=resumes)
         swept = {key: swept[key] if key in swept else [constant[key]] for key in columns if key in swept | constant}
         constant = {key: value for key, value in constant.items() if key not in swept}
@@ -117,6 +122,10 @@ def sweep(
     stops = config.sweep.on_failure == "stop"
     if searches and stops:
         raise RequestError("sweep.on_failure=stop: expected continue; to a search, a trial that fails is an answer")
+    if is_grid and (many := [key for key, values in swept.items() if len(values) == 0]):
+        raise RequestError(f"{', '.join(many)}: expected at most {_MOST_PLANNED:,} values of a key")
+    if is_grid and (count := math.prod(map(len, swept.values()))) > _MOST_JOBS:
+        raise RequestError(f"{' '.join(swept)}: {count:,} jobs; expected at most {_MOST_JOBS:,}")
     combinations = planned(swept) if is_grid and all(swept.values()) else ()
     board = Board(
         folder, list(swept), masked_text(quoted(words)), masked(combinations),

@@ -63,6 +63,8 @@ class Request:
             raise ValueError("expected overrides as a list of text")
         if not isinstance(request.config_name, str) or not all(isinstance(each, str | None) for each in texts):
             raise ValueError("expected names of configs as text")
+        if not re.fullmatch(r"\w[\w-]*(/\w[\w-]*)*", request.config_name):  # Hydra follows ".." anywhere
+            raise ValueError("expected the name of a config")
         return request
 
     def command(self) -> str:
@@ -211,8 +213,8 @@ class Application(Hydra):
             group = override.key_or_group
             if not group:
                 raise RequestError(f"{override.input_line}: expected key=value")
-            if override.is_delete() and group == "hydra":
-                raise RequestError(f"{override.input_line}: expected hydra to stay; hydra.KEY=VALUE changes a key")
+            if override.is_delete() and group in ("hydra", "sweep"):
+                raise RequestError(f"{override.input_line}: expected {group} to stay; {group}.KEY=VALUE changes a key")
             if f"{group}.".startswith(_SWEPT) and not (override.is_delete() or override.value() is None):
                 raise RequestError(
                     f"{override.input_line}: expected in a config file; on the command line it is -m KEY=VALUE,VALUE"
@@ -222,6 +224,8 @@ class Application(Hydra):
             if group == _SEARCH_PATH:
                 hydra_keys.check_search_path(override)
             options = self._explainer.options(group)
+            if options and ".." in re.split(r"[^\w.-]", str(override.input_line)):  # Hydra would follow it anywhere
+                raise RequestError(f"{override.input_line}: expected an option of {group}: {', '.join(options)}")
             pattern: Any = override.value() if override.value_type is ValueType.GLOB_CHOICE_SWEEP else None
             if pattern is not None and not pattern.filter(options):
                 raise RequestError(f"{override.input_line}: fits no option of {group}: {', '.join(options)}")

@@ -88,6 +88,10 @@ def swept_values(overrides: Sequence[str], most: int) -> dict[str, list[str]]:
     for override in parse(overrides):
         if override.is_sweep_override():
             found = [each.partition("=")[2].strip("'\"") for each in _values(override, most + 1)]
+            if not found and override.is_range_sweep():
+                raise RequestError(f"{override.input_line}: expected at least one value")
+            if len(set(found)) < len(found):
+                raise RequestError(f"{override.input_line}: expected each value once")
             swept[override.key_or_group] = found if len(found) <= most else []
     return swept
 

@@ -97,7 +97,7 @@ def store(folder: Path, outputs: Path) -> str | None:
         known = yaml.safe_load(config(folder))
         where = known["checkpoint"]
         kind, root = str(where["store"]["_target_"]), where["root"]
-    except (yaml.YAMLError, RecursionError, KeyError, TypeError):
+    except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError):
         return None
     if kind not in _STORES:
         return None

@@ -110,7 +110,7 @@ class Found:
                 folder = self.store.get(str(name), self.catalogue.scratch, only=[MODEL, STATE, CONFIG, MANIFEST])
                 _, data = load(folder, expected_step=name.step, only=(MODEL, STATE, CONFIG))
                 config = yaml.safe_load(bytes(data[CONFIG]))
-            except DamagedError as damage:
+            except (DamagedError, yaml.YAMLError, RecursionError, ValueError) as damage:
                 damages = f"{damages}; {name} is damaged: {damage}"
                 log.error("checkpoint %s is damaged: %s", name, damage)
                 continue

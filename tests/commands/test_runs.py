@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -146,6 +147,38 @@ def test_no_record_decides_which_code_runs_to_look_at_it(outputs: Path, ask) -> 
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("request_", [{"overrides": ["experiment=../e/evil"]}, {"config_name": "../e/evil"}])
+def test_no_record_names_a_config_outside_the_tree(request_: dict[str, object], outputs: Path, ask) -> None:
+    _, killed = names(outputs)
+    (folder,) = (outputs / "runs" / killed).iterdir()
+    starts = folder / files.STARTS
+    start = json.loads(starts.read_text())
+    start["request"] |= request_
+    starts.write_text(json.dumps(start) + "\n")
+    out, err = ask("reproduce", killed, "--json", code=None)
+    assert "expected an option of experiment" in out or "expected the name of a config" in err
+
+
+def test_no_record_decides_where_git_looks(outputs: Path, ask) -> None:
+    """The settings of a repository name programs."""
+    _, killed = names(outputs)
+    (folder,) = (outputs / "runs" / killed).iterdir()
+    place, ran = Path("evil").absolute(), Path("ran").absolute()
+    place.mkdir()
+    (place / "f.txt").write_text("f")
+    (place / ".gitattributes").write_text("f.txt filter=x")
+    me = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    trap = ["config", "filter.x.clean", f"touch {ran}; cat"]
+    for words in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "f"], trap):
+        subprocess.run(["git", "-C", str(place), *words], check=True)
+    (place / "f.txt").write_text("g")
+    starts = folder / files.STARTS
+    start = json.loads(starts.read_text()) | {"folder": str(place), "folder_commit": "0" * 40}
+    starts.write_text(json.dumps(start) + "\n")
+    ask("reproduce", killed)
+    assert not ran.exists()
+
+
 BOMB = "a: &a {x: 1}\n" + "".join(
     f"{y}: &{y} {{p: *{x}, q: *{x}, r: *{x}}}\n" for x, y in pairwise("abcdefghijklmnopqrstuv")
 )
@@ -159,7 +192,10 @@ BOMB = "a: &a {x: 1}\n" + "".join(
             '{"step": "x", "metrics": {"valid/psnr": "a"}, "images": [], "bicubic": [], "best": {"step": []}}',
         ),
         (files.RESULT, '{"step": 1, "metrics": {"valid/psnr": 1}, "images": [{"image": 1}], "bicubic": 3}'),
+        (files.RESULT, '{"step": 1, "metrics": {}, "images": [], "bicubic": [], "best": {"step": []}}'),
+        (files.RESULT, '{"step": 1, "metrics": null, "images": [], "bicubic": [], "best": {"a": 1}}'),
         (files.RESULT, "[" * 100_000),
+        (files.CONFIG, "scale: " + "9" * 100_000),
         (files.CONFIG, BOMB),
         (files.CONFIG, "{" * 100_000),
         (files.CONFIG, "- a list"),

@@ -72,12 +72,14 @@ def test_a_sweep_that_is_to_stop_at_a_failure_starts_no_further_job_and_one_of_a
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4")], ids=["", "joblib"])
 def test_a_sweep_that_is_killed_at_random_instants_and_repeated_ends_like_one_that_was_not(
-    run_server: RunServer, tmp_path: Path, image_cache: Path
+    launcher: tuple[str, ...], run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:
     sweep = (
         "-m", *TINY, "trainer.steps=60", "trainer.eval_every=30", "checkpoint.every=10", "trainer.log_every=10",
         "model=edsr,wdsr_b", "optimizer.lr=1e-3,3e-3", "seed=0,1", f"data.cache_dir={image_cache}",
+        *launcher,
     )  # fmt: skip
 
     def started(outputs: str) -> Run:

@@ -89,7 +89,12 @@ def _changes(
 ) -> Iterator[str]:  # fmt: skip
     """What is not as it was when the run was started last: a sentence each."""
     start = record.start
-    here = versions(folder)
+    # Git may run what the settings of a repository name, and no record decides in which folder.
+    here = versions(Path.cwd())
+    if folder != Path.cwd():
+        here["folder_commit"] = start.get("folder_commit", "")
+        if here["folder_commit"]:
+            yield f"whether the code in {folder} is as it was is only looked at from there"
     for key, title in VERSIONS.items():
         if key in start and start[key] != here[key]:
             yield f"{title} was {start[key]}, is {here[key] or 'not there'}"

@@ -117,7 +117,8 @@ def show(catalogue: Catalogue, options: Places, wanted: str) -> Report:
         lines.append(f"  reason       {record.end['error']}")
     if record.metrics:
         lines.append("  metrics      " + ", ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
-    if record.result is not None and (best := record.result.best):
+    best = record.result.best if record.result is not None else {}
+    if "valid/psnr" in best and "step" in best:
         lines.append(f"  best         valid/psnr {best['valid/psnr']:.4g} at step {best['step']:.0f}")
     lines.append("  params       " + ", ".join(f"{key}={value}" for key, value in record.params.items()))
     if "sweep" in start:

@@ -74,7 +74,7 @@ class Record:
         """Flat: `optimizer.lr` -> 1e-4."""
         text = self.catalogue.config(self.attempt)
         if not _ALIAS.search(text):  # which sr-run does not write, and which can stand for more than fits a memory
-            with suppress(yaml.YAMLError, RecursionError):
+            with suppress(yaml.YAMLError, RecursionError, ValueError):
                 return flatten(yaml.load(text or "{}", getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         return {}
 
