@@ -238,8 +238,8 @@ def pruning(sweeper: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, An
     except ImportError as error:
         raise RequestError("hydra/sweeper=optuna: expected sr-run[optuna] to be installed") from error
     for key in ("sampler", "pruner", "metrics"):
-        if not isinstance(_plain(sweeper[key]), dict):
-            raise RequestError(f"hydra.sweeper.{key}={sweeper[key]}: expected a mapping, as in hydra/sweeper=optuna")
+        if not isinstance(value := _plain(getattr(sweeper, key)), dict):
+            raise RequestError(f"hydra.sweeper.{key}={value}: expected a mapping, as in hydra/sweeper=optuna")
     metrics = _plain(sweeper.metrics)
     if not _space(parse(overrides)):
         raise RequestError(

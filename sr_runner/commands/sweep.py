@@ -122,8 +122,9 @@ def sweep(
     stops = config.sweep.on_failure == "stop"
     if searches and stops:
         raise RequestError("sweep.on_failure=stop: expected continue; to a search, a trial that fails is an answer")
-    if is_grid and (many := [key for key, values in swept.items() if len(values) == 0]):
-        raise RequestError(f"{', '.join(many)}: expected at most {_MOST_PLANNED:,} values of a key")
+    for override in parse(all_overrides):
+        if is_grid and override.is_range_sweep() and not swept[override.key_or_group]:
+            raise RequestError(f"{override.input_line}: expected at most {_MOST_PLANNED:,} values")
     if is_grid and (count := math.prod(map(len, swept.values()))) > _MOST_JOBS:
         raise RequestError(f"{' '.join(swept)}: {count:,} jobs; expected at most {_MOST_JOBS:,}")
     combinations = planned(swept) if is_grid and all(swept.values()) else ()

@@ -247,7 +247,7 @@ class Board:
             yield ""
             yield "PSNR over seeds: mean and standard deviation"
         for name, group in means:
-            yield f"{_mean(group)} ({len(group)} seeds)  {name}"
+            yield f"{_mean(group)} ({_seeds(group)})  {name}"
 
     def best(self, jobs: Sequence[Job]) -> str:
         """The best setting, by its mean over the seeds where they were swept: a seed is nobody's choice."""
@@ -255,7 +255,7 @@ class Board:
         if not means:
             return f"{jobs[0].name}, PSNR {jobs[0].psnr:.2f} dB"
         name, group = means[0]
-        return f"{name}, PSNR {_mean(group)} over {len(group)} seeds"
+        return f"{name}, PSNR {_mean(group)} over {_seeds(group)}"
 
     def _means(self, jobs: Sequence[Job]) -> list[tuple[str, list[float]]]:
         """Per setting, best first, the PSNR of each seed; none where no setting has two."""
@@ -393,6 +393,10 @@ def _cells(job: Job, keys: Sequence[str]) -> list[str]:
 def _mean(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread} dB"
+
+
+def _seeds(values: Sequence[float]) -> str:
+    return f"{len(values)} seed{'s' if len(values) > 1 else ''}"
 
 
 def _description(board: Board, jobs: Sequence[Job]) -> str:

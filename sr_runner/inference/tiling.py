@@ -80,7 +80,9 @@ def checked_image(given: Any) -> Pixels:
     image: Any = np.asarray(given)
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         shape = " x ".join(map(str, image.shape)) or "no size"
-        raise RequestError(f"image of {shape}: expected H x W x 3, RGB, as PIL's Image.convert('RGB') makes it of any")
+        raise RequestError(
+            f"image of {shape}: expected H x W x 3, RGB, as PIL's Image.convert('RGB') makes it of any image"
+        )
     is_float = np.issubdtype(image.dtype, np.floating)
     if image.dtype != np.uint8 and not is_float:
         raise RequestError(f"image of {image.dtype}: expected uint8, 0..255, or floats in [0, 1]")

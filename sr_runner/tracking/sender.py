@@ -170,6 +170,7 @@ class Sender:
                 return False
             if self._other is not None:  # to which the ids of the run's own mean nothing
                 start |= {"run_id": None, "experiment_id": None, "artifacts": str(self._other.artifacts)}
+                start |= {key: first_start(journal, start)[key] for key in ("time", "run_name")}
             server = Server(self._uri, Path(start["artifacts"]))
             self._delivery = Delivery(self._run_dir, server, start, self.report, notes=self._notes)
         was_ended = self.ended
@@ -355,6 +356,12 @@ def last_life(journal: Path) -> tuple[dict[str, Any] | None, bool]:
         elif line.kind == "finish":
             finished = True
     return start, finished
+
+
+def first_start(journal: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """The journal's first start line: a run begins when it was started first, and keeps the name that it got then."""
+    lines = (line.event for line in read_lines(journal) if line.kind == "start")
+    return next((event for event in lines if event is not None), otherwise)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -59,7 +59,7 @@ WRONG = {
     "-m model=edsr,edrs": ["model=edrs", "Did you mean 'edsr'?"],
     "-m seed=1,-1": ["seed=-1", "from 0"],
     "-m seed=range(0)": ["seed=range(0)", "at least one value"],
-    "-m seed=range(1000000000)": ["seed", "at most 10,000 values"],
+    "-m seed=range(1000000000)": ["seed=range(1000000000)", "at most 10,000 values"],
     "-m seed=1,1": ["seed=1,1", "each value once"],
     "-m seed=range(9999) trainer.steps=range(1,9999)": ["99,970,002 jobs", "at most 100,000"],
     "-m sweep.name=a,b seed=1,2": ["sweep.name=a,b", "one value"],

@@ -228,6 +228,7 @@ def test_runs_are_copied_to_another_server_once(outputs: Path, ask) -> None:
     assert own.keys() == copies.keys() == {finished, killed}
     for name in (finished, killed):
         assert own[name].data.params == copies[name].data.params
+        assert own[name].info.start_time == copies[name].info.start_time <= copies[name].info.end_time
         pairs = list(zip(clients, (own[name].info.run_id, copies[name].info.run_id), strict=True))
         for key in own[name].data.metrics:
             mine, its = (

@@ -26,12 +26,12 @@ Usage
   sr-runs rm RUN...                            delete their folders, checkpoints and MLflow runs, after a question
 
   RUN is an identity (edsr-x4-3f9a12c40b1e: its newest attempt), identity/attempt, a path, or MLflow's id of the run.
-  KEY is a key of the config, a group, a metric, or one of status, step, name, sweep, run; = != < <= > >= compare it,
+  KEY is a key of the config, a group, a metric, or psnr, status, step, name, sweep or run; = != < <= > >= compare it,
   and VALUE can be a list (model=edsr,wdsr_b) or a pattern (name=*lr=0.0003*).
 
 Common commands
   sr-runs ls                                   all runs in outputs/runs, the newest last
-  sr-runs ls model=edsr 'valid/psnr>30' sort=valid/psnr
+  sr-runs ls model=edsr 'psnr>30' sort=-psnr
   sr-runs ls status=failed,killed
   sr-runs diff edsr-x4-3f9a12c40b1e edsr-x2-3f9a12c40b1e
   sr-runs sync http://host:5000                runs that were made without a network, now that there is one

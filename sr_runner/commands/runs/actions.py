@@ -77,6 +77,13 @@ def _reproduce(catalogue: Catalogue, options: Places, wanted: str) -> Report:
     folder = Path(str(start.get("folder", ".")))
     command = f"cd {shlex.quote(str(folder))} && {again.command()}"
     changes = list(_changes(record, again, folder, None if parent else _facts(again, folder, record)))
+    if parent:
+        store = record.catalogue.store
+        place = f"{store.url}/{parent}" if store is not None else parent
+        changes.append(
+            "it is a fork, and the same command goes on with it; to make it again, give "
+            f"{as_override('trainer.resume', place)} and another folder of outputs"
+        )
     for change in changes:
         logging.warning("%s", printable(change))
     if not changes:

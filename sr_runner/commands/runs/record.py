@@ -25,11 +25,11 @@ from sr_runner.files import read_file
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.resolve import Found
-from sr_runner.training.result import Result
+from sr_runner.training.result import Result, psnr_of
 
 _ALIAS = re.compile(r"[-:,\[{]\s*\*\w")
 _HOLDER = re.compile(r"process ([0-9]{1,9}) on (.*)", re.DOTALL)
-_OF_A_RUN = ("run", "name", "status", "step", "sweep")
+_OF_A_RUN = ("run", "name", "status", "step", "sweep", "psnr")
 _COMPARISONS = {
     "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
 }  # fmt: skip
@@ -126,6 +126,8 @@ class Record:
     def value(self, key: str) -> Any:
         """What `key` is in this run: of the run itself, a param, a key of the config, a metric; None: nothing."""
         if key in _OF_A_RUN:
+            if key == "psnr":
+                return psnr_of(self.metrics)
             return {"run": str(self.attempt), "status": self.status, "step": self.step}.get(key, self.start.get(key))
         for known in (self.params, self.config, self.metrics):
             if key in known:
