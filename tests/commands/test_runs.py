@@ -203,6 +203,8 @@ BOMB = "a: &a {x: 1}\n" + "".join(
         (files.LOCK, "process 99999999999 on " + "x" * 1000),
         (files.STARTS, '{"time": 3, "steps": [], "params": [], "name": {}, "code": 1, "request": {"overrides": 5}}\n'),
         (files.STARTS, json.dumps({"params": {"a\x1b[2J": "b\x1b[2J" * 500}, "request": {"config_name": 1}}) + "\n"),
+        (files.STARTS, '{"commit": 5, "folder_commit": [], "folder": "a\\u0000b", "parent": {}, "request": {}}\n'),
+        (files.STARTS, '{"commit": 5, "folder_commit": [], "folder": "a\\u0000b", "request": {"overrides": []}}\n'),
         (files.STARTS, '{"end": {"a": 1}, "error": ["x"]}\n[]\n\x00\n'),
         (files.TRACKER, '{"run_id": 7, "tracking_uri": []}'),
     ],

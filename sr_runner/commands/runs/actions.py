@@ -108,7 +108,7 @@ def _changes(
     for patch in sorted(record.folder.glob(files.DIFF.format(number=len(record.starts), code="*"))):
         which = "sr-run's code" if patch.stem.endswith("sr-run") else f"the code in {folder}"
         yield f"{which} had changes that were not committed: git apply {shlex.quote(str(patch))}"
-    if any(start.get(key, "").endswith(CHANGED) and here[key] == start[key] for key in ("commit", "folder_commit")):
+    if any(str(start.get(key)).endswith(CHANGED) and here[key] == start[key] for key in ("commit", "folder_commit")):
         yield "there are uncommitted changes now as well: whether they are the same is not checked"
     if any(MASK in override for override in request.overrides):
         yield f"a secret is not recorded: write it where {MASK} stands"
@@ -132,7 +132,7 @@ def _facts(request: Request, folder: Path, record: Record) -> dict[str, Any] | s
             app = Application()
             config, _ = job_config(app.compose_config(request.config_name, list(request.overrides), RunMode.RUN))
             return facts_now(config, request.overrides)
-    except (RequestError, RunError, OSError) as error:
+    except (RequestError, RunError, OSError, ValueError) as error:
         return str(error)
 
 
