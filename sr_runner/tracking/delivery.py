@@ -30,6 +30,10 @@ _PATIENCE = 6
 """Failures in a row after which one line is set aside if the server answers otherwise (its file store may not)."""
 
 
+class NotYet(Unreachable):
+    """The server answers, but has not got what comes first."""
+
+
 class Delivery:
     """The state of bringing `run_dir/journal.jsonl` (and `system.jsonl`) to `server`; `start` is its last start line.
 
@@ -146,6 +150,8 @@ class Delivery:
         group = self._next_group(lines)
         try:
             self._send(group)
+        except NotYet:  # no entry goes before that by which the job is one of its sweep
+            raise
         except Unreachable:
             self._failures += 1
             self._most = max(1, self._most // 8)
@@ -224,7 +230,7 @@ class Delivery:
         notes = Path(start["below"], self._notes.relative_to(self._run_dir))
         run_id = read_json(notes / IDS).get("run_id")
         if not isinstance(run_id, str):
-            raise Unreachable("the run of the sweep is not in MLflow yet")
+            raise NotYet("the run of the sweep is not in MLflow yet")
         return run_id
 
     def _answers(self) -> bool:
