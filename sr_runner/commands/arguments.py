@@ -11,12 +11,12 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from sr_runner.config.types import choices, expected, fits
 from sr_runner.errors import RequestError, nearest
@@ -65,6 +65,39 @@ def parse(words: Sequence[str], kind: type[Options]) -> tuple[list[str], Options
             raise RequestError(f"{word}: there is no option '{key}'.{guess}")
         into[name] = value
     return sources, kind(**given)
+
+
+@dataclass(frozen=True)
+class Verb(Generic[Options]):
+    """A command of a tool: the options that it takes, and how many names at least and at most."""
+
+    options: type[Options]
+    least: int
+    most: int | None
+
+
+def take_verb(words: list[str], verbs: Mapping[str, Verb[Any]]) -> str:
+    """Takes the first word that is not `key=value` or a condition out of `words`: the command. Raises `RequestError`
+    where it is none of `verbs`."""
+    verb = next((word for word in words if not set(word) & set("=<>")), "")
+    if verb not in verbs:
+        raise RequestError(f"{verb or 'no command'}: expected one of {', '.join(verbs)}.{nearest(verb, verbs)}")
+    words.remove(verb)
+    return verb
+
+
+def names_and_options(
+    words: Sequence[str], verb: str, verbs: Mapping[str, Verb[Options]], page: str
+) -> tuple[list[str], Options]:
+    """The names and the options of a command. Raises `RequestError` where they are too few or too many: the line for it
+    in `page`, the tool's help, says what was expected."""
+    names, options = parse(words, verbs[verb].options)
+    most = verbs[verb].most
+    if len(names) < verbs[verb].least or (most is not None and len(names) > most):
+        usage = re.search(rf"^  (\S+ {verb}( \S+)*)", page, re.MULTILINE)
+        assert usage, "every command has its line"
+        raise RequestError(f"{verb} {' '.join(names)}: expected {usage[1]}")
+    return names, options
 
 
 def options_help(kind: type[Any], but: type[Any] = object, *, prefix: str = "", indent: int = 28) -> str:

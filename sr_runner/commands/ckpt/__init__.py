@@ -5,16 +5,14 @@ Imports nothing heavy before there is work to do: `--help` answers at once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sr_runner.commands.arguments import parse
+from sr_runner.commands.arguments import Verb, names_and_options, take_verb
 from sr_runner.commands.console import help_page, run_command
 from sr_runner.commands.options import Places
 from sr_runner.config.settings import Retention
-from sr_runner.errors import RequestError, nearest
 
 HELP = """\
 sr-ckpt: look at checkpoints, check them, compare, export, thin out and copy them. Any store.
@@ -39,9 +37,6 @@ Common commands
   sr-ckpt cp edsr-x4-3f9a12c40b1e s3://bucket/prefix
 """
 
-_NAMES = {"ls": (0, 1), "verify": (0, None), "diff": (2, 2), "export": (2, 2), "prune": (1, 1), "cp": (2, 2)}
-"""The commands, and how many names each takes at least and at most."""
-
 
 @dataclass(kw_only=True)
 class Export(Places):
@@ -59,6 +54,16 @@ class Prune(Places, Retention):
     """Delete; without it nothing is changed."""
 
 
+_COMMANDS: dict[str, Verb[Places]] = {
+    "ls": Verb(Places, 0, 1),
+    "verify": Verb(Places, 0, None),
+    "diff": Verb(Places, 2, 2),
+    "export": Verb(Export, 2, 2),
+    "prune": Verb(Prune, 1, 1),
+    "cp": Verb(Places, 2, 2),
+}
+
+
 def page() -> str:
     sections = {"Options": Places, "Options of export": Export, "Options of prune": Prune}
     return help_page(HELP, sections, json="the same as a list in JSON", failed="it failed or found damage")
@@ -70,17 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(words: list[str], as_json: bool) -> int:
-    command = next((word for word in words if "=" not in word), "")
-    if command not in _NAMES:
-        raise RequestError(f"{command or 'no command'}: expected one of {', '.join(_NAMES)}.{nearest(command, _NAMES)}")
-    words.remove(command)
-    kinds: dict[str, type[Places]] = {"export": Export, "prune": Prune}
-    names, options = parse(words, kinds.get(command, Places))
-    least, most = _NAMES[command]
-    if len(names) < least or (most is not None and len(names) > most):
-        usage = next(line for line in HELP.splitlines() if line.startswith(f"  sr-ckpt {command} "))
-        expected = re.split("  +", usage.strip())[0]  # without its explanation
-        raise RequestError(f"{command} {' '.join(names)}: expected {expected}")
+    command = take_verb(words, _COMMANDS)
+    names, options = names_and_options(words, command, _COMMANDS, HELP)
     from sr_runner.commands.ckpt.actions import run
 
     return run(command, names, options, as_json=as_json)

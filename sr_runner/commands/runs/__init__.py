@@ -9,10 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sr_runner.commands.arguments import parse
+from sr_runner.commands.arguments import Verb, keys_of, names_and_options, take_verb
 from sr_runner.commands.console import help_page, run_command
 from sr_runner.commands.options import Places
-from sr_runner.errors import RequestError, nearest
 
 HELP = """\
 sr-runs: list runs, compare two, repeat one, bring them to another tracking server, delete them.
@@ -37,11 +36,6 @@ Common commands
   sr-runs sync http://host:5000                runs that were made without a network, now that there is one
 """
 
-_RUNS = {
-    "ls": (0, None), "show": (1, 1), "diff": (2, 2), "reproduce": (1, 1), "sync": (1, None), "rm": (1, None),
-}  # fmt: skip
-"""The commands, and how many names each takes at least and at most."""
-
 _CONDITION = re.compile(r"([\w./@-]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 
 
@@ -59,6 +53,16 @@ class Remove(Places):
 
     delete: bool = False
     """Delete without a question."""
+
+
+_COMMANDS: dict[str, Verb[Places]] = {
+    "ls": Verb(List, 0, 0),
+    "show": Verb(Places, 1, 1),
+    "diff": Verb(Places, 2, 2),
+    "reproduce": Verb(Places, 1, 1),
+    "sync": Verb(Places, 1, None),
+    "rm": Verb(Remove, 1, None),
+}
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(words: list[str], as_json: bool) -> int:
-    command = next((word for word in words if not _CONDITION.fullmatch(word)), "")
-    if command not in _RUNS:
-        raise RequestError(f"{command or 'no command'}: expected one of {', '.join(_RUNS)}.{nearest(command, _RUNS)}")
-    words.remove(command)
+    command = take_verb(words, _COMMANDS)
     conditions = _conditions(words) if command == "ls" else []
-    kinds: dict[str, type[Places]] = {"ls": List, "rm": Remove}
-    names, options = parse(words, kinds.get(command, Places))
-    least, most = _RUNS[command]
-    if len(names) < least or (most is not None and len(names) > most) or (command == "ls" and names):
-        usage = next(line for line in HELP.splitlines() if line.startswith(f"  sr-runs {command} "))
-        expected = re.split("  +", usage.strip())[0]  # without its explanation
-        raise RequestError(f"{command} {' '.join(names)}: expected {expected}")
+    names, options = names_and_options(words, command, _COMMANDS, HELP)
     from sr_runner.commands.runs.actions import run
 
     return run(command, names, options, conditions, as_json=as_json)
@@ -103,8 +98,6 @@ def _work(words: list[str], as_json: bool) -> int:
 
 def _conditions(words: list[str]) -> list[Condition]:
     """Takes the conditions out of `words`: what is not an option of the command."""
-    from sr_runner.commands.arguments import keys_of
-
     own, found = keys_of(List), []
     for word in list(words):
         match = _CONDITION.fullmatch(word)
