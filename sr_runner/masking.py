@@ -53,9 +53,9 @@ _SECRET_KEY = re.compile(
 _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 _LONGEST_KEY = 200
 _NO_SECRET = re.compile(
-    rf"(?i)['\"]?(?:{re.escape(MASK)}[0-9a-f]{{0,8}}|true|false|null|none|\?\?\?|\$\{{[\w.:]+\}}|)['\"]?[,;:.)\]}}`]*"
+    rf"(?i)['\"]?(?:{re.escape(MASK)}[0-9a-f]{{0,8}}|true|false|null|none|\?\?\?|\d{{1,3}}|\$\{{[\w.:]+\}}|)['\"]?[,;:.)\]}}`]*"
 )
-"""Under any key. `${oc.env:NAME}` names a secret and gives none away."""
+"""Under any key. `${oc.env:NAME}` names a secret and gives none away; a number below 1000 counts something."""
 
 
 def _pair(key: str, value: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
@@ -73,7 +73,8 @@ _CLOSED = rf"{_QUOTED}|\{{{_NESTED}*+\}}|\[{_NESTED}*+\]|[{{\[](?s:.*)"
 _GIVEN = (
     # key=value in an override, a query, a connection string; %3D in one that is quoted
     _pair(
-        r"(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd])",
+        r"""(?x:(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:\\{0,7}['"])?
+        (?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd]))""",
         rf"""{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
     ),
     # a mapping on one line, of YAML, JSON or Python
@@ -84,10 +85,15 @@ _GIVEN = (
     # a line of YAML, and the list or mapping below it
     _pair(
         r"(?m)^(?=[ \t]|- )(?P<in>[ \t]*)(?P<dash>- )?(?P<key>[\w.-]+):(?= |$) ?",
-        r".*(?:\n(?P=in)(?(dash)(?:   |  - )|(?: |- )).*)*",
+        r".*(?:(?:\n[ \t]*+(?=\n))*+\n(?P=in)(?(dash)(?:   |  - )|(?: |- )).*)*",
     ),
     # in the first column, where prose begins as well: one word with a digit in it, or a long one
     _pair(r"(?m)^(?P<key>[\w.-]+): +(?=\S+$)", r"(?=[^\s\d]*\d|\S{16})\S*|"),
+    # an option of somebody's command, and the next word: prose has only lower-case words there
+    _pair(
+        r"""(?<![\w-])--(?P<key>[\w.-]++)(?:['"],)?[ \t]+""",
+        r"""['"][^'"\n]*['"]?|(?=\S*[^\sa-z.,;:)'"`])[^\s'",)]+|""",
+    ),
     # a header of HTTP
     _pair(
         r"(?<![\w./-])(?=\w++-)(?P<key>[\w-]++):[ \t]*",
@@ -100,8 +106,8 @@ _OVERRIDE = re.compile(r"(?P<key>[\w.+~@/-]+)=(?P<value>.*)", re.DOTALL)
 _BARE = r"""(?:[^\s'">]|['">](?![\s,)\]};:]|$))"""
 """What user info may hold: a quotation mark only where it does not end the URL."""
 _USER_INFO = re.compile(
-    rf"""(?mx)(?<=://)(?P<value>
-    [^\s/?\#@:'"<>\[]* : (?!\d*(?:[/?\#\s'",;)\]}}]|$))
+    rf"""(?mx)(?:(?<=://)|(?<=:\\/\\/))(?P<value>
+    [^\s/?\#@:'"<>\[]* : (?!\d+(?:[/?\#]|\\/) | \d*(?:[\s'",;)\]}}]|$))
         (?: (?:(?!://){_BARE})* (?=@) (?: @ (?:(?![/?\#\n]){_BARE}|[ ])* (?=@) )?
         |   (?:(?!://){_BARE}|[ ])* )
     | (?:(?![/?\#]){_BARE})* )@"""
@@ -109,6 +115,7 @@ _USER_INFO = re.compile(
 """Up to the last @ of the authority; a `/` or a space may stand in a password, but not after a port."""
 _SHAPES = (
     _USER_INFO,
+    re.compile(r"""(?i)(?<=%3a%2f%2f)(?P<value>(?:(?!%2f)[^\s&'"<>])*)%40"""),
     re.compile(
         r"""(?i)authorization\W{1,4}(?:apikey|basic|bearer|digest|negotiate|ntlm|token)\s+(?P<value>[^\s'"\\]+)"""
     ),
