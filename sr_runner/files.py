@@ -38,9 +38,11 @@ class LinkError(RequestError, OSError):
         self.strerror = f"expected a {expected}, not a link or a device"
 
 
-def folder_named(key: str, value: str | Path) -> Path:
-    """The folder that the config key `key` names; `~` is the home. Raises `RequestError` for a URL: as a path, it would
-    make a folder `s3:` where one works."""
+def folder_named(key: str, value: str | Path | None) -> Path:
+    """The folder that the config key `key` names; `~` is the home. Raises `RequestError` for null, for nothing, and
+    for a URL, which as a path would be a folder `s3:` where one works."""
+    if value in (None, ""):
+        raise RequestError(f"{key}={'null' if value is None else ''}: expected a folder")
     if re.match(r"[A-Za-z][\w+.-]*://", str(value)):
         more = "; add checkpoint=s3 for checkpoints at a URL" if key == "checkpoint.root" else ""
         raise RequestError(f"{key}={value}: expected a folder, not a URL{more}")
@@ -136,11 +138,16 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     Those that killed processes of this machine left there are removed: the kernel has let go of their locks. A file
     system without locks keeps them.
     """
-    if not (os.access(place, os.W_OK | os.X_OK) and place.is_dir()):
+    parent = own_folder(place, place / ".scratch")
+    try:
+        parent.mkdir(exist_ok=True)
+        usable = os.access(parent, os.W_OK | os.X_OK)
+    except OSError:  # no `place`, or one like /proc, which says that it can be written
+        usable = False
+    if not usable:
         with tempfile.TemporaryDirectory(prefix="sr-run-") as elsewhere:
             yield Path(elsewhere)
         return
-    parent = own_folder(place, place / ".scratch")
     mine = re.sub(r"[^\w.-]", "_", platform.node()) + "-"
     for left in parent.glob(f"{mine}*"):
         with suppress(OSError):

@@ -84,3 +84,10 @@ def test_a_url_where_a_folder_is_expected_is_refused_and_makes_none(
     assert said.startswith(f"sr-run: {key}={value}: expected a folder, not a URL") and said.count("\n") == 1, said
     assert ("add checkpoint=s3" in said) == (key == "checkpoint.root")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_folder_can_be_made_the_systems_own_serves() -> None:
+    """`/proc` says that it can be written."""
+    with scratch_folder(Path("/proc")) as folder:
+        (folder / "file").write_text("x")
+    assert not folder.exists()

@@ -49,12 +49,12 @@ def with_recorded(request: Request) -> Request:
     config, _ = job_config(app.compose_config(request.config_name, _lines(known), RunMode.RUN))
     learn(OmegaConf.to_container(config))
     wanted, outputs = config.trainer.resume, Path(config.outputs)
-    if not isinstance(wanted, str):  # ${oc.decode:...}
+    if isinstance(wanted, bool | None):  # ${oc.decode:...}
         return request
     tracker: Tracker = build(config.tracker, "tracker", Tracker)
     with scratch_folder(outputs) as scratch:
         catalogue = Catalogue(outputs / files.RUNS, build_store(config), scratch, tracker.attempt_of)
-        found = find(wanted, catalogue, f"{_RESUME}=")
+        found = find(str(wanted), catalogue, f"{_RESUME}=")
         return _Base(request, given, found, outputs).applied()
 
 

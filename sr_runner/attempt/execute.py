@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from sr_runner.data.preview import preview as preview_of
 from sr_runner.distributed.world import join
 from sr_runner.errors import RequestError, RunError
 from sr_runner.evaluation.protocol import Evaluation
-from sr_runner.files import draft_of, scratch_folder, write_file
+from sr_runner.files import check_writable, draft_of, scratch_folder, write_file
 from sr_runner.masking import learn, masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue
@@ -74,13 +73,14 @@ def execute(
     stop.grace_seconds = parts.trainer.grace_seconds
     if not world.is_main:
         return train_as_peer(parts, stop)
-    _check_writable(Path(config.outputs))
+    _check_places(parts)
+    pretrained = _initialised(parts)  # before anything is written: a wrong request leaves nothing behind
     parts.data.prepare(progress=sys.stderr.isatty())
+    outputs = Path(config.outputs)
+    outputs.mkdir(parents=True, exist_ok=True)
     world.broadcast()
-    with scratch_folder(Path(config.outputs)) as scratch:
-        catalogue = Catalogue(Path(config.outputs) / files.RUNS, parts.store, scratch, parts.tracker.attempt_of)
-        _check_store(parts)
-        pretrained = initialise(parts.model, parts.checkpoint, catalogue)
+    with scratch_folder(outputs) as scratch:
+        catalogue = _catalogue(parts, scratch)
         facts = parts.identity_facts(pretrained)
         identify = partial(identity_of, choices.get("model", "model"), config.scale)
         lock = AttemptLock(parts, catalogue, stop)
@@ -144,11 +144,9 @@ def identity_now(config: DictConfig, choices: Mapping[str, str], overrides: Sequ
 def facts_now(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """What determines the identity of the run that `config` describes. Prepares its data. Raises `RequestError`."""
     parts = build_parts(config, overrides)
+    pretrained = _initialised(parts)
     parts.data.prepare(progress=sys.stderr.isatty())
-    outputs = Path(config.outputs)
-    with scratch_folder(outputs) as scratch:
-        catalogue = Catalogue(outputs / files.RUNS, parts.store, scratch, parts.tracker.attempt_of)
-        return dict(parts.identity_facts(initialise(parts.model, parts.checkpoint, catalogue)))
+    return dict(parts.identity_facts(pretrained))
 
 
 def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
@@ -157,8 +155,9 @@ def preview(config: DictConfig, overrides: Sequence[str]) -> Path:
         raise RequestError(f"data.preview={config.data.preview}: expected 0 to {_MOST_PREVIEWED} samples")
     parts = build_parts(config, overrides)
     outputs = Path(config.outputs)
-    _check_writable(outputs)
+    check_writable(f"outputs={outputs}", outputs)
     parts.data.prepare(progress=sys.stderr.isatty())
+    outputs.mkdir(parents=True, exist_ok=True)
     path = outputs / "preview.png"
     with draft_of(path) as draft:
         preview_of(parts.data, config.data.preview).save(draft, format="PNG")
@@ -177,7 +176,15 @@ def _manager(
     )  # fmt: skip
 
 
-def _check_store(parts: Parts) -> None:
+def _catalogue(parts: Parts, scratch: Path) -> Catalogue:
+    return Catalogue(Path(parts.config.outputs) / files.RUNS, parts.store, scratch, parts.tracker.attempt_of)
+
+
+def _check_places(parts: Parts) -> None:
+    outputs, wanted = Path(parts.config.outputs), parts.trainer.resume
+    if parts.store is None and wanted not in (False, None):
+        raise RequestError(f"trainer.resume={wanted}: checkpoint=none stores no checkpoints to resume from")
+    check_writable(f"outputs={outputs}", outputs)
     if parts.store is not None:
         try:
             parts.store.check()
@@ -185,12 +192,10 @@ def _check_store(parts: Parts) -> None:
             raise RunError(f"checkpoint.root={parts.store.url} cannot be reached: {error}") from error
 
 
-def _check_writable(outputs: Path) -> None:
-    try:
-        outputs.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=outputs).close()
-    except OSError as error:
-        raise RequestError(f"outputs={outputs}: nothing can be written there ({error.strerror})") from error
+def _initialised(parts: Parts) -> str | None:
+    """`initialise`, for which nothing has to be there yet."""
+    with scratch_folder(Path(parts.config.outputs)) as scratch:
+        return initialise(parts.model, parts.checkpoint, _catalogue(parts, scratch))
 
 
 def _train(

@@ -88,8 +88,7 @@ class _Choice:
         if wanted is False or wanted is None:
             self._mention_unfinished(identity)
             return Chosen(self._opened(identity), self.facts)
-        if store is None:
-            raise RequestError(f"trainer.resume={wanted}: checkpoint=none stores no checkpoints to resume from")
+        assert store is not None, "checked before anything was written"
         return self._newest(identity, store) if wanted is True else self._exactly(str(wanted), store, own)
 
     def _of_this_job(self, identity: str) -> Attempt | None:

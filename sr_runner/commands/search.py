@@ -316,6 +316,8 @@ def _made(part: Literal["sampler", "pruner"], config: Mapping[str, Any], number:
             arguments.pop("seed", None)
         return kind(**arguments)
     except Exception as error:  # whatever that class raises
+        if str(error).partition("=")[0] in arguments:
+            raise RequestError(f"hydra.sweeper.{part}.{error}") from error
         shown = ", ".join(f"{key}={value}" for key, value in config.items() if key != "_target_")
         raise RequestError(
             f"hydra.sweeper.{part}._target_={target}: expected a {part} of Optuna's that takes "

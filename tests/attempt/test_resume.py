@@ -212,14 +212,6 @@ def test_a_run_that_does_not_tell_its_config_is_refused(chosen: Choose, store: L
         chosen(NEWER)
 
 
-@pytest.mark.parametrize("resume", [True, IDENTITY])
-def test_without_a_store_there_is_nothing_to_resume_from(chosen: Choose, resume: object) -> None:
-    with pytest.raises(
-        RequestError, match=rf"trainer.resume={resume}: checkpoint=none stores no checkpoints to resume from"
-    ):
-        chosen(resume, store=None)
-
-
 def test_a_step_that_is_not_there_is_refused(chosen: Choose) -> None:
     with pytest.raises(RequestError, match=rf"trainer.resume={OLDER}/step-15: .* at step 15, only at 10, 20"):
         chosen(f"{OLDER}/step-15")

@@ -54,6 +54,11 @@ WRONG = {
     "trainer.ema_decay=1.5": ["trainer.ema_decay=1.5", "between 0 and 1"],
     "trainer.resume=nosuchrun": ["trainer.resume=nosuchrun", "no such run"],
     "trainer.resume=nosuchrun outputs=/dev/null": ["trainer.resume=nosuchrun", "no such run", "/dev/null/runs"],
+    "trainer.resume=edsr-x2-0123456789ab checkpoint=none": ["trainer.resume=edsr-x2-0123456789ab", "no such run"],
+    "trainer.resume=5": ["trainer.resume=5", "no such run"],
+    "checkpoint.init_from=nosuchrun": ["checkpoint.init_from=nosuchrun", "no such run"],
+    "checkpoint.root=null": ["checkpoint.root=null", "expected a folder"],
+    "outputs=": ["outputs=", "expected a folder"],
     "trainer.resume=true checkpoint=none": ["trainer.resume=True", "checkpoint=none"],
     "optimizer.lr=1e-3,1e-4": ["several values are a sweep", "sr-run -m"],
     "-m model=edsr,edrs": ["model=edrs", "Did you mean 'edsr'?"],
@@ -66,6 +71,7 @@ WRONG = {
     "-m sweep.name=${seed} seed=1,2": ["sweep.name=${seed}", "one value"],
     "-m ~sweep seed=1,2": ["~sweep", "expected sweep to stay"],
     "-m hydra/sweeper=asha hydra.sweeper.pruner=null seed=1,2": ["hydra.sweeper.pruner=None", "a mapping"],
+    "-m hydra/sweeper=asha hydra.sweeper.pruner.min_steps=0 seed=1,2": ["sr-run: hydra.sweeper.pruner.min_steps=0:"],
     "-m hydra/sweeper=optuna hydra.sweeper.metrics=null seed=1,2": ["hydra.sweeper.metrics=None", "a mapping"],
     "-m hydra/sweeper=optuna hydra.sweeper.sampler=null seed=1,2": ["hydra.sweeper.sampler=None", "a mapping"],
     "tracker.uri=http://": ["tracker.uri='http://'", "a host and a port"],
@@ -139,7 +145,7 @@ def refused(
         assert status == 2 and said.out == "", (status, said)
         assert "Traceback" not in said.err and len(said.err.strip().splitlines()) <= 2, said.err
         assert said.err.splitlines()[-1].startswith("sr-run: ") and len(said.err) < 1000
-        assert not (tmp_path / "outputs" / "runs").exists(), "a run was started"
+        assert not (tmp_path / "outputs").exists(), "something was written"
         return said.err
 
     return ask
