@@ -28,7 +28,7 @@ from sr_runner.errors import printable
 MASK = "*****"
 
 Hide = Callable[[str], str]
-"""From a secret to what stands in its place."""
+"""From a secret, quotes around it included, to what stands in its place."""
 
 _SECRET_KEY = re.compile(
     r"""(?x)
@@ -87,8 +87,12 @@ _GIVEN = (
         r"(?m)^(?=[ \t]|- )(?P<in>[ \t]*)(?P<dash>- )?(?P<key>[\w.-]+):(?= |$) ?",
         r".*(?:(?:\n[ \t]*+(?=\n))*+\n(?P=in)(?(dash)(?:   |  - )|(?: |- )).*)*",
     ),
-    # in the first column, where prose begins as well: one word with a digit in it, or a long one
-    _pair(r"(?m)^(?P<key>[\w.-]+): +(?=\S+$)", r"(?=[^\s\d]*\d|\S{16})\S*|"),
+    # in the first column, where prose begins as well: a mapping or text below, one long word or one with a digit
+    _pair(
+        r"(?m)^(?P<key>[\w.-]+):(?:(?=\n)| +(?=\S+$))",
+        r"(?:[|>][-+\d]*+(?=\n)|(?=\n[ \t]+[\w.-]++:[ \n]))(?:(?:\n[ \t]*+(?=\n))*+\n[ \t].*)*"
+        r"|(?=[^\s\d]*\d|\S{16})\S*|",
+    ),
     # an option of somebody's command, and the next word: prose has only lower-case words there
     _pair(
         r"""(?<![\w-])--(?P<key>[\w.-]++)(?:['"],)?[ \t]+""",
@@ -160,6 +164,11 @@ def masked_text(text: str) -> str:
     return _hidden_in_text(text, _mask, _known)
 
 
+def masked_lines(text: str) -> str:
+    """`masked_text` with as many lines as `text`: a secret of several lines leaves as many masks."""
+    return _hidden_in_text(text, lambda secret: "\n".join([MASK] * (secret.count("\n") + 1)), _known)
+
+
 def digested(facts: Mapping[str, Any]) -> dict[str, Any]:
     """`masked`, but a digest follows each mask, so that other secrets are other facts.
 
@@ -169,6 +178,7 @@ def digested(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def hide(secret: str) -> str:
+        secret = secret.strip().strip("'\"")
         return MASK + hmac.new(b"sr-run: facts", secret.encode(errors="replace"), hashlib.sha256).hexdigest()[:8]
 
     return dict(_hidden(facts, False, hide, _spellings(_secrets(os.environ, False))))
@@ -294,7 +304,7 @@ def _replaced(text: str, spans: Iterable[tuple[int, int]], hide: Hide) -> str:
     for start, stop in spans:
         bare = text[start:stop].strip()
         if not _NO_SECRET.fullmatch(bare):
-            parts += [text[end:start], hide(bare.strip("'\""))]
+            parts += [text[end:start], hide(text[start:stop])]
             end = stop
     return "".join([*parts, text[end:]])
 

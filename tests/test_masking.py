@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from sr_runner import masking
 from sr_runner.config.compose import Masking
 from sr_runner.config.schema import as_yaml
-from sr_runner.masking import MASK, digested, is_secret, masked, masked_output, masked_text
+from sr_runner.masking import MASK, digested, is_secret, masked, masked_lines, masked_output, masked_text
 from sr_runner.tracking import MlflowTracker, RunRecord, sender_process
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +98,15 @@ def test_any_secret_is_masked(place: str, key: str, secret: str) -> None:
     assert secret not in masked_text(text).replace(MASK, "")
 
 
+@given(
+    st.lists(
+        st.sampled_from(["token", "a", ":", " ", "\n", "'", '"', "=", "{", "}", "|", "1", "Cookie: ", "x-key"])
+    ).map("".join)
+)
+def test_masks_by_the_line_keep_the_number_of_lines(text: str) -> None:
+    assert masked_lines(text).count("\n") == text.count("\n")
+
+
 AWKWARD = st.lists(st.sampled_from(["'", '"', "\\", " ", ",", ";", ":", "{", "}", "[", "=", "@", "&", "\n", "é"])).map(
     "".join
 )
@@ -150,6 +159,9 @@ SLOW = (
     "--token '",
     "%3a%2f%2f",
     " token:\n\n",
+    "token:\n\n",
+    "token: |\n",
+    "token:\n a: ",
 )
 
 
@@ -214,6 +226,10 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ('"http:\\/\\/u:S3CRET@h\\/x"', '"http:\\/\\/*****@h\\/x"'),
         ("?next=http%3A%2F%2Fu%3AS3CRET%40h%2Fx&a=b", "?next=http%3A%2F%2F*****%40h%2Fx&a=b"),
         ("  token: |\n    one\n\n    two\n\n  steps: 3", "  token: *****\n\n  steps: 3"),
+        ("token: |\n  one\n\n  two\nsteps: 3", "token: *****\nsteps: 3"),
+        ("auth:\n  user: me\n  phrase: a b\nsteps: 3", "auth: *****\nsteps: 3"),
+        ("token:\nsteps: 3", "token:\nsteps: 3"),
+        ("Password:\n\n  what opens it", "Password:\n\n  what opens it"),
         ("pat=1, 12 cookies: 12; otp: 1", "pat=1, 12 cookies: 12; otp: 1"),
         ("with --token and --password the tool", "with --token and --password the tool"),
         ("expected --token, or --api-key.", "expected --token, or --api-key."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from sr_runner.attempt.resume import Chosen
 from sr_runner.config import schema as configs
 from sr_runner.config.compose import Request
 from sr_runner.files import write_file
-from sr_runner.masking import masked, masked_text
+from sr_runner.masking import MASK, masked, masked_lines, masked_text
 from sr_runner.runs import folder as files
 from sr_runner.tracking import SWEEP_TAG, RunRecord
 from sr_runner.training.device import device_name
@@ -129,6 +130,8 @@ def write_record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, An
 
 CHANGED = "+changes"
 """What a commit ends in where files were changed since."""
+CHANGES_IN = "# not committed in "
+"""How a patch of such changes begins; the repository follows, and lines with `#` on what the patch lacks."""
 
 
 @functools.cache
@@ -145,10 +148,32 @@ def _commit(folder: Path) -> str:
 
 
 def _diff(folder: Path) -> str:
-    """The uncommitted changes of the repository around `folder`, masked, cut where they are long."""
-    diff = _git(folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
-    cut = "" if len(diff) <= _LONGEST_DIFF else f"\n... {len(diff) - _LONGEST_DIFF} more characters\n"
-    return masked_text(diff[:_LONGEST_DIFF]) + cut
+    """The uncommitted changes of the repository around `folder`, masked, as a patch for `git apply`. Where they are
+    long the largest files are left out whole: a patch that ends somewhere is none."""
+    names = ("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
+    diff = _git(folder, *names, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    parts = re.split("(?m)^(?=diff --git )", diff)[1:]
+    text = {part for part in parts if "\nBinary files " not in part and "\ufffd" not in part}
+    kept, room = set(), _LONGEST_DIFF
+    for part in sorted(text, key=len):
+        room -= len(part)
+        if room >= 0:
+            kept.add(part)
+    head = [f"{CHANGES_IN}{_git(folder, 'rev-parse', '--show-toplevel').strip()}"]
+    for part in (each for each in parts if each not in kept):
+        name = part.partition("\n")[0].rpartition(" b/")[2]
+        head.append(f"# left out: {name} ({f'{len(part)} characters' if part in text else 'not text'})")
+    shown = [_masked(part) for part in parts if part in kept]
+    if changed := sum(part.count(MASK) for part in shown) - sum(part.count(MASK) for part in kept):
+        head.append(f"# masked: {changed} secrets; git refuses a file where one stood before")
+    return "\n".join([*head, "".join(shown)])
+
+
+def _masked(patch: str) -> str:
+    """The first character of a line is git's; the rest is masked as the text that it is."""
+    lines = patch.split("\n")
+    text = masked_lines("\n".join(line[1:] for line in lines)).split("\n")
+    return "\n".join(line[:1] + rest for line, rest in zip(lines, text, strict=True))
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def _starts_and_ends(folder: Path) -> list[dict[str, Any]]:
 def diffs(folder: Path) -> list[Path]:
     """What was not committed at any start of the run."""
     return sorted(folder.glob(DIFF.format(number="*", code="*")))
+
+
+def head_of(diff: Path) -> list[str]:
+    """The lines with `#` with which one of `diffs` begins: what it is, and what it lacks."""
+    return list(takewhile(lambda line: line.startswith("# "), _lines(diff)))
 
 
 def config(folder: Path) -> str:

@@ -19,6 +19,8 @@ from mlflow import MlflowClient
 from run_server import Run, RunServer
 from support import TINY, SrRun, wait_until
 
+from sr_runner.commands.runs import main as sr_runs
+
 
 def client(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
@@ -115,16 +117,19 @@ def test_a_run_leaves_checkpoint_record_pictures_and_says_where(tiny: Finished) 
 
 
 @pytest.mark.slow
-def test_what_was_not_committed_at_each_start_is_among_the_artifacts_masked_and_cut(
-    sr_run: SrRun, tmp_path: Path
+def test_what_was_not_committed_at_each_start_is_a_masked_patch_among_the_artifacts(
+    sr_run: SrRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     git = ("git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here")
-    notes = tmp_path / "notes.py"
-    notes.write_text("")
-    for words in (("init", "-q"), ("add", "notes.py"), ("commit", "-qm", "notes")):
+    notes, long, secrets = (tmp_path / name for name in ("notes.py", "long.txt", "db.yaml"))
+    for path in (notes, long, secrets):
+        path.write_text("")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "notes")):
         subprocess.run([*git, *words], check=True)
     run = (*TINY, "scheduler=constant")
-    notes.write_text("first = 1\ntoken = 'hUnTeR2-0815'\n" + "# a long line\n" * 20_000)
+    notes.write_text("first = 1\ntoken = 'hUnTeR2-0815'\n")
+    long.write_text("# a long line\n" * 20_000)
+    secrets.write_text("db:\n  password: hUnTeR2-22xx\ntoken: hUnTeR2-abcdef\nsecret: |\n  hUnTeR2\n\n  more\nend: 1\n")
     sr_run(*run)
     notes.write_text("second = 2\n")
     sr_run(*run, "trainer.steps=8", "trainer.resume=true")
@@ -136,8 +141,17 @@ def test_what_was_not_committed_at_each_start_is_among_the_artifacts_masked_and_
         for start in (1, 2)
     ]
     assert sent == [(attempt / f"start-{start}-folder.diff").read_text() for start in (1, 2)]
-    assert "+first = 1" in sent[0] and "hUnTeR2" not in sent[0] and sent[0].endswith(" more characters\n")
-    assert len(sent[0]) < 201_000 and "+second = 2" in sent[1]
+    assert "+first = 1" in sent[0] and "hUnTeR2" not in sent[0] and "+second = 2" in sent[1]
+    assert sent[0].startswith(f"# not committed in {tmp_path}\n# left out: long.txt (") and "\n# masked: " in sent[0]
+    monkeypatch.chdir(tmp_path)
+    assert sr_runs(["reproduce", attempt.parent.name]) == 0
+    said = caplog.text
+    assert f"git -C {tmp_path} apply {attempt}/start-2-folder.diff" in said.replace("'", "")
+    assert "of these changes, left out: long.txt (" in said
+    subprocess.run([*git, "checkout", "-q", "."], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "apply", str(attempt / "start-1-folder.diff")], check=True, cwd="/")
+    assert notes.read_text() == "first = 1\ntoken = *****\n" and long.read_text() == ""
+    assert secrets.read_text().startswith("db:\n  password: *****\ntoken: *****\nsecret: *****\n*****\n")
 
 
 def test_a_complete_run_is_reported_again_and_nothing_is_trained(

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 
 from sr_runner.attempt.base import names_code, reads_environment
 from sr_runner.attempt.execute import facts_now
-from sr_runner.attempt.record import CHANGED, versions
+from sr_runner.attempt.record import CHANGED, CHANGES_IN, versions
 from sr_runner.checkpoint import LocalStore
 from sr_runner.checkpoint.lease import in_use
 from sr_runner.checkpoint.stores import names_in
@@ -107,7 +107,10 @@ def _changes(
             yield f"{title} was {start[key]}, is {here[key] or 'not there'}"
     for patch in sorted(record.folder.glob(files.DIFF.format(number=len(record.starts), code="*"))):
         which = "sr-run's code" if patch.stem.endswith("sr-run") else f"the code in {folder}"
-        yield f"{which} had changes that were not committed: git apply {shlex.quote(str(patch))}"
+        head = files.head_of(patch) or [f"{CHANGES_IN}{folder}"]
+        command = shlex.join(["git", "-C", head[0].removeprefix(CHANGES_IN), "apply", str(patch.absolute())])
+        yield f"{which} had changes that were not committed: {command}"
+        yield from (f"of these changes, {line[2:]}" for line in head[1:])
     if any(str(start.get(key)).endswith(CHANGED) and here[key] == start[key] for key in ("commit", "folder_commit")):
         yield "there are uncommitted changes now as well: whether they are the same is not checked"
     if any(MASK in override for override in request.overrides):
