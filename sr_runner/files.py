@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -38,14 +38,13 @@ class LinkError(RequestError, OSError):
         self.strerror = f"expected a {expected}, not a link or a device"
 
 
-def folder_named(key: str, value: str | Path | None) -> Path:
+def folder_named(key: str, value: str | Path | None, of_url: Callable[[str], str] = lambda scheme: "") -> Path:
     """The folder that the config key `key` names; `~` is the home. Raises `RequestError` for null, for nothing, and
-    for a URL, which as a path would be a folder `s3:` where one works."""
+    for a URL, which as a path would be a folder `s3:` where one works; `of_url` says what else takes such ones."""
     if value in (None, ""):
         raise RequestError(f"{key}={'null' if value is None else ''}: expected a folder")
-    if re.match(r"[A-Za-z][\w+.-]*://", str(value)):
-        more = "; add checkpoint=s3 for checkpoints at a URL" if key == "checkpoint.root" else ""
-        raise RequestError(f"{key}={value}: expected a folder, not a URL{more}")
+    if match := re.match(r"([A-Za-z][\w+.-]+):/", str(value)):
+        raise RequestError(f"{key}={value}: expected a folder, not a URL{of_url(match[1])}")
     return Path(value).expanduser()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,12 +173,12 @@ class Place:
         functions = "".join(f'{tool}() {{ command {tool} "$@" {more}; }}\n' for tool in (*TOOLS, "torchrun", "python"))
         began = time.monotonic()
         if re.match(r"sr-run\b[^|&]*$", text.partition("  #")[0]):
-            done = self._start(["bash", "-c", f"sr-run() {{ printf '%s\\0' \"$@\" {more}; }}\n{text}"])
+            done = self.start(["bash", "-c", f"sr-run() {{ printf '%s\\0' \"$@\" {more}; }}\n{text}"])
             status, said = done.returncode, done.stderr
             if status == 0:
                 status, said = self._fork(done.stdout.split("\0")[:-1])
         else:
-            done = self._start(["bash", "-c", functions + text])
+            done = self.start(["bash", "-c", functions + text])
             status, said = done.returncode, done.stdout + done.stderr
         print(f"{time.monotonic() - began:6.1f} s  {text}  {more}")
         return "" if status == 0 else f"{line}\n  as {text} {more}\n{status}: {said}"
@@ -189,7 +190,7 @@ class Place:
         status = self._run_server.start(words, self.folder, output, errors).wait(_SECONDS)
         return status, output.read_text() + errors.read_text()
 
-    def _start(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+    def start(self, words: list[str]) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         variables = environment() | {"PATH": path}
         process = subprocess.Popen(
@@ -206,8 +207,9 @@ class Place:
 
     def _weights(self) -> None:
         edsr = sr_runner.load_model(self.folder / "outputs/checkpoints" / self.names["edsr-x4"])
-        for name, layout in (("a.pt", "edsr-pytorch"), ("b.pth", "basicsr"), ("EDSR_baseline_x4.pt", "edsr-pytorch")):
+        for name, layout in (("a.pt", "edsr-pytorch"), ("b.pth", "basicsr"), ("EDSR_x4.pt", "edsr-pytorch")):
             export(edsr, self.folder / name, layout)
+        shutil.copy(self.folder / "EDSR_x4.pt", self.folder / "EDSR_baseline_x4.pt")
         export(edsr, self.folder / "model.safetensors")
         export(MSRResNet(scale=4, num_filters=8, num_res_blocks=1), self.folder / "model.pth", "basicsr")
         small = {
@@ -262,6 +264,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, run_server: RunServer) -> It
 def test_the_commands_run_as_they_are_printed(where: str, place: Place) -> None:
     if failed := [said for line in printed()[where] if line not in NOT_RUN and (said := place.run(line))]:
         pytest.fail("\n\n".join(failed), pytrace=False)
+
+
+@pytest.mark.slow
+def test_the_python_of_docs_parts_runs_as_it_is_printed(place: Place) -> None:
+    """That of README.md is run by `tests/test_python.py`."""
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs/parts.md").read_text(encoding="utf-8"))
+    assert blocks
+    for block in blocks:
+        code = re.sub(r"\b(\w+-x\d)-3f9a12c40b1e", lambda found: place.names[found[1]], block)
+        code = code.replace('"trainer.steps=100"', ", ".join(repr(word) for word in [*OTHERS, *NETWORK]))
+        done = place.start([sys.executable, "-c", code])
+        assert done.returncode == 0, done.stderr
 
 
 COMPOSED = [

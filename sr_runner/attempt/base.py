@@ -71,9 +71,10 @@ class _Base:
         if recorded is None:
             raise RequestError(f"{asked}: no command is recorded for {attempt}; expected a run of sr-run")
         try:
-            request = self._own_places(Request.of(recorded))
+            known = Request.of(recorded)
         except ValueError as error:
             raise RequestError(f"{asked}: its record is damaged; {error}") from error
+        request = self._own_places(known)
         is_here = bool(files.starts(catalogue.folder(attempt)))
         left_out = _OF_A_START if is_here else (*_OF_A_START, *_PLACES)
         own = [_key(override) for override in self.given]
@@ -87,7 +88,7 @@ class _Base:
                     f"{override.key_or_group}=... on this command line too"
                 )
         pinned = self._pinned(request, _lines(everything), catalogue.config(attempt), [*left_out, *own])
-        before = " ".join([*_lines(base), *pinned]) or "no overrides"
+        before = " ".join([*_lines(everything), *pinned]) or "no overrides"
         log.info("%s was started with: %s. What is given now applies on top", asked, before)
         return Request(
             [*_lines(base), *pinned, *self.request.overrides],

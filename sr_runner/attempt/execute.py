@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,10 @@ def execute(
                 if old is not None:
                     return old
             run_log = lock.enter_context(logs.to_file(folder / files.LOG))
+            manager = _manager(parts, chosen, scratch, stop, lock)
+            if sweep is None:  # one command goes on with all jobs of a sweep
+                command_again = masked_text(going_on(parts, chosen, request))
+                lock.enter_context(_last_words(stop, partial(_how_to_go_on, manager, chosen, command_again)))
             start = start_of(request, command, chosen)
             run = record(parts, chosen, folder, start, choices, sweep)
 
@@ -110,20 +114,11 @@ def execute(
                 facts=chosen.facts, attempt=str(chosen.attempt), request=start["request"],
                 job=job.key if job is not None else None,
             )  # fmt: skip
-            manager = _manager(parts, chosen, scratch, stop, lock)
             orchestrator = parts.orchestrator(stop, manager, origin, judge)
             broadcast_start(parts, chosen, folder)
             announce(parts, chosen, folder)
-            how_to_go_on = partial(_how_to_go_on, manager, chosen, masked_text(going_on(parts, chosen, request)))
-            if sweep is None:  # one command goes on with all jobs of a sweep
-                stop.last_words = lambda: f"{how_to_go_on()}\n".lstrip()
-            try:
-                wait = _FINISHED_WAIT if sweep is None or sweep.settles else None
-                result = _train(orchestrator, parts, run, chosen, run_log, wait)
-            except Stopped:
-                if sweep is None and (said := how_to_go_on()):
-                    log.warning("%s", said)
-                raise
+            wait = _FINISHED_WAIT if sweep is None or sweep.settles else None
+            result = _train(orchestrator, parts, run, chosen, run_log, wait)
             outcome = Outcome(
                 chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id, result.gain, parts.parameters,
@@ -262,12 +257,24 @@ def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:
     )
 
 
+@contextmanager
+def _last_words(stop: StopSignal, words: Callable[[], str]) -> Iterator[None]:
+    """Within, a signal that ends the run is answered with `words`, and so is a second one that ends it at once."""
+    stop.last_words = lambda: f"{words()}\n".lstrip()
+    try:
+        yield
+    except Stopped:
+        if said := words():
+            log.warning("%s", said)
+        raise
+
+
 def _how_to_go_on(manager: CheckpointManager | None, chosen: Chosen, command: str) -> str:
-    """Nothing where there is no checkpoint."""
+    """Nothing where there are no checkpoints."""
     if manager is None:
         return ""
     saved = manager.saved if manager.saved is not None or chosen.state is None else chosen.state.step
-    return f"saved step {saved}; go on with: {command}" if saved is not None else ""
+    return f"saved {f'step {saved}' if saved is not None else 'nothing yet'}; go on with: {command}"
 
 
 def _checkpoint(parts: Parts, chosen: Chosen, result: Result) -> str | None:

@@ -107,10 +107,12 @@ class _Choice:
         """Somebody who starts anew may not know that there is something to go on with."""
         attempt, store = self.catalogue.named(identity), self.parts.store
         steps = steps_of(store, str(attempt)) if attempt is not None and store is not None else []
-        if steps and steps[-1] < self.parts.trainer.steps:
+        if attempt is not None and steps and steps[-1] < self.parts.trainer.steps:
+            holder = files.holder(self.catalogue.folder(attempt))
             log.info(
-                "%s has the same config and is at step %d of %d: trainer.resume=true goes on with it; this is a fresh "
-                "attempt", attempt, steps[-1], self.parts.trainer.steps,
+                "%s has the same config and is at step %d of %d: %s; this is a fresh attempt",
+                attempt, steps[-1], self.parts.trainer.steps,
+                f"{holder} trains it" if holder is not None else "trainer.resume=true goes on with it",
             )  # fmt: skip
 
     def _opened(self, identity: str) -> Attempt:
@@ -183,6 +185,8 @@ class _Choice:
     def _forked(self, found: Found, store: Store, differing: dict[str, tuple[Any, Any]]) -> Chosen:
         """A run under other settings that starts with the state of `found`. The same request goes on with it."""
         trainer, asked = self.parts.trainer, found.asked
+        if self._is_stretched(differing) and not trainer.allow_changes:
+            self._check_steps(asked.partition("=")[2], found.restored())
         listed = [f"  {key}: {here} here, {there} there" for key, (here, there) in differing.items()]
         longer = self._is_stretched(differing) and all(there < here for here, there in differing.values())
         if not trainer.allow_changes and not longer:

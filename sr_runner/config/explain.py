@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigTypeError,
+    GrammarParseError,
     InterpolationKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -121,6 +122,10 @@ class Explainer:
                 for deleted in [each for each in overrides if each[:1] == "~"]:
                     if f"{match[1]}.".startswith(f"{deleted[1:].partition('=')[0]}."):
                         return f"{deleted}: {key} is ${{{match[1]}}}; expected {match[1]} to stay, or another {key}"
+            if isinstance(cause, GrammarParseError) and (match := re.search("at input '(.*)'", message)):
+                file = next((each for each in files if match[1] in each.path.read_text(errors="replace")), None)
+                where = f"{file}: {key}" if file is not None else key or "the config"
+                return f"{where}: {match[1]} is no whole interpolation; expected ${{KEY}} or ${{RESOLVER:VALUE}}"
             if isinstance(cause, MissingMandatoryValue):
                 options = self.options(key)
                 what = f"an option of {key}: {', '.join(options)}" if options else "a value"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from sr_runner.errors import RequestError
 
 LONGEST_NAME = 200
 """In characters: a file system has no room for longer ones."""
+_GRAMMAR = "https://hydra.cc/docs/advanced/override_grammar/basic"
 _MOST_CHECKED = 64
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 """Text that Hydra's grammar reads as it is, but for a few words."""
@@ -62,10 +64,24 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise RequestError(f"{error.override}: not of the form key=value ({reason})") from error
+        raise RequestError(f"{error.override}: {_expected(str(error.override), str(error))}") from error
     except ValueError as error:  # Python reads no number of more than 4,300 digits
         raise RequestError(f"{max(overrides, key=len)}: expected a number that can be read ({error})") from error
+
+
+def _expected(override: str, reason: str) -> str:
+    """What Hydra's grammar has in the place of `override`, for which it gives `reason`."""
+    key, _, value = override.partition("=")
+    if not re.fullmatch(r"[+~]*[\w./@-]+", key) or "=" not in override:
+        return f"not of the form key=value; see {_GRAMMAR}"
+    if value[:1] == "{" and re.search(r"""[{,]\s*(['"])[^'"]*\1\s*:""", value):
+        return "its value cannot be read; expected {key: value} with keys without quotes"
+    found = re.search("at input '(.*)'", reason)
+    where = f" behind {found[1]}" if found and value[:1] in "[{" else ""
+    text = f"{key}={_quoted(value)}"
+    in_shell = shlex.quote(text) if set(text) & set('"$`!') else f'"{text}"'  # the same quote again is hard to read
+    advice = "" if value[:1] in "[{" or "${" in value else f"; as text it is {in_shell}"
+    return f"its value cannot be read{where}{advice}; see {_GRAMMAR}"
 
 
 def jobs_to_check(overrides: Sequence[str]) -> Iterator[list[str]]:

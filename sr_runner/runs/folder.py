@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -81,6 +83,16 @@ def _starts_and_ends(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def holder(folder: Path) -> str | None:
+    """The process that works on the run (`process N on MACHINE`); None where its last start has ended, or its process
+    is gone. Of one on another machine nobody knows here whether it lives: it counts."""
+    if ended(folder):
+        return None
+    known = "\n".join(_lines(folder / LOCK))
+    match = re.fullmatch(r"process ([0-9]{1,9}) on (.*)", known, re.DOTALL)
+    return None if not known or (match and match[2] == platform.node() and not _lives(int(match[1]))) else known
+
+
 def diffs(folder: Path) -> list[Path]:
     """What was not committed at any start of the run."""
     return sorted(folder.glob(DIFF.format(number="*", code="*")))
@@ -143,6 +155,16 @@ def _append(path: Path, line: str) -> None:
         file.write(f"{line}\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _lines(path: Path) -> list[str]:

@@ -44,12 +44,16 @@ def asked(*overrides: str, **where: str) -> dict[str, Any]:
     return plain
 
 
-def test_what_a_run_was_started_with_is_the_base_and_what_is_given_applies_on_top() -> None:
+def test_what_a_run_was_started_with_is_the_base_and_what_is_given_applies_on_top(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     recorded("optimizer=sgd", "optimizer.lr=0.5", "trainer.steps=7", "trainer.resume=true", "outputs=other")
     config = asked(RESUME, "optimizer.lr=0.1")
     assert config["optimizer"]["_target_"] == "torch.optim.SGD" and config["optimizer"]["lr"] == 0.1
     assert config["trainer"]["steps"] == 7 and config["trainer"]["resume"] == IDENTITY
     assert config["outputs"] == str(Path("outputs").absolute())
+    assert f"{RESUME} was started with: optimizer=sgd optimizer.lr=0.5 trainer.steps=7. What" in caplog.text
 
 
 @pytest.mark.parametrize("resume", ["trainer.resume=true", "trainer.resume=false", "trainer.resume=null", "seed=1"])
@@ -108,7 +112,7 @@ def test_a_folder_of_configs_has_to_be_given_again(tmp_path: Path) -> None:
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.5\n")
     where = {"config_dir": str(tmp_path / "mine")}
     recorded("optimizer=mine", **where)
-    with pytest.raises(RequestError, match=rf"--config-dir={tmp_path}/mine, which can name code"):
+    with pytest.raises(RequestError, match=rf"^{RESUME}: it was started with --config-dir={tmp_path}/mine, which"):
         asked(RESUME)
     assert asked(RESUME, **where)["optimizer"]["lr"] == 0.5
 

@@ -91,6 +91,11 @@ def test_a_fork_that_cannot_be_is_refused_and_leaves_nothing(
     assert identities(tmp_path) == [trained]
 
 
+def test_a_stretched_schedule_that_would_end_earlier_is_a_slip_and_no_fork(trained: str, sr_run: SrRun) -> None:
+    refused = sr_run(f"trainer.resume={trained}", "trainer.steps=4", code=2).stderr.splitlines()[-1]
+    assert refused == f"sr-run: trainer.steps=4: {trained} is at step 6; expected at least that"
+
+
 def test_a_fork_under_another_kind_of_optimizer_starts_that_anew(trained: str, sr_run: SrRun) -> None:
     fork = (f"trainer.resume={trained}", "trainer.allow_changes=true", "optimizer=sgd", "trainer.steps=8")
     assert "another kind of optimizer are left: SGD starts anew" in sr_run(*fork).stderr

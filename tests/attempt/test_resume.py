@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -373,3 +375,15 @@ def test_attempts_of_equal_number_have_an_order_and_their_random_part_may_be_lon
     catalogue = Catalogue(outputs / "runs", None, outputs / "scratch", lambda run_id: None)
     assert [attempt.name for attempt in catalogue.attempts(IDENTITY)] == sorted(names)
     assert re.fullmatch(r"a0008-[0-9a-f]{8}", catalogue.open_new(IDENTITY).name)
+
+
+def test_a_fresh_start_says_whether_an_unfinished_run_of_the_same_config_can_be_gone_on_with(
+    chosen: Choose, outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    chosen(False, steps=50)
+    assert f"{NEWER} has the same config and is at step 40 of 50: trainer.resume=true goes on with it" in caplog.text
+    shutil.rmtree(max((outputs / "runs" / IDENTITY).glob("a0003-*")))
+    with file_lock(outputs / "runs" / NEWER / files.LOCK):
+        chosen(False, steps=50)
+    assert f"at step 40 of 50: process {os.getpid()} on {platform.node()} trains it; this is" in caplog.text

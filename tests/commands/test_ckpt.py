@@ -17,6 +17,7 @@ from sr_runner.commands.ckpt import main
 from sr_runner.commands.options import Places
 from sr_runner.config.compose import composed
 from sr_runner.errors import RequestError
+from sr_runner.runs import folder as files
 from sr_runner.runs.resolve import catalogue_at
 from sr_runner.weights import describe, export
 
@@ -151,6 +152,21 @@ def test_cp_copies_whole_checkpoints_and_refuses_damaged_ones(
 def test_a_name_that_is_not_there_gets_one_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "edsr-x9: no such file, and no such run" in run(
         capsys, "verify", f"checkpoint.root={root}", "edsr-x9", code=2
+    )
+
+
+def test_where_the_runs_keep_their_checkpoints_is_said_if_it_is_another_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, remote = "sr_runner.checkpoint.LocalStore", "sr_runner.checkpoint.RemoteStore"
+    for number, (kind, root) in enumerate(((local, "/disk/my runs"), (remote, "s3://bucket/x"))):
+        config = {"outputs": str(tmp_path), "checkpoint": {"root": root, "store": {"_target_": kind}}}
+        files.begin(tmp_path / "runs" / f"edsr-x2-{number:012}" / "a0001-cafe", {}, json.dumps(config), {})
+    error = run(capsys, "ls", f"outputs={tmp_path}", code=2)
+    ways = "checkpoint.root='/disk/my runs' or checkpoint=s3 checkpoint.root='s3://bucket/x'"
+    assert error == (
+        f"sr-ckpt: {tmp_path}/checkpoints: there is no such folder; expected one of checkpoints. "
+        f"Runs of {tmp_path} have theirs elsewhere: {ways}\n"
     )
 
 

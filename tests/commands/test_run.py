@@ -238,6 +238,20 @@ def test_a_stopping_signal_saves_and_exits_with_128_plus_n_and_the_rest_is_the_s
     assert final_bytes(tmp_path / "outputs") == final_bytes(unbroken)
 
 
+def test_a_signal_before_the_first_step_is_answered_with_how_to_go_on(
+    sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
+) -> None:
+    run = started(run_server, tmp_path, *TINY, "tracker=none", f"data.cache_dir={image_cache}")
+    wait_until(lambda: any("network" in errors.read_text() for errors in tmp_path.glob("errors")))
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    (command,) = re.findall(
+        r"saved (?:nothing yet|step \d); go on with: sr-run (.*)", (tmp_path / "errors").read_text()
+    )
+    assert "Step 6 of 6" in sr_run(*shlex.split(command)).stdout
+    assert len(list(tmp_path.glob("outputs/runs/*/*"))) == 1
+
+
 def test_a_run_without_checkpoints_is_stopped_by_a_signal_as_well_and_promises_nothing(
     run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sr_runner.checkpoint.format import MANIFEST, PART, STEP, Blob, DamagedError, Name
+from sr_runner.checkpoint.stores.remote import PACKAGES
 from sr_runner.files import DRAFT, check_writable, folder_named, own_folder, read_file, write_file
 
 _WRITING = ".writing-"
@@ -28,11 +29,17 @@ _LEASE = "lease.json"
 _ASIDE = re.compile(rf"{re.escape(_REPLACED)}(?P<step>{STEP})-[0-9a-f]+")
 
 
+def _other_store(scheme: str) -> str:
+    if scheme.startswith(("mlflow", "runs", "models")):
+        return "; checkpoint=mlflow keeps checkpoints in MLflow, where tracker.uri says"
+    return f"; add checkpoint=s3 for checkpoints below {scheme}://" if scheme in PACKAGES else ""
+
+
 class LocalStore:
     """A folder, `<root>/<identity>/<attempt>/step-<step>/`."""
 
     def __init__(self, root: str | Path):
-        self.root = folder_named("checkpoint.root", root).absolute()
+        self.root = folder_named("checkpoint.root", root, _other_store).absolute()
         self.url = str(self.root)
 
     def check(self) -> None:

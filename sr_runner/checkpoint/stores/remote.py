@@ -22,10 +22,11 @@ from sr_runner.masking import masked_text
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = {
+PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
     "memory": "fsspec", "file": "fsspec",
 }  # fmt: skip
+"""What reads the URLs of a scheme."""
 _S3FS = "2025.3"
 """As pyproject.toml asks for."""
 _PIECE = 32 << 20
@@ -235,10 +236,10 @@ def _checked_url(root: str | None) -> tuple[str, str]:
         raise RequestError(
             f"checkpoint.root={url} is not a URL: expected s3://bucket/prefix, or checkpoint=local for a folder"
         )
-    if protocol not in _PACKAGES:
+    if protocol not in PACKAGES:
         raise RequestError(
             f"checkpoint.root={masked_text(url)}: {protocol}:// is not supported."
-            f"{nearest(protocol, _PACKAGES)} Expected one of {', '.join(_PACKAGES)}"
+            f"{nearest(protocol, PACKAGES)} Expected one of {', '.join(PACKAGES)}"
         )
     if urlsplit(url).password is not None:
         raise RequestError(
@@ -258,10 +259,10 @@ def _filesystem_class(protocol: str) -> Any:
 
         found = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        package = _PACKAGES[protocol]
+        package = PACKAGES[protocol]
         extra = "pip install 'sr-run[s3]'" if package in ("fsspec", "s3fs") else f"pip install {package}"
         raise RequestError(f"checkpoint.root={protocol}://...: the package {package} is missing: {extra}") from error
-    if _PACKAGES[protocol] == "s3fs" and not hasattr(found, "call_s3"):
+    if PACKAGES[protocol] == "s3fs" and not hasattr(found, "call_s3"):
         raise RequestError(
             f"checkpoint.root={protocol}://...: s3fs {version('s3fs')} is too old: expected {_S3FS} or later: "
             "pip install --upgrade 'sr-run[s3]'"

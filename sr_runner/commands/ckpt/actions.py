@@ -22,9 +22,11 @@ from sr_runner.checkpoint.stores import LocalStore, Store, names_in, store_at
 from sr_runner.checkpoint.tensors import TensorFile, parse
 from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
+from sr_runner.config.overrides import as_override
 from sr_runner.errors import RequestError, RunError, check_choice, printable
 from sr_runner.files import check_writable, scratch_folder, write_file
 from sr_runner.masking import masked_text
+from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.network import arguments_of_run
 from sr_runner.runs.resolve import catalogue_at, find, source
@@ -53,8 +55,23 @@ def _checkpoints(catalogue: Catalogue, wanted: str | None = None) -> Checkpoints
         return Checkpoints(found.store, found.names(), catalogue.scratch)
     assert catalogue.store is not None
     if isinstance(catalogue.store, LocalStore) and not catalogue.store.root.is_dir():
-        raise RequestError(f"{catalogue.store.url}: there is no such folder; expected one of checkpoints")
+        raise RequestError(
+            f"{catalogue.store.url}: there is no such folder; expected one of checkpoints{_elsewhere(catalogue)}"
+        )
     return Checkpoints(catalogue.store, names_in(catalogue.store), catalogue.scratch)
+
+
+def _elsewhere(catalogue: Catalogue) -> str:
+    """Where the runs beside the missing folder keep their checkpoints, in words for this command line."""
+    outputs = catalogue.runs.parent
+    places = {place for folder in catalogue.runs.glob("*/*") if (place := files.store(folder, outputs)) is not None}
+    words = (
+        "checkpoint=mlflow" if place.startswith("mlflow:")
+        else f"checkpoint=s3 {as_override('checkpoint.root', place)}" if "://" in place
+        else as_override("checkpoint.root", place)
+        for place in sorted(places)
+    )  # fmt: skip
+    return f". Runs of {outputs} have theirs elsewhere: {' or '.join(words)}" if places else ""
 
 
 Report = tuple[list[dict[str, Any]], list[str]]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
-import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,14 +19,12 @@ from sr_runner.checkpoint.reader import read_manifest
 from sr_runner.checkpoint.stores import names_in
 from sr_runner.commands.runs import Condition
 from sr_runner.config.identity import flatten
-from sr_runner.files import read_file
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.resolve import Found
 from sr_runner.training.result import Result, psnr_of
 
 _ALIAS = re.compile(r"[-:,\[{]\s*\*\w")
-_HOLDER = re.compile(r"process ([0-9]{1,9}) on (.*)", re.DOTALL)
 _OF_A_RUN = ("run", "name", "status", "step", "sweep", "psnr")
 _COMPARISONS = {
     "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
@@ -89,13 +85,7 @@ class Record:
             return "elsewhere"
         if self.end:
             return str(self.end["end"])
-        try:
-            holder = _HOLDER.fullmatch(read_file(self.folder / files.LOCK).decode(errors="replace"))
-        except OSError:
-            return "killed"
-        if holder is not None and holder[2] == platform.node() and not _lives(int(holder[1])):
-            return "killed"
-        return "running"
+        return "killed" if files.holder(self.folder) is None else "running"
 
     @cached_property
     def result(self) -> Result | None:
@@ -180,13 +170,3 @@ def _equal(value: Any, wanted: str) -> bool:
 
 def _is_word(value: Any) -> bool:
     return value is None or isinstance(value, bool)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
