@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from sr_runner.tracking.journal import (
     read_json,
     read_lines,
     read_sent,
+    sent_of,
     write_json,
 )  # fmt: skip
 from sr_runner.tracking.run_writer import Report, RunWriter
@@ -28,6 +31,10 @@ _MOST_METRICS = 1000
 _WINDOW = 2000
 _PATIENCE = 6
 """Failures in a row after which one line is set aside if the server answers otherwise (its file store may not)."""
+
+
+_SENT_TAG = "sr_run.journal"
+"""On a run that is complete: the notes of how far the server has the journals, for whoever comes without them."""
 
 
 class NotYet(Unreachable):
@@ -54,6 +61,8 @@ class Delivery:
         self._progress: dict[str, Any] = {}
         self._most = _MOST_METRICS
         self._failures = 0
+        self.has_sent = False
+        """Something was not there yet."""
 
     def work(self) -> bool:
         """Sends the next part of what is not sent; False where there was none. Raises `Unreachable` and `RunGone`."""
@@ -84,6 +93,12 @@ class Delivery:
         if self._writer is not None:
             self._writer.finish("KILLED", time, {})
 
+    def mark(self) -> None:
+        """Writes on the run how far the server has it: another copy of the run's folder is not sent again."""
+        assert self._writer is not None
+        with suppress(Unreachable, Refused):  # then it is, and nothing doubles
+            self._server.mark(self._writer.run_id, _SENT_TAG, json.dumps(self._progress))
+
     def next_system_step(self) -> int:
         """The step after the last one of system metrics that the server has."""
         assert self._writer is not None
@@ -113,7 +128,7 @@ class Delivery:
                 tags=start["tags"],
             )
         self._server.restore(run)
-        self._remember(run.info.run_id)
+        self._remember(run.info.run_id, run.data.tags.get(_SENT_TAG, ""))
 
     def _given_experiment(self) -> str | None:
         given = self._start.get("experiment_id")
@@ -123,7 +138,7 @@ class Delivery:
             return None
         return str(given) if given is not None else None
 
-    def _remember(self, run_id: str) -> None:
+    def _remember(self, run_id: str, mark: str) -> None:
         ids = {
             "tracking_uri": masked_text(self._server.uri),
             "experiment": self._start["experiment"],
@@ -137,6 +152,8 @@ class Delivery:
             self._report(f"{JOURNAL} {reason}", level="warning")
             sent = {}
         if not sent or sent["run_id"] != run_id:
+            sent = _marked(mark)
+        if not sent or sent["run_id"] != run_id or not fits_journals(sent, self._run_dir):
             nothing = {kind + what: 0 for kind in ("sent", "system") for what in ("", "_crc", "_next")}
             sent = {"run_id": run_id, "left_over": [], **nothing}
         self._progress = sent
@@ -160,6 +177,7 @@ class Delivery:
             self._progress["left_over"].append([name, group[0].start])
             self._report("one entry is set aside for later: the server takes others", level="warning")
         self._failures = 0
+        self.has_sent = True
         self._most = min(_MOST_METRICS, self._most * 2)
         self._report_losses(kind, name, group)
         start, end = self._progress[kind], group[-1].end
@@ -243,6 +261,15 @@ class Delivery:
 
     def _save(self) -> None:
         write_json(self._notes / SENT, self._progress)
+
+
+def _marked(tag: str) -> dict[str, Any]:
+    """The notes in a `_SENT_TAG`; empty where there are none."""
+    try:
+        notes = json.loads(tag)
+    except (ValueError, RecursionError):
+        return {}
+    return sent_of(notes) if isinstance(notes, dict) else {}
 
 
 def _name(event: dict[str, Any]) -> str:

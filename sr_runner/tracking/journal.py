@@ -16,7 +16,8 @@ are the strings "nan", "inf" and "-inf". A run that is resumed has one `start` l
 
 Files beside it, all written by the sender: `tracker.json` (the server's ids), `system.jsonl` (system metrics, in the
 same format), and `journal.sent`: the run of the server it is about, how many bytes of either journal that run has
-(with their CRC-32, and the `at` of the next line), and the lines set aside for later (file and offset).
+(with their CRC-32, and the `at` of the next line), and the lines set aside for later (file and offset). Once a run is
+complete, the same notes are a tag of it.
 """
 
 from __future__ import annotations
@@ -217,7 +218,11 @@ def is_delivered(run_dir: Path) -> bool:
 
 def read_sent(run_dir: Path) -> dict[str, Any]:
     """The sender's notes in `journal.sent`; empty where they are missing or damaged."""
-    notes = read_json(run_dir / SENT)
+    return sent_of(read_json(run_dir / SENT))
+
+
+def sent_of(notes: dict[str, Any]) -> dict[str, Any]:
+    """`notes`, if they say how far a run of the server has the journals; else nothing."""
     match notes:
         case {"run_id": str(), "left_over": list(places)}:
             numbers = [notes.get(kind + what) for kind in ("sent", "system") for what in ("", "_crc", "_next")]

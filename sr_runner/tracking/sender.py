@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from sr_runner.files import Busy, file_lock
 from sr_runner.masking import MaskedStream, mask_logs, masked_text
@@ -138,6 +138,11 @@ class Sender:
         self.finished = finished
         self.due = time.monotonic()
         """When to go on, in `time.monotonic`'s seconds."""
+
+    @property
+    def has_sent(self) -> bool:
+        """The server lacked something that it has now."""
+        return self._delivery is not None and self._delivery.has_sent
 
     @property
     def ended(self) -> bool:
@@ -296,6 +301,8 @@ class Sender:
                     self.report(f"{JOURNAL} has no entry of the run's end: {reason}", level="warning")
                 if not self.finished:
                     delivery.kill(int((self._run_dir / JOURNAL).stat().st_mtime * 1000))
+            if drained and delivery.has_sent:
+                delivery.mark()
         except (Unreachable, Refused, RunGone, OSError) as fault:
             logger.info("the end could not be recorded: %s", fault)
             return False
@@ -329,16 +336,22 @@ def serve(life: LifeLine, senders: dict[Path, Sender], make: Callable[[Path, boo
     return all_sent
 
 
-def copy(run_dir: Path, uri: str, artifacts: Path, tell: Tell, *, was_killed: bool) -> bool:
-    """Brings what the journal in `run_dir` holds to the server `uri`, beside the run's own; whether it has all of it.
+Copied = Literal["copied", "up to date", "not all of it"]
+"""What became of a copy. Up to date: nothing had to be sent."""
 
-    What an earlier call brought is not sent again. A database at `uri` keeps files in `artifacts`. A run that has no
-    end in its journal goes on, or `was_killed`.
+
+def copy(run_dir: Path, uri: str, artifacts: Path, tell: Tell, *, was_killed: bool) -> Copied:
+    """Brings what the journal in `run_dir` holds to the server `uri`, beside the run's own.
+
+    What the run has there is not sent again, whoever brought it. A database at `uri` keeps files in `artifacts`. A run
+    that has no end in its journal goes on, or `was_killed`.
     """
     set_limits()
     life, other = LifeLine(None, _DELIVER_SECONDS), OtherServer(copy_notes(uri), artifacts)
     sender = Sender(run_dir, uri, life, tell, finished=not was_killed, other=other)
-    return serve(life, {run_dir: sender}, lambda folder, _: sender)
+    if not serve(life, {run_dir: sender}, lambda folder, _: sender):
+        return "not all of it"
+    return "copied" if sender.has_sent else "up to date"
 
 
 def copy_notes(uri: str) -> str:

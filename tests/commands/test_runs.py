@@ -220,10 +220,24 @@ def test_whatever_stands_in_the_folder_of_a_run_it_is_no_traceback(name: str, co
         assert "\x1b" not in out + err and max(map(len, out.splitlines()), default=0) < 100_000
 
 
-def test_runs_are_copied_to_another_server_once(outputs: Path, ask) -> None:
+def test_runs_are_copied_to_another_server_once(outputs: Path, ask, caplog: pytest.LogCaptureFixture) -> None:
     finished, killed = names(outputs)
-    for _ in range(2):
-        assert "2 of 2 runs are in sqlite:///" in ask("sync", "sqlite:///other.db")[0]
+    caplog.set_level("INFO")
+    seen: list[dict[str, int]] = []
+
+    def synced(uri: str) -> list[str]:
+        caplog.clear()
+        assert "2 of 2 runs are in sqlite:///" in ask("sync", uri)[0]
+        files_there = (path for path in Path("artifacts").rglob("*") if path.is_file())
+        seen.append({str(path): path.stat().st_mtime_ns for path in files_there})
+        said = (record.getMessage() for record in caplog.records)
+        return [text.partition(" edsr-")[2].partition(" ")[2] for text in said if " of 2: " in text]
+
+    assert synced("sqlite:///other.db") == ["copied"] * 2
+    shutil.rmtree(next(outputs.glob(f"runs/{killed}/*/copy-*")))  # as in another copy of these outputs
+    assert synced("sqlite:///other.db") == ["up to date"] * 2
+    assert synced("sqlite:///outputs/mlflow.db") == ["up to date"] * 2  # the one that recorded them
+    assert len(seen[0]) > 4 and seen == seen[:1] * 3
     databases = (outputs / "mlflow.db", Path("other.db").absolute())
     clients, (own, copies) = [MlflowClient(f"sqlite:///{path}") for path in databases], map(runs_in, databases)
     assert copies[finished].info.status == "FINISHED" and copies[killed].info.status == "KILLED"

@@ -42,7 +42,7 @@ from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import Found, catalogue_at, find
 from sr_runner.tracking.journal import JOURNAL
-from sr_runner.tracking.sender import copy
+from sr_runner.tracking.sender import Copied, copy
 
 
 def run(command: str, names: list[str], options: Places, conditions: Sequence[Condition], *, as_json: bool) -> int:
@@ -158,20 +158,20 @@ def _sync(catalogue: Catalogue, options: Places, uri: str, *wanted: str) -> Repo
         name = "/".join(folder.parts[-2:])
         if not (folder / JOURNAL).is_file():
             raise RequestError(f"{name}: nothing was recorded (tracker=none); expected a run with {JOURNAL}")
-        is_done, troubles = _copied(folder, target, artifacts, was_killed)
+        came, troubles = _copied(folder, target, artifacts, was_killed)
         for trouble in troubles:
             logging.warning("%s: %s", name, printable(trouble))
-        logging.info("%d of %d: %s %s", number, len(folders), name, "copied" if is_done else "not all of it")
-        rows.append({"run": name, "ok": is_done, "to": shown})
-        if not is_done:
+        logging.info("%d of %d: %s %s", number, len(folders), name, came)
+        rows.append({"run": name, "ok": came != "not all of it", "result": came, "to": shown})
+        if came == "not all of it":
             break
     done = sum(row["ok"] is True for row in rows)
     more = "" if done == len(folders) else "; the same command goes on"
     return rows, [f"{done} of {len(folders)} runs are in {shown}{more}"]
 
 
-def _copied(folder: Path, uri: str, artifacts: Path, was_killed: bool) -> tuple[bool, list[str]]:
-    """Whether the server at `uri` has all of the run in `folder`, and what went wrong, if not."""
+def _copied(folder: Path, uri: str, artifacts: Path, was_killed: bool) -> tuple[Copied, list[str]]:
+    """What became of the copy of the run in `folder` to the server at `uri`, and what went wrong."""
     own_folder(folder.parents[1], folder)
     troubles: dict[str, None] = {}
 
