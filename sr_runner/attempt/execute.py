@@ -118,10 +118,11 @@ def execute(
             broadcast_start(parts, chosen, folder)
             announce(parts, chosen, folder)
             wait = _FINISHED_WAIT if sweep is None or sweep.settles else None
-            result = _train(orchestrator, parts, run, chosen, run_log, wait)
+            result = _train(orchestrator, parts, run, chosen, run_log, began, wait)
             outcome = Outcome(
                 chosen.attempt.identity, str(chosen.attempt), folder, _checkpoint(parts, chosen, result), result.step,
                 dict(result.metrics), parts.tracker.run_id, result.gain, parts.parameters,
+                files.seconds(folder, result.step),
             )  # fmt: skip
             if shown == "json":
                 print_report(lambda: json_of(outcome), folder / files.RESULT)
@@ -194,8 +195,9 @@ def _initialised(parts: Parts) -> str | None:
 
 
 def _train(
-    orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, run_log: LogFile, wait: float | None
-) -> Result:
+    orchestrator: Orchestrator, parts: Parts, run: RunRecord, chosen: Chosen, run_log: LogFile, began: float,
+    wait: float | None,
+) -> Result:  # fmt: skip
     tracker, folder, status, reason = parts.tracker, run.run_dir, "failed", ""
     try:
         with orchestrator.stop.deferred():
@@ -225,7 +227,7 @@ def _train(
     finally:
         reason = masked_text(" ".join(reason.split()))
         with suppress(OSError):  # a full disk, a folder that is gone
-            files.end(folder, status, reason)
+            files.end(folder, status, time.perf_counter() - began, reason)
         ended: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")  # type: ignore[assignment]
         if orchestrator.recording:
             for path in (folder / files.CONFIG, folder / files.STARTS, *files.diffs(folder), folder / files.LOG):
@@ -253,7 +255,7 @@ def _finished(parts: Parts, chosen: Chosen, folder: Path) -> Outcome | None:
         None,
         result.gain,
         parts.parameters,
-        run_is_old=True,
+        files.seconds(folder, result.step),
     )
 
 

@@ -44,8 +44,8 @@ class Outcome:
     """The last evaluation's PSNR over that of bicubic, in dB."""
     parameters: int = 0
     """Of the network."""
-    run_is_old: bool = False
-    """It had finished before: nothing was done."""
+    seconds: float | None = None
+    """That it was worked on until then, in all starts; one that was killed has none."""
 
     @property
     def psnr(self) -> float:

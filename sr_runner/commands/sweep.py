@@ -263,11 +263,10 @@ def job(config: DictConfig, plan: Plan) -> float | None:
             raise
         finally:
             stop.uninstall()
-    seconds = before.seconds if before is not None and outcome.run_is_old else time.monotonic() - began
-    if paused is not None and seconds is not None:
-        seconds += paused.seconds or 0.0
-    psnr = psnr_of(outcome.metrics)
-    metrics = outcome.metrics | {"parameters": float(outcome.parameters), "seconds": seconds or 0.0}
+    psnr, seconds = psnr_of(outcome.metrics), outcome.seconds
+    metrics = outcome.metrics | {"parameters": float(outcome.parameters)}
+    if seconds is not None:
+        metrics["seconds"] = seconds
     ended: JobStatus = "finished" if outcome.step == config.trainer.steps else "pruned"
     tell(ended, run=outcome.attempt, psnr=psnr, gain=outcome.gain, seconds=seconds, metrics=metrics)
     stop.raise_if_requested()  # it came too late for this job: the next one is not to start

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,9 @@ def begin(folder: Path, facts: Mapping[str, Any], config: str, start: Mapping[st
     _append(folder / STARTS, json.dumps(start))
 
 
-def end(folder: Path, status: str, error: str = "") -> None:
-    """Write down how the last start ended, `error` in one line; secrets are masked already."""
-    line = {_END: status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+def end(folder: Path, status: str, seconds: float, error: str = "") -> None:
+    """Write down how the last start ended and how long it took, `error` in one line; secrets are masked already."""
+    line = {_END: status, "time": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
     _append(folder / STARTS, json.dumps(line | ({"error": error} if error else {})))
 
 
@@ -71,6 +71,22 @@ def ended(folder: Path) -> dict[str, Any]:
     """How the last start ended, as `end` wrote it: `end`, `time`, `error`; empty where it goes on, or was killed."""
     lines = _starts_and_ends(folder)
     return lines[-1] if lines and _END in lines[-1] else {}
+
+
+def seconds(folder: Path, step: int) -> float | None:
+    """How long the starts took that brought the run to `step`, those left out that were killed or only looked at it
+    again; None where that is not known of any."""
+    lines = _starts_and_ends(folder)
+    took = [
+        ended["seconds"]
+        for begun, ended in pairwise(lines)
+        if _END in ended and _is_number(ended.get("seconds")) and _is_number(begun.get("step")) and begun["step"] < step
+    ]
+    return sum(took) if took else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _starts_and_ends(folder: Path) -> list[dict[str, Any]]:
