@@ -30,9 +30,11 @@ from sr_runner.attempt.execute import execute, identity_now
 from sr_runner.attempt.record import SweepJob
 from sr_runner.attempt.report import print_report
 from sr_runner.commands.finished_jobs import OnlyUnfinished, determining, finished_before, sources_digest
+from sr_runner.commands.runs.record import Record
 from sr_runner.commands.search import is_search, judge_of, pruning
 from sr_runner.commands.sweep_board import (
     CSV,
+    RECORD,
     Board,
     Job,
     JobStatus,
@@ -46,11 +48,13 @@ from sr_runner.commands.sweep_board import (
 from sr_runner.config.compose import Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
-from sr_runner.files import LinkError, folder_named, own_folder, write_file
+from sr_runner.files import Busy, LinkError, file_lock, folder_named, own_folder, write_file
 from sr_runner.masking import learn, masked, masked_text
-from sr_runner.runs.folder import RUNS
+from sr_runner.runs.catalogue import Attempt, Catalogue
+from sr_runner.runs.folder import LOCK, RUNS
 from sr_runner.signals import Stopped, StopSignal
-from sr_runner.tracking import Status, Tracker, settle
+from sr_runner.tracking import RunRecord, Status, Tracker, settle
+from sr_runner.tracking.journal import JOURNAL
 from sr_runner.training.result import psnr_of
 
 log = logging.getLogger(__name__)
@@ -165,6 +169,7 @@ def sweep(
     def only_unfinished(launcher: Launcher) -> Launcher:
         return OnlyUnfinished(launcher, board, plan.sources, is_still) if resumes else launcher
 
+    _catch_up(board, config.tracker)
     run = SweepRun(tracker, board)
     status: Status = "KILLED"
     (folder / _FAILED).unlink(missing_ok=True)
@@ -327,6 +332,30 @@ def _grown(folder: Path, swept: Iterable[str], constant: Mapping[str, str], *, r
         if jobs and key not in constant and key not in swept:
             raise RequestError(f"{name}: its jobs differ by {key}; expected a value for that here too")
     return list(columns)
+
+
+def _catch_up(board: Board, tracker: DictConfig) -> None:
+    """Give the finished jobs of earlier starts, in their records and as params of the tracking server, the values that
+    they had for what is swept since: without them nobody could compare them with the new ones by it."""
+    catalogue = Catalogue(board.runs, None, board.folder)
+    for path in board.folder.glob(f"*/{RECORD}"):
+        job = read_job(path.parent)
+        lacking = [key for key in board.keys if job is not None and key not in job.values]
+        if job is None or not lacking or job.status != "finished" or not board.is_own(job.run):
+            continue
+        identity, _, name = job.run.partition("/")
+        run = Record(catalogue, Attempt(identity, name))
+        had = {key: str(value) for key in lacking if (value := run.value(key)) is not None}
+        try:
+            if had and (run.folder / JOURNAL).is_file():
+                with file_lock(run.folder / LOCK, wait=False):
+                    again: Tracker = build(tracker, "tracker")
+                    again.start(RunRecord(run.folder, job.run, job.name, had, sweep=board.folder))
+                    again.finish("FINISHED", wait=None)
+        except (RequestError, OSError, Busy) as error:
+            log.warning("%s gets no %s in the tracking server: %s", job.run, ", ".join(had), error)
+        values = job.values | had | {key: text for key, text in labels.given(job.overrides).items() if key in had}
+        write_job(path.parent, replace(job, values=values, name=board.name(values)))
 
 
 def _as_handed_on(overrides: Sequence[str]) -> dict[str, str]:

@@ -158,9 +158,15 @@ class Board:
 
     @staticmethod
     def _told_apart(jobs: Sequence[Job]) -> Iterator[Job]:
-        """Less those whose run is that of a job which says more of it: the sweep has got further keys since."""
-        most = {job.run: max(len(each.values) for each in jobs if each.run == job.run) for job in jobs if job.run}
-        yield from (job for job in jobs if len(job.values) == most.get(job.run, len(job.values)))
+        """Less those whose run is that of a job which says more of it, or the same: the sweep has got further keys
+        since."""
+        most: dict[str, int] = {}
+        told: dict[tuple[str, frozenset[tuple[str, str]]], Job] = {}
+        for job in jobs:
+            most[job.run] = max(len(job.values), most.get(job.run, 0))
+            told[job.run, frozenset(job.values.items())] = job
+        yield from (job for job in jobs if not job.run)
+        yield from (job for (run, _), job in told.items() if run and len(job.values) == most[run])
 
     def name(self, values: Mapping[str, str]) -> str:
         """What a job is called: `edsr lr=0.003 seed=1`."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from support import TINY, SrRun
 
-from sr_runner.commands.sweep import _grown
-from sr_runner.commands.sweep_board import Board, Job, write_job
+from sr_runner.commands.sweep import _catch_up, _grown
+from sr_runner.commands.sweep_board import Board, Job, read_job, write_job
 from sr_runner.errors import RequestError
+from sr_runner.runs import folder as files
 
 
 @pytest.fixture
@@ -62,6 +66,18 @@ def test_earlier_jobs_have_a_value_for_what_was_the_same_then(folder: Path) -> N
     assert [job.values["trainer.steps"] for job in old] == ["50", "50"] and old[0].name == "lr=0.0003 steps=50"
 
 
+def test_a_finished_job_gets_the_value_that_it_had_for_what_is_swept_since(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "edsr-x2-000000000000" / "a0001-00aa"
+    files.begin(run, {}, "optimizer: {lr: 0.001, eps: 1.0e-08}\ntrainer: {steps: 50}\n", {"step": 0})
+    board = Board(folder, ["optimizer.lr", "optimizer.eps", "trainer.steps"], "", runs=tmp_path / "runs")
+    _catch_up(board, OmegaConf.create({"_target_": "sr_runner.tracking.NoTracker"}))
+    had = read_job(folder / "optimizer.lr=0.001")
+    assert had is not None and had.name == "lr=0.001 eps=1e-08 steps=50"
+    assert had.values == {"optimizer.lr": "0.001", "optimizer.eps": "1e-08", "trainer.steps": "50"}
+    write_job(folder / "optimizer.lr=0.0003", replace(had, number=7))  # the same run, as a job of the larger grid
+    assert [job.run for job in board.jobs()] == [had.run]
+
+
 def test_a_run_that_two_jobs_share_is_in_the_table_once_with_most_said(folder: Path) -> None:
     values = {"optimizer.lr": "0.001", "seed": "0"}
     job = Job(0, "lr=0.001 seed=0", values, [], "finished", run="edsr-x2-000000000000/a0001-00aa", psnr=30.0)
@@ -78,13 +94,27 @@ def test_a_name_is_a_name_and_the_only_place(sr_run: SrRun) -> None:
 
 @pytest.mark.slow
 def test_a_named_sweep_grows_and_trains_only_what_is_new(sr_run: SrRun, tmp_path: Path) -> None:
-    named = (*TINY, "-m", "sweep.name=mine", "trainer.resume=true", "tracker=none")
+    named = (*TINY, "-m", "sweep.name=mine", "trainer.resume=true")
+
+    def seconds() -> dict[str, str]:
+        with (tmp_path / "outputs" / "sweeps" / "mine" / "sweep.csv").open() as file:
+            return {row["run"]: row["seconds"] for row in csv.DictReader(file)}
+
     sr_run(*named, "trainer.steps=4", "optimizer.lr=1e-3,3e-4")
+    took = seconds()
     sr_run(*named, "trainer.steps=4", "optimizer.lr=1e-3,3e-4", "seed=0,1")
-    done = sr_run(*named, "trainer.steps=5", "optimizer.lr=1e-3", "seed=0,1")
+    assert took.items() < seconds().items()  # though two jobs were looked at again
+    done = sr_run(*named, "trainer.steps=5", "optimizer.lr=1e-3", "optimizer.eps=1e-7,1e-6", "seed=0")
     assert "6 of 6 jobs finished" in done.stdout
     with (tmp_path / "outputs" / "sweeps" / "mine" / "sweep.csv").open() as file:
-        rows = {(row["optimizer.lr"], row["seed"], row["trainer.steps"]): row["run"] for row in csv.DictReader(file)}
-    seeds, rates = ("0", "1"), ("0.001", "0.0003")
-    assert rows.keys() == {(rate, seed, "4") for rate in rates for seed in seeds} | {("0.001", s, "5") for s in seeds}
+        keys = ("optimizer.lr", "seed", "trainer.steps", "optimizer.eps")
+        rows = {tuple(row[key] for key in keys): row["run"] for row in csv.DictReader(file)}
+    assert rows.keys() == {
+        ("0.001", "0", "4", "1e-08"), ("0.001", "1", "4", "1e-08"), ("0.0003", "0", "4", "1e-08"),
+        ("0.0003", "1", "4", "1e-08"), ("0.001", "0", "5", "1e-07"), ("0.001", "0", "5", "1e-06"),
+    }  # fmt: skip
     assert len(set(rows.values())) == 6 == len(list((tmp_path / "outputs" / "runs").glob("*/*")))
+    found = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db").search_runs(["1"])
+    params = {run.data.tags["sr_run.attempt"]: [run.data.params.get(key) for key in keys] for run in found}
+    assert {tuple(params[run]) for run in rows.values()} == rows.keys()
+    assert {run.info.status for run in found} == {"FINISHED"}
