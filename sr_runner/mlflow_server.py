@@ -54,6 +54,7 @@ _DENIED = {
 }
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 200
+_MEASURES = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 
 class Given(NamedTuple):
@@ -68,6 +69,15 @@ def given_by_environment(experiment: str) -> Given:
     is_default = experiment == EXPERIMENT and not os.environ.get("MLFLOW_EXPERIMENT_NAME")
     experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if is_default else None
     return Given(experiment_id or None, os.environ.get("MLFLOW_RUN_ID") or None)
+
+
+def measures_by_environment() -> bool:
+    """Whether the load of the machine is to be recorded: what `$MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING` says; it is where
+    that says nothing. Raises `RequestError` for other words than MLflow's."""
+    said = os.environ.get(_MEASURES) or "true"
+    if said.lower() not in ("true", "1", "false", "0"):
+        raise RequestError(f"${_MEASURES}={said!r}: expected true or false")
+    return said.lower() in ("true", "1")
 
 
 def tracking_uri(uri: str | None, outputs: Path) -> str:

@@ -23,6 +23,7 @@ from sr_runner.mlflow_server import (
     Server,
     attempt_of,
     given_by_environment,
+    measures_by_environment,
     tracking_uri,
     ui_hint,
 )
@@ -53,8 +54,9 @@ class MlflowTracker:
     `uri` is MLflow's tracking URI; without one `$MLFLOW_TRACKING_URI` counts, and without that the SQLite file
     `outputs/mlflow.db`, whose artifacts go to `outputs/artifacts`. `run_name` overrides the name the run brings.
     `system_metrics` adds the load of CPU, memory, disk, network and GPU every 10 s
-    (`$MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`). `nested` puts the jobs of a sweep below the run that stands for it.
-    Raises `RequestError` for a URI that MLflow has no store for.
+    (`$MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`), unless it is false, or None and
+    `$MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING` is. `nested` puts the jobs of a sweep below the run that stands for it.
+    Raises `RequestError` for a URI that MLflow has no store for, and for a variable that is neither.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class MlflowTracker:
         experiment: str = EXPERIMENT,
         run_name: str | None = None,
         outputs: str | Path = "outputs",
-        system_metrics: bool = True,
+        system_metrics: bool | None = None,
         nested: bool = False,
     ) -> None:
         for key, name in (("experiment", experiment), ("run_name", "run" if run_name is None else run_name)):
@@ -74,7 +76,7 @@ class MlflowTracker:
         self._uri = tracking_uri(uri, self._outputs)
         self._experiment = experiment
         self._run_name = run_name
-        self._system_metrics = system_metrics
+        self._system_metrics = measures_by_environment() if system_metrics is None else system_metrics
         self._nested = nested
         self._lock = threading.Lock()
         self._journal: JournalWriter | None = None

@@ -12,8 +12,10 @@ from mlflow import MlflowClient
 from support import TINY, SrRun
 from tracking_servers import TrackingServer
 
+from sr_runner.attempt.build import build
 from sr_runner.config.compose import composed
-from sr_runner.mlflow_server import EXPERIMENT, given_by_environment
+from sr_runner.errors import RequestError
+from sr_runner.mlflow_server import EXPERIMENT, given_by_environment, measures_by_environment
 from sr_runner.tracking.journal import IDS, read_json
 
 
@@ -87,6 +89,23 @@ def test_the_name_of_an_experiment_is_that_of_the_environment(monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
     names = [composed(given)[0].tracker.experiment for given in ([], ["tracker.experiment=mine"])]
     assert names == ["theirs", "mine"]
+
+
+@pytest.mark.parametrize(("said", "key", "measures"), [
+    ("true", "null", True), ("0", "null", False), ("False", "true", True), ("1", "false", False), ("", "null", True),
+])  # fmt: skip
+def test_the_load_of_the_machine_is_recorded_as_mlflow_is_told_unless_the_key_says_it(
+    said: str, key: str, measures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", said)
+    tracker = build(composed([f"tracker.system_metrics={key}"])[0].tracker, "tracker")
+    assert tracker._system_metrics is measures
+
+
+def test_a_word_that_mlflow_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "on")
+    with pytest.raises(RequestError, match="LOGGING='on': expected true or false"):
+        measures_by_environment()
 
 
 @pytest.mark.slow
