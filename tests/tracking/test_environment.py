@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 import urllib.request
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from support import TINY, SrRun
+from support import ROOT, TINY, SrRun, environment
 from tracking_servers import TrackingServer
 
 from sr_runner.attempt.build import build
@@ -106,6 +110,27 @@ def test_a_word_that_mlflow_does_not_know_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "on")
     with pytest.raises(RequestError, match="LOGGING='on': expected true or false"):
         measures_by_environment()
+
+
+@pytest.mark.slow
+def test_mlflow_run_trains_in_the_run_that_it_made(tmp_path: Path, image_cache: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("mine", (tmp_path / "artifacts").as_uri())
+    scripts = str(Path(sys.executable).parent)
+    variables = environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    variables["PATH"] = os.pathsep.join([scripts, variables["PATH"]])
+    command = [f"{scripts}/mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name=mine", "-P"]
+
+    def ended(*overrides: str) -> int:
+        words = shlex.join([*TINY, f"data.cache_dir={image_cache}", f"outputs={tmp_path}/outputs", *overrides])
+        return subprocess.run([*command, f"overrides={words}"], env=variables, cwd=tmp_path).returncode
+
+    assert ended("trainer.parameters={*.bias: {weight_decay: 0}}") == 0
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FINISHED" and run.data.params["model"] == "edsr" and run.data.metrics["valid/psnr"] > 0
+    assert recorded(tmp_path / "outputs")["run_id"] == run.info.run_id
+    assert ended("no.such=key") != 0
+    assert {run.info.status for run in client.search_runs([experiment])} == {"FINISHED", "FAILED"}
 
 
 @pytest.mark.slow
