@@ -81,6 +81,40 @@ def test_runs_are_listed_with_what_they_differ_by(outputs: Path, ask) -> None:
     assert rows[killed]["step"] >= 9 and rows[killed]["params"]["model"] == "edsr"
 
 
+def test_a_fork_is_listed_with_the_run_that_it_is_one_of(outputs: Path, ask) -> None:
+    finished, killed = names(outputs)
+    assert "from" not in ask("ls")[0].split()
+    (parent,), (starts,) = outputs.glob(f"runs/{finished}/*"), outputs.glob(f"runs/{killed}/*/{files.STARTS}")
+    checkpoint = f"{finished}/{parent.name}/step-00000006"
+    starts.write_text(json.dumps(json.loads(starts.read_text()) | {"parent": checkpoint}) + "\n")
+    head, *lines = ask("ls")[0].splitlines()
+    at = head.index("from")
+    cells = {line.split()[0]: line[at : at + len(finished)].strip() for line in lines}
+    assert cells == {finished: "", killed: finished}
+    (row,) = json.loads(ask("ls", f"from={finished}*", "--json")[0])
+    assert row["run"].startswith(killed) and row["from"] == checkpoint
+
+
+def test_a_table_that_is_wider_than_the_terminal_is_cut_and_says_what_it_lacks(
+    outputs: Path, ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, starts in enumerate(outputs.glob(f"runs/*/*/{files.STARTS}")):
+        start = json.loads(starts.read_text().splitlines()[0])
+        start["params"] |= {"data.train": f"{number}/photographs/" * 10, "mine.a": str(number), "mine.b": str(number)}
+        ended = {"end": "failed", "error": "what went wrong " * 10}
+        starts.write_text(f"{json.dumps(start)}\n{json.dumps(ended)}\n")
+    whole = ask("ls")[0].splitlines()
+    assert max(map(len, whole)) > 160 and whole[0].split()[1:5] == ["lr", "train", "a", "b"]
+    for width, heads in ((140, ["lr", "train", "a", "b", "PSNR"]), (72, ["lr", "train", "PSNR"])):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = ask("ls")[0].splitlines()
+        assert max(map(len, lines)) <= width and lines[0].split()[1 : len(heads) + 1] == heads
+        assert "phot" in "".join(lines) and "…" in "".join(lines)
+        assert " ".join(line.strip() for line in lines).count("what went wrong") == 20
+        assert ("They differ in mine.a, mine.b too" in lines[-1]) == (width == 72)
+    assert "0/photographs/" * 10 in ask("ls", "--json")[0]
+
+
 @pytest.mark.parametrize(
     ("words", "which"),
     [

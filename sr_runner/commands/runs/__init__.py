@@ -25,8 +25,8 @@ Usage
   sr-runs rm RUN...                            delete their folders, checkpoints and MLflow runs, after a question
 
   RUN is an identity (edsr-x4-3f9a12c40b1e: its newest attempt), identity/attempt, a path, or MLflow's id of the run.
-  KEY is a key of the config, a group, a metric, or psnr, status, step, name, sweep or run; = != < <= > >= compare it,
-  and VALUE can be a list (model=edsr,wdsr_b) or a pattern (name=*lr=0.0003*).
+  KEY is a key of the config, a group, a metric, or psnr, status, step, name, sweep, from or run;
+  = != < <= > >= compare it, and VALUE can be a list (model=edsr,wdsr_b) or a pattern (name=*lr=0.0003*).
 
 Common commands
   sr-runs ls                                   all runs in outputs/runs, the newest last

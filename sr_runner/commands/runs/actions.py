@@ -70,7 +70,7 @@ def _reproduce(catalogue: Catalogue, options: Places, wanted: str) -> Report:
         known = Request.of(request)
     except ValueError as error:
         raise RunError(f"{wanted}: its record is damaged; {error}") from error
-    parent = next((each["parent"] for each in record.starts if each.get("parent")), None)
+    parent = record.parent
     overrides = [each for each in known.overrides if parse([each])[0].key_or_group != "trainer.resume"]
     overrides += [as_override("trainer.resume", parent)] if parent else []
     again = Request(overrides, known.config_name, known.config_path, known.config_dir)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from sr_runner.checkpoint.stores import names_in
@@ -21,7 +23,7 @@ Report = tuple[list[dict[str, Any]], list[str]]
 """What a command has found or done: rows for `--json`, lines for people."""
 
 _MOST_COLUMNS = 8
-_LONGEST, _LONGEST_ERROR = 60, 300  # characters
+_LONGEST, _SHORTEST, _LONGEST_ERROR = 60, 8, 300  # characters
 VERSIONS = {
     "sr_run": "sr-run", "commit": "sr-run's code", "folder_commit": "the folder's code", "python": "Python",
     "torch": "PyTorch", "mlflow": "MLflow",
@@ -48,7 +50,7 @@ def list_runs(catalogue: Catalogue, options: List, conditions: Sequence[Conditio
     rows = [_row(record) for record in found]
     if not found:
         return rows, [f"none of {len(everything)} runs fulfils {' '.join(map(str, conditions))}"]
-    return rows, list(_table(found, columns))
+    return rows, list(_table(found, columns, shutil.get_terminal_size((0, 0)).columns))
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -61,41 +63,80 @@ def _row(record: Record) -> dict[str, Any]:
     row = {
         "run": str(record.attempt), "name": start.get("name"), "status": record.status, "step": record.step,
         "steps": start.get("steps"), "started": start.get("time"), "sweep": start.get("sweep"),
-        "params": record.params, "metrics": record.metrics, "error": record.end.get("error"),
+        "from": record.parent, "params": record.params, "metrics": record.metrics, "error": record.end.get("error"),
         "folder": str(record.folder),
     }  # fmt: skip
     return {key: value for key, value in row.items() if value not in (None, {})}
 
 
-def _table(found: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
-    """A line for each run, and what did not fit into the columns."""
+def _table(found: Sequence[Record], columns: Sequence[str], width: int) -> Iterator[str]:
+    """A line for each run, and what did not fit into the columns. Where it would not fit `width` characters, values of
+    what runs differ by are cut, then `started`, then keys are left out; 0: there is no terminal."""
     shown = columns[:_MOST_COLUMNS]
-    heads = [key if key.count(".") != 1 else key.partition(".")[2] for key in shown]
     several = {record.attempt.identity for record in found if _is_one_of_several(record)}
-    table = [["run", *heads, "PSNR", "gain", "status", "step", "started"]]
+    origin = ["from"] if any(record.parent for record in found) else []
+    heads = [key if key.count(".") != 1 else key.partition(".")[2] for key in shown]
+    table = [["run", *origin, *heads, "PSNR", "gain", "status", "step", "started"]]
     for record in found:
-        attempt, metrics = record.attempt, record.metrics
-        name = str(attempt) if attempt.identity in several else attempt.identity
+        metrics, steps = record.metrics, record.start.get("steps")
         psnr, gain = psnr_of(metrics), metrics.get("gain")
-        steps = record.start.get("steps")
         table.append([
-            name, *("" if (value := record.value(key)) is None else str(value) for key in shown),
+            _short(str(record.attempt), several), *(_short(record.parent or "", several) for _ in origin),
+            *("" if (value := record.value(key)) is None else str(value) for key in shown),
             "" if psnr is None else f"{psnr:.2f}", "" if gain is None else f"{gain:+.2f}", record.status,
             f"{record.step} of {steps}" if steps and record.step != steps else f"{record.step}",
             str(record.start.get("time", ""))[:16].replace("T", " "),
         ])  # fmt: skip
     table = [[_cut(cell, _LONGEST) for cell in row] for row in table]
+    count = len(origin) + len(shown)
+    fitting, longest = _fitting(table, count, width)
+    if fitting < count:  # the runs stand in the order of their starts
+        table = [row[:-1] for row in table]
+        fitting, longest = _fitting(table, count, width)
+    fitting = max(fitting, len(origin))
+    for row in table:
+        row[1 : count + 1] = [
+            *(_cut(cell, longest, at_the_end=False) for cell in row[1 : len(origin) + 1]),
+            *(_cut(cell, longest) for cell in row[len(origin) + 1 : fitting + 1]),
+        ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row, of in zip(table, [None, *found], strict=True):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
         if of is not None and of.end.get("error"):
-            yield f"    {_cut(str(of.end['error']), _LONGEST_ERROR)}"
-    if len(columns) > len(shown):
-        yield f"They differ in {', '.join(columns[_MOST_COLUMNS:])} too: --json has everything"
+            yield from _lines(_cut(str(of.end["error"]), _LONGEST_ERROR), width, "    ")
+    if left := columns[fitting - len(origin) :]:
+        yield from _lines(f"They differ in {', '.join(left)} too: --json has everything", width)
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def _short(name: str, several: Collection[str]) -> str:
+    """Of `<identity>/<attempt>/...` the identity, with the attempt if it is one of `several`."""
+    identity, _, rest = name.partition("/")
+    return f"{identity}/{rest.partition('/')[0]}" if identity in several else identity
+
+
+def _fitting(table: Sequence[Sequence[str]], count: int, width: int) -> tuple[int, int]:
+    """How many of the `count` columns after the first one fit `width` characters, and how many characters of each."""
+    lengths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    others = [lengths[0], *lengths[count + 1 :]]
+    for fitting in range(count, 0, -1) if width else ():
+        left = width - sum(others) - 2 * (fitting + len(others) - 1)
+        for longest in range(_LONGEST, _SHORTEST - 1, -1):
+            if sum(min(length, longest) for length in lengths[1 : fitting + 1]) <= left:
+                return fitting, longest
+    return (0, _SHORTEST) if width else (count, _LONGEST)
+
+
+def _cut(text: str, longest: int, *, at_the_end: bool = True) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 1]}…" if at_the_end else f"…{text[1 - longest :]}"
+
+
+def _lines(text: str, width: int, indent: str = "") -> list[str]:
+    """`text` in as many lines as the terminal needs for it, if there is one."""
+    if not width:
+        return [indent + text]
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _is_one_of_several(record: Record) -> bool:
@@ -123,8 +164,8 @@ def show(catalogue: Catalogue, options: Places, wanted: str) -> Report:
     lines.append("  params       " + ", ".join(f"{key}={value}" for key, value in record.params.items()))
     if "sweep" in start:
         lines.append(f"  sweep        {start['sweep']}")
-    if parent := next((each["parent"] for each in record.starts if each.get("parent")), None):
-        lines.append(f"  forked from  {parent}")
+    if record.parent:
+        lines.append(f"  forked from  {record.parent}")
     for number, each in enumerate(record.starts, 1):
         lines.append(
             f"  start {number:<6} {each.get('time', '')} at step {each.get('step', 0)} on {each.get('host', '')}"

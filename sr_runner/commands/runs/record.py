@@ -25,7 +25,7 @@ from sr_runner.runs.resolve import Found
 from sr_runner.training.result import Result, psnr_of
 
 _ALIAS = re.compile(r"[-:,\[{]\s*\*\w")
-_OF_A_RUN = ("run", "name", "status", "step", "sweep", "psnr")
+_OF_A_RUN = ("run", "name", "status", "step", "sweep", "from", "psnr")
 _COMPARISONS = {
     "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
 }  # fmt: skip
@@ -54,6 +54,11 @@ class Record:
     def start(self) -> dict[str, Any]:
         """The last one; empty where there is no record of it."""
         return self.starts[-1] if self.starts else {}
+
+    @cached_property
+    def parent(self) -> str | None:
+        """The checkpoint, `<identity>/<attempt>/step-N`, from which it went on as a run of its own."""
+        return next((each["parent"] for each in self.starts if isinstance(each.get("parent"), str)), None)
 
     @cached_property
     def end(self) -> dict[str, Any]:
@@ -118,10 +123,11 @@ class Record:
         if key in _OF_A_RUN:
             if key == "psnr":
                 return psnr_of(self.metrics)
-            return {"run": str(self.attempt), "status": self.status, "step": self.step}.get(key, self.start.get(key))
-        for known in (self.params, self.config, self.metrics):
-            if key in known:
-                return known[key]
+            known = {"run": str(self.attempt), "status": self.status, "step": self.step, "from": self.parent}
+            return known.get(key, self.start.get(key))
+        for values in (self.params, self.config, self.metrics):
+            if key in values:
+                return values[key]
         return None
 
     def known_keys(self) -> Iterator[str]:
