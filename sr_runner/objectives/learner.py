@@ -83,6 +83,7 @@ class Learner:
             raise RequestError(
                 f"scheduler._target_ makes a {type(self.scheduler).__name__}: expected a torch.optim.lr_scheduler"
             )
+        self._last_lr: float | torch.Tensor | None = None
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite
         self._gradient_average = gradient_average(network) if gradient_average is not None else None
@@ -97,7 +98,13 @@ class Learner:
 
     @property
     def lr(self) -> float:
+        """Of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def last_lr(self) -> float:
+        """Of the last update; before the first, that of the next."""
+        return self.lr if self._last_lr is None else float(self._last_lr)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the network computes in, for what else a loss needs."""
@@ -126,6 +133,8 @@ class Learner:
         elif norm is None or not self.skip_non_finite or bool(torch.isfinite(norm)):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self._last_lr = rate.clone() if isinstance(rate, torch.Tensor) else rate  # the schedule fills a tensor anew
         if self.scheduler is not None:
             self.scheduler.step()
         return norm

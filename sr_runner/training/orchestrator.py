@@ -212,7 +212,7 @@ class Orchestrator:
             self._window.average(self.world.all_reduce_mean)
         self._raise_if_not_finite()
         metrics = self._window.metrics(self._samples_per_step)
-        metrics["train/lr"] = self.learners[MODEL].lr
+        metrics["train/lr"] = self.learners[MODEL].last_lr
         if self.settings.on_nan == "skip":
             first = self.step - len(self._window) + 1
             skipped = [first + position for position in self._window.not_finite()]

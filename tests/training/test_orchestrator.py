@@ -142,6 +142,7 @@ def test_the_loop_computes_what_a_hand_written_one_does(bench: Bench) -> None:
             optimizer.zero_grad()
             scheduler.step()
     assert equal(weights(orchestrator), dict(network.state_dict()))
+    assert recorder(orchestrator).of("train/lr") == {2: 1e-3, 4: 1e-3, 6: 5e-4}, "the rate of each update"
 
 
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"accumulate": 2}], ids=str)
