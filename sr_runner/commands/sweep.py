@@ -8,10 +8,12 @@ import logging
 import math
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,8 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     """One job of a sweep; its validation PSNR is what a sweeper optimises."""
     hydra = HydraConfig.get()
     request, number = job_request(), int(hydra.job.num)
+    if os.getppid() == plan.process:
+        _end_with(plan.process)
     learn(OmegaConf.to_container(config))
     stop = StopSignal().install()
     logs.to_console(only=_SHOWN)
@@ -276,6 +280,21 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     tell(ended, run=outcome.attempt, psnr=psnr, gain=outcome.gain, seconds=seconds, metrics=metrics)
     stop.raise_if_requested()  # it came too late for this job: the next one is not to start
     return psnr
+
+
+@cache
+def _end_with(sweep: int) -> None:
+    """Stop this process, a launcher's child, when that of its sweep is gone: joblib's would wait for jobs for ever, and
+    the same sweep could not go on with a job that is still being trained."""
+
+    def watch() -> None:
+        while os.getppid() == sweep:
+            time.sleep(1.0)
+        while True:  # amid a job the first is heeded, and whoever called the job goes on: the next one ends that
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0)
+
+    threading.Thread(target=watch, name="sweep-watch", daemon=True).start()
 
 
 _SHOWN = ("sr_runner.commands.sweep_board", "sr_runner.training.progress")

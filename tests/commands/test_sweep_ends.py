@@ -8,12 +8,15 @@ import random
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from run_server import Run, RunServer
-from support import TINY, SrRun, wait_until
+from support import TINY, SrRun, environment, wait_until
 
 SWEEP = (
     "-m", *TINY, "trainer.steps=4,150,5", "trainer.log_every=50", "trainer.eval_every=150", "checkpoint.every=10",
@@ -107,3 +110,21 @@ def test_a_sweep_that_is_killed_at_random_instants_and_repeated_ends_like_one_th
     for run in runs:
         points = client.get_metric_history(run.info.run_id, "train/loss")
         assert [point.step for point in points] in ([], [10, 20, 30, 40, 50, 60])
+
+
+@pytest.mark.slow
+def test_what_joblib_has_started_ends_when_the_sweep_is_killed(tmp_path: Path, image_cache: Path) -> None:
+    sweep = (
+        *TINY, "trainer.steps=100000", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        f"data.cache_dir={image_cache}",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "sr_runner.commands.run", "-m", *sweep]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=said, stderr=said)
+    wait_until(lambda: len(list(tmp_path.glob("outputs/checkpoints/*/*/step-*"))) >= 2, "two jobs that train")
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert len(started) > 2
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+    assert len({path.parts[-3] for path in tmp_path.glob("outputs/checkpoints/*/*/step-*")}) == 2
