@@ -116,7 +116,8 @@ def _schedule(learner: Learner, steps: int) -> str:
     if rates is None:
         return f"{name}: rate {learner.lr:.2g} at first"
     first, peak, last = rates
-    return f"{name}: rate {first:.2g} at first, at most {peak:.2g}, {last:.2g} at step {steps}"
+    own = " (first group)" if len({group["lr"] for group in learner.optimizer.param_groups}) > 1 else ""
+    return f"{name}: rate {first:.2g} at first, at most {peak:.2g}, {last:.2g} at step {steps}{own}"
 
 
 def _say_rates(parts: Parts, chosen: Chosen, step: int) -> None:

@@ -88,8 +88,11 @@ class _Base:
                     f"{override.key_or_group}=... on this command line too"
                 )
         pinned = self._pinned(request, _lines(everything), catalogue.config(attempt), [*left_out, *own])
-        before = " ".join([*_lines(everything), *pinned]) or "no overrides"
-        log.info("%s was started with: %s. What is given now applies on top", asked, before)
+        before = " ".join(_lines(everything)) or "no overrides"
+        since = (
+            f"; options have changed since, and these values are taken over too: {' '.join(pinned)}" if pinned else ""
+        )
+        log.info("%s was started with: %s%s. What is given now applies on top", asked, before, since)
         return Request(
             [*_lines(base), *pinned, *self.request.overrides],
             request.config_name, request.config_path, request.config_dir,

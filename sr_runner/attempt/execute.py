@@ -178,6 +178,8 @@ def _catalogue(parts: Parts, scratch: Path) -> Catalogue:
 
 def _check_places(parts: Parts) -> None:
     outputs, wanted = Path(parts.config.outputs), parts.trainer.resume
+    if parts.trainer.allow_changes and isinstance(wanted, bool | None):
+        raise RequestError(f"trainer.allow_changes=true: expected trainer.resume=NAME, not {wanted}")
     if parts.store is None and wanted not in (False, None):
         raise RequestError(f"trainer.resume={wanted}: checkpoint=none stores no checkpoints to resume from")
     check_writable(f"outputs={outputs}", outputs)
@@ -272,9 +274,8 @@ def _last_words(stop: StopSignal, words: Callable[[], str]) -> Iterator[None]:
 
 
 def _how_to_go_on(manager: CheckpointManager | None, chosen: Chosen, command: str) -> str:
-    """Nothing where there are no checkpoints."""
     if manager is None:
-        return ""
+        return "saved nothing: checkpoint=none"
     saved = manager.saved if manager.saved is not None or chosen.state is None else chosen.state.step
     return f"saved {f'step {saved}' if saved is not None else 'nothing yet'}; go on with: {command}"
 

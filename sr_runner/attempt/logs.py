@@ -12,6 +12,7 @@ from pathlib import Path
 from sr_runner.files import open_own, written_anew
 from sr_runner.masking import mask_logs
 from sr_runner.training.progress import BarSafeHandler
+from sr_runner.weights.applying import DETAIL
 
 _SHORT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
 _WARNING = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S")
@@ -33,7 +34,7 @@ def to_console(only: Sequence[str] = ()) -> None:
     if not any(isinstance(handler, BarSafeHandler) for handler in root.handlers):
         handler = BarSafeHandler()
         handler.setFormatter(_ByLevel())
-        handler.addFilter(lambda record: record.name != "py.warnings")  # those are for the file
+        handler.addFilter(lambda record: record.name != "py.warnings" and not hasattr(record, *DETAIL))
         root.addHandler(handler)
     for each in root.handlers if only else ():
         if isinstance(each, BarSafeHandler):

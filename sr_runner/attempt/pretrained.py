@@ -36,6 +36,5 @@ def initialise(model: nn.Module, settings: CheckpointSettings, catalogue: Catalo
         rule = error.rule if isinstance(error, weights.MisfitError) else None
         other = f". checkpoint.init_rule={rule} {_RULES[rule]}" if rule is not None else ""
         raise RequestError(f"checkpoint.init_from={weights.shown(settings.init_from)}: {error}{other}") from error
-    for line in report.lines():
-        log.info("%s", line)
+    report.log(log)
     return loaded.digest

@@ -122,8 +122,7 @@ class GanObjective:
                 report = weights.apply(discriminator, self._discriminator_weights)
             except RequestError as error:
                 raise RequestError(f"objective.discriminator_weights: {error}") from error
-            for line in report.lines():
-                log.info("%s", line)
+            report.log(log)
         return {MODEL: model, DISCRIMINATOR: discriminator}
 
     def trained_by(self, name: str) -> TrainedBy:

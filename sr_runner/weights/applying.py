@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -26,6 +27,10 @@ class MisfitError(RequestError):
         self.rule = rule
 
 
+DETAIL = {"detail": True}
+"""`extra` of log lines that are not for the terminal."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What became of every tensor: of the file's, `loaded` or `skipped`; of the network's, `loaded` or `new`."""
@@ -43,12 +48,18 @@ class Report:
         return f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped, {len(self.new)} new"
 
     def lines(self) -> Iterator[str]:
-        """The whole of it for a log, a tensor a line."""
+        """What a person has to know: that, the notes, and a line for each tensor that was not loaded."""
         yield str(self)
         yield from (f"  note: {note}" for note in self.notes)
-        yield from (f"  loaded: {name}" for name in self.loaded)
         yield from (f"  skipped: {name} ({reason})" for name, reason in self.skipped)
         yield from (f"  new: {name}" for name in self.new)
+
+    def log(self, to: logging.Logger) -> None:
+        """`lines`, and for a run's file a line for each tensor that was loaded."""
+        for line in self.lines():
+            to.info("%s", line)
+        for name in self.loaded:
+            to.info("  loaded: %s", name, extra=DETAIL)
 
 
 def apply(network: nn.Module, weights: LoadedWeights, *, rule: Rule = "strict") -> Report:

@@ -61,6 +61,7 @@ WRONG = {
     "checkpoint.root=s3:/bucket/x": ["checkpoint.root=s3:/bucket/x", "not a URL; add checkpoint=s3"],
     "checkpoint.root=mlflow-artifacts:/x": ["checkpoint.root=mlflow-artifacts:/x", "checkpoint=mlflow"],
     "checkpoint.root=https://bucket/x": ["checkpoint.root=https://bucket/x", "not a URL"],
+    "trainer.allow_changes=true": ["trainer.allow_changes=true", "expected trainer.resume=NAME"],
     "trainer.resume=5": ["trainer.resume=5", "no such run"],
     "checkpoint.init_from=nosuchrun": ["checkpoint.init_from=nosuchrun", "no such run"],
     "checkpoint.root=null": ["checkpoint.root=null", "expected a folder"],

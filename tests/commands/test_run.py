@@ -261,7 +261,8 @@ def test_a_run_without_checkpoints_is_stopped_by_a_signal_as_well_and_promises_n
     os.kill(run.pid, signal.SIGTERM)
     assert run.wait(60) == 143
     said = (tmp_path / "errors").read_text()
-    assert "stopping on signal 15" in said and "go on with" not in said and "Traceback" not in said
+    assert "stopping on signal 15" in said and "saved nothing: checkpoint=none" in said
+    assert "go on with" not in said and "Traceback" not in said
 
 
 def started(run_server: RunServer, folder: Path, *arguments: str) -> Run:

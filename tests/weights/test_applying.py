@@ -94,7 +94,7 @@ def test_from_x2_to_x4_edsr_keeps_head_body_and_tail_and_gets_a_new_upsampler(tm
     assert report.new == ["upsampler.0.weight", "upsampler.0.bias", "upsampler.2.weight", "upsampler.2.bias"]
     assert [name for name, _ in report.skipped] == ["upsampler.0.bias", "upsampler.0.weight"]
     lines = list(report.lines())
-    assert "  new: upsampler.2.weight" in lines and "  loaded: body.0.conv1.weight" in lines
+    assert "  new: upsampler.2.weight" in lines and "body.0.conv1.weight" in report.loaded
     assert "  skipped: upsampler.0.weight (belongs to the upsampler)" in lines
 
 
