@@ -15,9 +15,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -70,12 +71,13 @@ _NESTED = r"[^{}\[\]]"
 for _ in range(3):
     _NESTED = rf"(?:[^{{}}\[\]]|\{{{_NESTED}*+\}}|\[{_NESTED}*+\])"
 _CLOSED = rf"{_QUOTED}|\{{{_NESTED}*+\}}|\[{_NESTED}*+\]|[{{\[](?s:.*)"
+_TEXT = r"""(?s:(?P<three>\"{3}|'{3}).*?(?:(?P=three)|\Z))"""
 _GIVEN = (
     # key=value in an override, a query, a connection string; %3D in one that is quoted
     _pair(
-        r"""(?x:(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:\\{0,7}['"])?
-        (?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd]))""",
-        rf"""{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
+        r"""(?x:(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:\\{0,7}['"]\]?)?
+        (?::[ \t]*[\w.\[\],|\ ]{1,60}(?=[ \t]=))? (?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd]))""",
+        rf"""{_TEXT}|{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
     ),
     # a mapping on one line, of YAML, JSON or Python
     _pair(
@@ -95,9 +97,17 @@ _GIVEN = (
     ),
     # an option of somebody's command, and the next word: prose has only lower-case words there
     _pair(
-        r"""(?<![\w-])--(?P<key>[\w.-]++)(?:['"],)?[ \t]+""",
+        r"(?<![\w-])--(?P<key>[\w.-]++)[ \t]+",
         r"""['"][^'"\n]*['"]?|(?=\S*[^\sa-z.,;:)'"`])[^\s'",)]+|""",
     ),
+    _pair(
+        r"""(?<![\w-])--(?P<key>[\w.-]++)['"],(?:[^\n()]{0,200}?\bdefault=|[ \t]+)(?=['"])""",
+        r"""['"][^'"\n]*['"]?""",
+    ),
+    # an argument of a call, an element of XML, a line of netrc, of a Dockerfile
+    _pair(r"""(?<![\w.])(?P<key>[\w.]++)\(\s*""", rf"{_TEXT}|{_QUOTED}|"),
+    _pair(r"<(?P<key>[\w.:-]++)(?:\s[^<>]*)?>", r"[^<>]*(?=</)|"),
+    _pair(r"(?i:\blogin[ \t\n]+\S+[ \t\n]+|\b(?-i:ENV|ARG)[ \t]+)(?P<key>\w++)[ \t]+(?!=)", r"\S+"),
     # a header of HTTP
     _pair(
         r"(?<![\w./-])(?=\w++-)(?P<key>[\w-]++):[ \t]*",
@@ -127,6 +137,9 @@ _SHAPES = (
         r"""(?i)cookie:\s+(?P<value>[^\s;='"]+=(?:"[^"\n]*"|[^\s;'"\\]*)(?:;\s*[^\s;='"]+(?:=(?:"[^"\n]*"|[^\s;'"\\]*))?)*)"""
     ),
     re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"\\]{12,})"""),
+    # user and password beside a host, without a scheme; and as curl takes them
+    re.compile(r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+)@[\w.-]+:\d{1,5}(?![\w:])"""),
+    re.compile(r"""(?<!\S)(?:-u|--user|--proxy-user)[ \t=]+['"]?[^\s:'"]+:(?P<value>[^\s'"]+)"""),
     # what its issuer marks as a secret
     re.compile(
         r"""(?x)(?<![A-Za-z\d]) (?P<value> gh[opsur]_[A-Za-z\d]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,}
@@ -262,7 +275,7 @@ def _hidden(value: Any, secret: bool, hide: Hide, known: Iterable[str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _hidden(inner, secret or is_secret(str(key)), hide, known) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_hidden(inner, secret, hide, known) for inner in value]
+        return [_hidden(inner, secret or named, hide, known) for named, inner in _words(value)]
     if secret and not _NO_SECRET.fullmatch(str(value)):
         return hide(str(value))
     if not isinstance(value, str):
@@ -315,8 +328,8 @@ def _secrets(value: Any, secret: bool) -> Iterator[str]:
         for key, inner in value.items():
             yield from _secrets(inner, secret or is_secret(str(key)))
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _secrets(inner, secret)
+        for named, inner in _words(value):
+            yield from _secrets(inner, secret or named)
     elif secret:
         yield str(value)
     elif isinstance(value, str):
@@ -326,6 +339,13 @@ def _secrets(value: Any, secret: bool) -> Iterator[str]:
             yield given["value"].strip("'\"")
         for pair in _GIVEN:
             yield from (value[start:stop].strip().strip("'\"") for start, stop in _values(value, pair))
+
+
+def _words(values: Sequence[Any]) -> Iterator[tuple[bool, Any]]:
+    """Each value, and whether the one before is an option whose word it is: `[--token, ...]`."""
+    for before, value in pairwise([None, *values]):
+        is_option = isinstance(before, str) and re.fullmatch(r"--?[\w.-]+", before)
+        yield bool(is_option and is_secret(str(before).lstrip("-"))), value
 
 
 def _spellings(secrets: Iterable[str]) -> frozenset[str]:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from sr_runner import masking
 from sr_runner.config.compose import Masking
 from sr_runner.config.schema import as_yaml
+from sr_runner.errors import RequestError
 from sr_runner.masking import MASK, digested, is_secret, masked, masked_lines, masked_output, masked_text
 from sr_runner.tracking import MlflowTracker, RunRecord, sender_process
 
@@ -63,6 +64,16 @@ POSITIONS: dict[str, Callable[[str, str], str]] = {
     "TOML": lambda key, secret: f'"{key}" = "{secret}"\nother = 1',
     "an option": lambda key, secret: f"ran their-tool --{key} {secret}/0 --steps 3",
     "a list of words": lambda key, secret: repr(["their-tool", f"--{key}", secret, "--steps"]),
+    "an annotated variable": lambda key, secret: f"{key}: str | None = '{secret}'",
+    "an item": lambda key, secret: f'os.environ["{key}"] = "{secret}"',
+    "text over lines": lambda key, secret: f'{key} = """\n{secret}\n"""\nother = 1',
+    "argparse": lambda key, secret: f'parser.add_argument("--{key}", type=str, default="{secret}")',
+    "a call": lambda key, secret: f"client.set_{key}('{secret}', 3)",
+    "XML": lambda key, secret: f"<a><{key}>{secret}</{key}></a>",
+    "netrc": lambda key, secret: f"machine h login me password {secret}",
+    "a Dockerfile": lambda key, secret: f"ENV {re.sub('[.-]', '_', key).upper()} {secret}\n",
+    "curl": lambda key, secret: f"curl -u me:{secret}x https://host",
+    "a host": lambda key, secret: f"at me:{re.sub('[/@:]', '', secret)}x@host:5432/db",
     "user info": lambda key, secret: f"(url 'http://me:{secret.replace('/', '')}x@host:5000/path')",
 }
 
@@ -161,7 +172,24 @@ SLOW = (
     " token:\n\n",
     "token:\n\n",
     "token: |\n",
+    'token="""',
+    "token('",
+    "<token>",
+    "ENV token ",
+    "login a ",
+    "a:b@",
+    "-u a:",
+    "token: a",
+    '--token",',
     "token:\n a: ",
+    'token="""',
+    "token('",
+    "<token>",
+    "ENV token ",
+    "login a ",
+    "a:b@",
+    "-u a:",
+    "token: a",
 )
 
 
@@ -233,6 +261,8 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ("pat=1, 12 cookies: 12; otp: 1", "pat=1, 12 cookies: 12; otp: 1"),
         ("with --token and --password the tool", "with --token and --password the tool"),
         ("expected --token, or --api-key.", "expected --token, or --api-key."),
+        ("repo:tag@sha256:4f62e9ef and 10:30@host:80", "repo:tag@sha256:4f62e9ef and 10:30@host:80"),
+        ("is_secret(key), password(length)", "is_secret(key), password(length)"),
         ("auth={a: {b: [1]}, c: x} y", "auth=***** y"),
         ("- token: a b\n  steps: 3\n- steps: 4", "- token: *****\n  steps: 3\n- steps: 4"),
     ],
@@ -246,6 +276,11 @@ def test_all_below_a_secret_key_is_masked_and_nothing_that_gives_none_away() -> 
     tree = {"auth": {"user": "me", "on": True, "list": [1234, 1, None]}, "token": "${oc.env:TOKEN}", "secret": ""}
     hidden = {"auth": {"user": MASK, "on": True, "list": [MASK, 1, None]}, "token": "${oc.env:TOKEN}", "secret": ""}
     assert masked(tree) == hidden
+
+
+def test_the_word_behind_an_option_is_masked_in_a_list() -> None:
+    assert masked({"argv": ["--token", SECRET, "--steps", "3"]}) == {"argv": ["--token", MASK, "--steps", "3"]}
+    assert masked_text(f"<{SECRET}>") == f"<{MASK}>"
 
 
 def test_an_override_is_masked_to_its_end() -> None:
@@ -332,9 +367,14 @@ def test_configs_are_written_without_secrets(tmp_path: Path) -> None:
 
 def test_the_tracker_writes_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_process, "sender_command", lambda *_: ["/nobody"])
-    tracker = MlflowTracker(uri=f"http://me:{SECRET}@host?api_key={SECRET}", outputs=tmp_path)
+    uri = f"http://me:{SECRET}@host?api_key={SECRET}"
+    for key in ("experiment", "run_name"):
+        with pytest.raises(RequestError, match=rf"^tracker.{key}=token=\*\*\*\*\*: expected a name without a secret"):
+            MlflowTracker(outputs=tmp_path, **{key: f"token={SECRET}"})
+    tracker = MlflowTracker(uri=uri, outputs=tmp_path)
     record = RunRecord(
-        run_dir=tmp_path / "run", attempt="a/1", run_name="a", params={"model.token": SECRET, "b": f"api_key={SECRET}"},
+        run_dir=tmp_path / "run", attempt="a/1", run_name=f"token={SECRET}",
+        params={"model.token": SECRET, "b": f"api_key={SECRET}"},
         tags={"cookie": SECRET}, dataset={"name": "x", "source": f"http://me:{SECRET}@host", "digest": "0"},
     )  # fmt: skip
     tracker.start(record)

@@ -82,9 +82,9 @@ class LogFile(logging.Handler):
     """Appends to a file. Where somebody deletes that meanwhile, it is written anew, with all that it held."""
 
     def __init__(self, path: Path):
-        super().__init__()
         self._path = path
         self._file = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        super().__init__()  # which has it closed at the end
         self.on_deleted: Callable[[], None] = lambda: None
         """Called once the file is there again."""
         self.setFormatter(_FULL)

@@ -80,9 +80,9 @@ def record(
 ) -> RunRecord:  # fmt: skip
     """Write the files of the run's folder that say what is started; return what the tracker records."""
     overrides, swept = start["request"]["overrides"], sweep.keys if sweep is not None else ()
-    name = labels.run_name(parts.config, choices, chosen.facts, overrides, swept)
+    name = masked_text(labels.run_name(parts.config, choices, chosen.facts, overrides, swept))
     params = masked(labels.params(parts.config, choices, chosen.facts, overrides, swept))
-    start |= {"name": masked_text(name), "params": params, "steps": parts.trainer.steps}
+    start |= {"name": name, "params": params, "steps": parts.trainer.steps}
     if sweep is not None:
         start["sweep"] = sweep.folder.name
     write_record(parts, chosen, folder, start)

@@ -51,7 +51,7 @@ from sr_runner.config.compose import Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import Busy, LinkError, file_lock, folder_named, own_folder, write_file
-from sr_runner.masking import learn, masked, masked_text
+from sr_runner.masking import digested, learn, masked, masked_text
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.folder import LOCK, RUNS
 from sr_runner.signals import Stopped, StopSignal
@@ -133,9 +133,9 @@ def sweep(
             raise RequestError(f"{override.input_line}: expected at most {_MOST_PLANNED:,} values")
     if is_grid and (count := math.prod(map(len, swept.values()))) > _MOST_JOBS:
         raise RequestError(f"{' '.join(swept)}: {count:,} jobs; expected at most {_MOST_JOBS:,}")
-    combinations = planned(swept) if is_grid and all(swept.values()) else ()
+    combinations = planned(digested(swept)) if is_grid and all(swept.values()) else ()
     board = Board(
-        folder, list(swept), masked_text(quoted(words)), masked(combinations),
+        folder, list(swept), masked_text(quoted(words)), combinations,
         Path(config.outputs) / RUNS, [key for key in swept if key in choices],
         whole.hydra.sweeper.n_trials if searches else 0,
     )  # fmt: skip
@@ -223,7 +223,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     output = own_folder(plan.folder, Path(hydra.runtime.output_dir).absolute())
     before, began = read_job(output), time.monotonic()
     given = labels.given(request.overrides)
-    values = masked({key: given[key] for key in plan.keys if key in given})
+    values = digested({key: given[key] for key in plan.keys if key in given})  # two secrets are two jobs
     name = " ".join(labels.short_names(values, hydra.runtime.choices).values()) or "job"
     record = Job(
         number, name, values, masked(list(request.overrides)), "running", log=str(output / "job.log"),

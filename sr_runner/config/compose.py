@@ -36,7 +36,7 @@ from sr_runner.config.overrides import LONGEST_NAME, normalised, parse, refuse_s
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import folder_named
-from sr_runner.masking import masked
+from sr_runner.masking import digested, masked
 
 CONFIG = "config"
 _SEARCH_PATH, _SWEPT = "hydra.searchpath", "hydra.sweeper.params."
@@ -253,7 +253,8 @@ def _check_booleans(overrides: Sequence[Override], whole: DictConfig) -> None:
 
 
 def _as_folder(text: str) -> str:
-    """The name of a folder for a job that sweeps `text`, another for each text."""
+    """The name of a folder for a job that sweeps `text`, another for each text; without secrets."""
+    text = digested({"": text})[""]
     name = re.sub(r"[^\w.,=+-]", "_", str(text))[:LONGEST_NAME]
     return name or "job" if name == text else f"{name[:120]}-{hashlib.sha256(str(text).encode()).hexdigest()[:8]}"
 

@@ -72,6 +72,10 @@ class MlflowTracker:
         for key, name in (("experiment", experiment), ("run_name", "run" if run_name is None else run_name)):
             if not name or not name.strip():
                 raise RequestError(f"tracker.{key}={name!r} is empty: expected a name.")
+            if masked_text(name) != name:
+                raise RequestError(
+                    f"tracker.{key}={masked_text(name)}: expected a name without a secret, as it is shown"
+                )
         self._outputs = Path(outputs).absolute()
         self._uri = tracking_uri(uri, self._outputs)
         self._experiment = experiment
@@ -223,7 +227,7 @@ class MlflowTracker:
             "attempt": run.attempt,
             "experiment": self._experiment,
             "experiment_id": given.experiment_id,
-            "run_name": self._run_name or run.run_name,
+            "run_name": masked_text(self._run_name or run.run_name),
             "resumed_at": run.resumed_at,
             "run_id": self._ids.get("run_id") or (given.run_id if not self._is_job else None),
             "artifacts": str(self._outputs / ARTIFACTS),

@@ -371,3 +371,11 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         list(read_lines(tmp_path / "run.log"))
     with pytest.raises(RequestError, match="expected a file"), logs.to_file(tmp_path / "run.log"):
         logging.getLogger("x").info("never")
+
+
+def test_a_log_that_is_a_link_leaves_nothing_to_be_closed_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "run.log").symlink_to(tmp_path / "elsewhere")
+    before = len(logging._handlerList)
+    with pytest.raises(LinkError):
+        logs.LogFile(tmp_path / "run.log")
+    assert len(logging._handlerList) == before

@@ -208,6 +208,10 @@ def test_forty_secrets_are_nowhere_after_a_resume_a_fork_a_sweep_an_evaluation_a
     assert planted.status == 2 and "cannot connect with" in failed, failed
     swept = planted.train("-m", "+model.fail=true", "seed=7,8")
     assert planted.status != 0 and "cannot connect with" in swept, swept
+    named = planted.train("-m", "trainer.steps=2", "model.hub_token=gRaFf-0815,gRaFf-4711", "seed=9")
+    assert planted.status == 0 and named.count("job 2 of 2: ") >= 2 and "gRaFf" not in named
+    left = [path for path in planted.folder.rglob("*") if "gRaFf" in path.name]
+    assert left + [path for path in planted.folder.rglob("*") if path.is_file() and b"gRaFf" in path.read_bytes()] == []
     assert "secret_key: *****" in planted.train("--cfg", "job")
     evaluated = planted.evaluate(name, "network=mine.Net", *EVALUATION)
     assert planted.status == 0 and "mlflow.db" in evaluated, evaluated
