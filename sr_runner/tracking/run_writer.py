@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -105,15 +105,18 @@ class RunWriter:
             self._has_pictures = True
 
     def artifact(self, event: Mapping[str, Any]) -> None:
-        """Puts a file among the run's artifacts. It is copied first: a log grows while it is sent."""
-        path = self._run_dir / event["file"]
+        """Puts a file among the run's artifacts, in the folder that it has below the run's; one that lies elsewhere at
+        the top. It is copied first: a log grows while it is sent."""
+        path, below = self._run_dir / event["file"], PurePosixPath(event["file"]).parent
         with scratch_folder(self._run_dir) as folder:
             try:
                 with os.fdopen(open_own(path, os.O_RDONLY), "rb") as source, (folder / path.name).open("xb") as copy:
                     shutil.copyfileobj(source, copy)
             except (OSError, ValueError) as error:
                 raise Refused(f"{path}: {error}", "LOCAL") from error
-            self._ask("log_artifact", local_path=str(folder / path.name))
+            is_top = below.is_absolute() or ".." in below.parts or not below.parts
+            place = None if is_top else str(below)
+            self._ask("log_artifact", local_path=str(folder / path.name), artifact_path=place)
 
     def finish(self, status: str, time: int, tags: Mapping[str, str]) -> None:
         self.tags(tags)

@@ -58,7 +58,8 @@ class Tracker(Protocol):
         """Shows the PNG `image`, a file below the run's folder that is not written to again, under `key` at `step`."""
 
     def artifact(self, path: Path) -> None:
-        """Keeps a copy of the file `path` among the run's artifacts; given again, replaces it."""
+        """Keeps a copy of the file `path` among the run's artifacts, in the folder that it has below that of the run;
+        given again, replaces it."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold for the record to go on elsewhere; plain JSON, goes into `RunRecord.state`."""

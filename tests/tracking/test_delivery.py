@@ -226,6 +226,20 @@ def test_an_artifact_given_again_has_its_newest_content(house: House) -> None:
     assert Path(house.client.download_artifacts(house.facts["run_id"], "run.log")).read_text() == "0\n1\n2\n3\n4\n"
 
 
+def test_an_artifact_keeps_the_folder_that_it_has_below_that_of_the_run(house: House) -> None:
+    house.start()
+    elsewhere = house.folder / "elsewhere" / "there.txt"
+    for path in (house.run_dir / "drawn" / "a" / "here.txt", elsewhere, house.run_dir / "top.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    for file in ("drawn/a/here.txt", str(elsewhere), "../elsewhere/there.txt", "top.txt"):
+        house.writer.append({"event": "artifact", "file": file})
+    house.deliver()
+    place = Path(house.run.info.artifact_uri.removeprefix("file://"))
+    found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert found == {"drawn/a/here.txt", "there.txt", "top.txt"}
+
+
 def test_a_file_store_that_fails_holds_up_no_points_and_gets_its_files_later(house: House) -> None:
     from sr_runner.mlflow_server import Unreachable
 
