@@ -207,11 +207,18 @@ class OptunaSweeper(Sweeper):
         return True
 
 
+def study_in(folder: Path, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+    """The study of the search in `folder`."""
+    import optuna
+
+    return optuna.load_study(storage=_storage(folder), study_name=_NAME, pruner=pruner)
+
+
 def judge_of(folder: Path, pruner: Mapping[str, Any], metric: str, overrides: Sequence[str]) -> Judge:
     """What the trial whose overrides these are reports to, after each evaluation, for the study in `folder`."""
     import optuna
 
-    study = optuna.load_study(storage=_storage(folder), study_name=_NAME, pruner=_made("pruner", pruner))
+    study = study_in(folder, _made("pruner", pruner))
     wanted = determining(overrides)
     trials = study.get_trials(deepcopy=False, states=[_state("RUNNING")])
     found = [trial for trial in trials if determining(trial.user_attrs.get(_OVERRIDES, ())) == wanted]

@@ -51,7 +51,7 @@ from sr_runner.config.compose import Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import Busy, LinkError, file_lock, folder_named, own_folder, write_file
-from sr_runner.masking import digested, learn, masked, masked_text
+from sr_runner.masking import cause, digested, learn, masked, masked_text
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.folder import LOCK, RUNS
 from sr_runner.signals import Stopped, StopSignal
@@ -199,12 +199,24 @@ def sweep(
             del _boards[folder]
             wait = _WAIT if status != "KILLED" else _STOPPED_WAIT
             settle(wait)
-            jobs = run.finish(status, wait=wait)
+            drawn = _drawn(folder, list(whole.hydra.sweeper.metrics)) if searches and status != "KILLED" else []
+            jobs = run.finish(status, wait, drawn)
             if any(each.status != "left" for each in jobs):
                 print_report(
                     lambda: _as_json(jobs) if in_json else board.table(jobs) + _where(tracker, jobs, board.runs) + "\n",
                     folder / CSV, "the sweep has ended",
                 )  # fmt: skip
+
+
+def _drawn(folder: Path, metrics: Sequence[str]) -> list[Path]:
+    """Pictures of the search for `metrics`."""
+    from sr_runner.commands.search_plots import draw
+
+    try:
+        return draw(folder, metrics)
+    except Exception as error:  # whatever is wrong with a picture or a disk, the trials are what they are
+        log.warning("the search could not be drawn: %s", cause(error))
+        return []
 
 
 def _as_json(jobs: Sequence[Job]) -> str:

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -334,14 +334,16 @@ class SweepRun:
         self._tracker.start(record)
         self._thread.start()
 
-    def finish(self, status: Status, wait: float) -> list[Job]:
-        """Give the run its end; all jobs as they are then."""
+    def finish(self, status: Status, wait: float, pictures: Iterable[Path] = ()) -> list[Job]:
+        """Give the run its end, with `pictures` of it; all jobs as they are then."""
         self._ended.set()
         self._thread.join()
         board = self._board
         board.look()
         jobs = [replace(job, status="stopped") if job.status == "running" else job for job in board.jobs()]
         self._account(jobs)
+        for path in pictures:
+            self._tracker.artifact(path)
         self._tracker.finish(status, {"sr_run.status": status.lower()}, wait=wait)
         return jobs
 

@@ -16,11 +16,13 @@ import optuna
 import pytest
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from PIL import Image
 from run_server import RunServer
 from support import TINY, SrRun
 
 from sr_runner.commands import search
 from sr_runner.commands.search import OptunaSweeper, judge_of
+from sr_runner.commands.search_plots import draw
 from sr_runner.commands.sweep_board import Job, read_job, write_job
 from sr_runner.config.overrides import parse
 from sr_runner.errors import RequestError
@@ -293,6 +295,34 @@ def test_a_search_prunes_what_is_worse(sr_run: SrRun, tmp_path: Path) -> None:
     assert by_step == [4, 8] and sorted(states.values()) == ["finished", "pruned"], states
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Of a picture on which something is drawn."""
+    with Image.open(path) as image:
+        assert len(image.convert("L").getcolors(256) or ()) > 20, path
+        return image.size
+
+
+@pytest.mark.slow
+def test_of_several_metrics_each_is_drawn_and_the_compromises(tmp_path: Path) -> None:
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db", study_name="sr-run", directions=["maximize", "minimize"]
+    )
+    space = {"optimizer.lr": optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)}
+    metrics = ["valid/psnr", "parameters"]
+    for number, rate in enumerate((1e-5, 1e-4, 1e-3, 1e-2)):
+        study.add_trial(
+            optuna.trial.create_trial(
+                values=[30.0 + number, 1e6 * number], params={"optimizer.lr": rate}, distributions=space
+            )
+        )
+        drawn = draw(tmp_path, metrics) if number in (0, 3) else []
+        assert bool(drawn) == (number == 3), "of one trial there is no picture"
+    kinds = ("optimization-history", "parameter-importances", "parallel-coordinates")
+    names = {f"{kind}-{metric}" for kind in kinds for metric in ("valid-psnr", "parameters")} | {"pareto-front"}
+    assert {path.stem for path in drawn} == names and {path.parent for path in drawn} == {tmp_path / "search"}
+    assert all(min(size_of(path)) > 400 for path in drawn)
+
+
 @pytest.mark.slow
 def test_a_promoted_trial_ends_with_the_weights_of_a_run_that_was_never_paused(sr_run: SrRun, tmp_path: Path) -> None:
     tiny = (*TINY, "trainer.steps=12", "trainer.eval_every=2", "checkpoint.every=2")
@@ -303,6 +333,11 @@ def test_a_promoted_trial_ends_with_the_weights_of_a_run_that_was_never_paused(s
     assert "1 of 3 jobs finished, 2 pruned" in done.stdout
     steps = sorted(json.loads(path.read_text())["step"] for path in tmp_path.glob("outputs/runs/*/*/result.json"))
     assert steps == [4, 4, 12]
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    run_id = json.loads((sweep / "tracker.json").read_text())["run_id"]
+    assert [path.name for path in (sweep / "search").iterdir()] == ["intermediate-values.png"]
+    (there,) = tmp_path.glob(f"outputs/artifacts/{run_id}/artifacts/search/*")
+    assert size_of(there) == size_of(sweep / "search" / there.name)
     sr_run(*tiny, "optimizer.lr=3e-3", "tracker=none", "outputs=plain")
     (plain,) = tmp_path.glob("plain/checkpoints/*/*/step-00000012")
     halved_to = tmp_path / "outputs" / "checkpoints" / plain.parents[1].name
