@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 _REST = 0.15
 """The share of the grace that is kept for what comes after the last checkpoint."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ECHO = 0.05
+"""Seconds until a signal that came amid an import is looked at again."""
 _OF_TERMINALS = (signal.SIGHUP, signal.SIGQUIT)
 """What a terminal sends when it is closed, or for Ctrl-\\. `nohup` and `trap '' HUP` have them ignored, on purpose."""
 
@@ -39,7 +41,8 @@ class StopSignal:
     """Remembers the first stopping signal.
 
     While training it is only noted, and the loop stops at the next safe point; before and after that it raises
-    `Stopped` at once. A second Ctrl-C does not wait: it prints `last_words` and ends the process there and then.
+    `Stopped` at once, or as soon as no module is being imported: there, whatever is imported may swallow it, and C++
+    ends the process. A second Ctrl-C does not wait: it prints `last_words` and ends the process there and then.
 
     Who listened before gets it afterwards, by `hand_over`: what submitit does about a preemption is to have the job
     queued again and to end the process, which has to come after the checkpoint.
@@ -55,6 +58,7 @@ class StopSignal:
         self._received = 0.0
         self._signals: list[int] = []
         self._before: dict[int, Any] = {}
+        self._is_echo = False
         self._timer: threading.Timer | None = None
 
     def install(self) -> StopSignal:
@@ -147,11 +151,24 @@ class StopSignal:
                 if select.select([], [2], [], 0)[1]:
                     os.write(2, self.last_words().encode()[: select.PIPE_BUF])
             os._exit(128 + signum)
-        if signum not in self._signals:
+        if self._is_echo:
+            self._is_echo = False
+        elif signum not in self._signals:
             self._signals.append(signum)
         self.note(self.signum or signum)
-        if not self._deferred:
-            raise Stopped(self.signum or signum)
+        if self._deferred:
+            return
+        if _imports(frame):
+            echo = threading.Timer(_ECHO, self._send_again)
+            echo.daemon = True
+            echo.start()
+            return
+        raise Stopped(self.signum or signum)
+
+    def _send_again(self) -> None:
+        if self._before:
+            self._is_echo = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def ignore() -> None:
@@ -168,6 +185,14 @@ def _answer_all(answer: Handler | signal.Handlers) -> None:
     if threading.current_thread() is threading.main_thread():
         for signum in STOPPING:
             signal.signal(signum, answer)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_ours(handler: object) -> bool:

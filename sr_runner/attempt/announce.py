@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from sr_runner.attempt.base import names_code, reads_environment
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
 from sr_runner.checkpoint import RunState
 from sr_runner.config.compose import Request
-from sr_runner.config.overrides import as_override
+from sr_runner.config.overrides import as_override, parse
 from sr_runner.data.base import Pair
 from sr_runner.objectives import Learner
 from sr_runner.objectives.base import MODEL
@@ -45,7 +46,8 @@ def announce(parts: Parts, chosen: Chosen, folder: Path) -> None:
 
 def going_on(parts: Parts, chosen: Chosen, request: Request) -> str:
     """The command that goes on with the run, as a shell takes it."""
-    code = [each for each in request.overrides if "_target_" in each or "oc.env" in each or each.startswith("hydra.")]
+    given = parse(request.overrides)
+    code = dict.fromkeys([*names_code(given), *reads_environment(given)])
     outputs = Path(parts.config.outputs)
     where = [] if outputs == Path.cwd() / "outputs" else [as_override("outputs", str(outputs))]
     overrides = [*code, *where, f"trainer.resume={chosen.attempt}"]

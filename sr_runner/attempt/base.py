@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
@@ -29,7 +30,7 @@ from sr_runner.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-_RESUME = "trainer.resume"
+_RESUME, _TARGET = "trainer.resume", "_target_"
 _OF_A_START = (_RESUME, "trainer.allow_changes", "outputs", "data.preview", "sweep")
 """How a process is started is no property of the run."""
 _PLACES = ("checkpoint", "tracker", "data.cache_dir")
@@ -151,7 +152,23 @@ class _Base:
 
 def names_code(overrides: Sequence[Override]) -> list[str]:
     """Those that decide which code runs."""
-    return _lines([each for each in overrides if "_target_" in str(each.input_line) or _key(each).startswith("hydra")])
+    return _lines([each for each in overrides if _names_code(each)])
+
+
+def _names_code(override: Override) -> bool:
+    key, line = _key(override), str(override.input_line)
+    if _TARGET in key.split(".") or _is_below(key, ["hydra"]):
+        return True
+    if override.is_delete() or _TARGET not in line:
+        return False
+    # What a resolver or a sweep makes of a text is not known here.
+    return override.is_sweep_override() or "${" in line or _has_target(override.value())
+
+
+def _has_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(str(key) == _TARGET or _has_target(inner) for key, inner in value.items())
+    return isinstance(value, list) and any(map(_has_target, value))
 
 
 def reads_environment(overrides: Sequence[Override]) -> list[str]:

@@ -35,7 +35,11 @@ def run_command(
     request and a failure that is no fault of the code end in one sentence on standard error, without secrets.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(
+        lambda record: record.levelno > logging.INFO or record.name.split(".")[0] in ("root", "sr_runner")
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
 
     def answer() -> int:
         if print_page(words, page):

@@ -193,7 +193,7 @@ class Application(Hydra):
         callbacks = Callbacks(config)
         callbacks.on_multirun_start(config=config, config_name=config_name)
         context = HydraContext(config_loader=self.config_loader, callbacks=callbacks)
-        if config.hydra.sweeper._target_.startswith("hydra"):
+        if hydra_keys.is_plugin(config.hydra.sweeper._target_):
             setup = Plugins.instance().instantiate_sweeper
             sweeper: Any = setup(config=config, hydra_context=context, task_function=task_function)
         else:

@@ -21,11 +21,16 @@ from sr_runner.config.targets import locate
 from sr_runner.errors import RequestError
 
 
+def is_plugin(target: str) -> bool:
+    """Whether the class is Hydra's own, or in the package of its plugins: Hydra sets those up itself."""
+    return target.partition(".")[0] in ("hydra", "hydra_plugins")
+
+
 def check(hydra: DictConfig, options: Callable[[str], list[str]]) -> None:
     """Raises `RequestError` for values of `hydra.*` that cannot be meant. `options` lists those of a group."""
     for part in ("launcher", "sweeper"):
         target = _target(hydra[part])
-        if not target.startswith("hydra") and not (part == "sweeper" and _class(target, Sweeper)):
+        if not is_plugin(target) and not (part == "sweeper" and _class(target, Sweeper)):
             listed = ", ".join(options(f"hydra/{part}"))
             raise RequestError(f"hydra.{part}._target_={target}: expected hydra/{part}=OPTION, one of {listed}")
     for name, node in hydra.callbacks.items():

@@ -62,6 +62,10 @@ class Source:
     tracker: Mapping[str, Any] = field(default_factory=dict)
     """The run in MLflow: `run_id`, `tracking_uri`; empty where nothing is known."""
 
+    def path(self) -> Path:
+        """The file, downloaded if need be. Raises `RequestError` where it cannot be had."""
+        return weights.download(self.location) if weights.is_url(self.location) else Path(self.location).expanduser()
+
 
 @dataclass(frozen=True)
 class Found:
@@ -134,10 +138,12 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
     Raises `RequestError` where there is no such thing, `RunError` where a store cannot be read; the messages begin
     with `key` (`trainer.resume=`) and `wanted`.
     """
-    if _is_weights_file(wanted):
+    if is_weights_file(wanted):
         raise RequestError(
             f"{key}{weights.shown(wanted)}: a weights file; expected a run or a checkpoint, which hold a training state"
         )
+    if not wanted.strip():
+        raise RequestError(f"{key}{wanted}: expected the name of a run or a checkpoint")
     asked = f"{key}{masked_text(wanted)}"
     path = Path(wanted).expanduser()
     is_address = "://" in wanted or wanted.startswith("mlflow:")
@@ -162,7 +168,7 @@ def find(wanted: str, catalogue: Catalogue, key: str = "") -> Found:
 
 def source(wanted: str, catalogue: Catalogue, key: str = "") -> Source:
     """The weights that `wanted` means. Raises as `find` and `Found.weights`."""
-    if _is_weights_file(wanted):
+    if is_weights_file(wanted):
         return Source(wanted, Path(weights.shown(wanted)).stem)
     return find(wanted, catalogue, key).weights()
 
@@ -270,7 +276,8 @@ def _refuse(asked: str, path: Path | None, catalogue: Catalogue) -> NoReturn:
     )
 
 
-def _is_weights_file(wanted: str) -> bool:
+def is_weights_file(wanted: str) -> bool:
+    """Whether the name is that of a file, or of one on the web."""
     return weights.is_url(wanted) or _is_file(Path(wanted).expanduser())
 
 

@@ -11,7 +11,7 @@ from sr_runner.weights.digests import digest
 from sr_runner.weights.exporting import check_layout, describe, export
 from sr_runner.weights.loading import load_model, spandrel_network, vgg19_features
 from sr_runner.weights.reading import LoadedWeights, read
-from sr_runner.weights.sources import is_url, shown
+from sr_runner.weights.sources import download, is_url, shown
 
 __all__ = [
     "LoadedWeights",
@@ -20,6 +20,7 @@ __all__ = [
     "check_layout",
     "describe",
     "digest",
+    "download",
     "export",
     "is_url",
     "load_model",

@@ -107,6 +107,11 @@ def test_a_recorded_config_that_names_another_class_than_its_options_do_is_refus
         asked(RESUME)
 
 
+def test_a_text_with_the_word_for_a_class_in_it_names_none() -> None:
+    recorded("tracker.run_name=x_target_y", "trainer.steps=7")
+    assert asked(RESUME)["trainer"]["steps"] == 7
+
+
 def test_a_folder_of_configs_has_to_be_given_again(tmp_path: Path) -> None:
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.5\n")

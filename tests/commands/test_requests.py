@@ -62,6 +62,7 @@ WRONG = {
     "checkpoint.root=mlflow-artifacts:/x": ["checkpoint.root=mlflow-artifacts:/x", "checkpoint=mlflow"],
     "checkpoint.root=https://bucket/x": ["checkpoint.root=https://bucket/x", "not a URL"],
     "trainer.allow_changes=true": ["trainer.allow_changes=true", "expected trainer.resume=NAME"],
+    "trainer.resume=": ["trainer.resume=: expected the name of a run"],
     "trainer.resume=5": ["trainer.resume=5", "no such run"],
     "checkpoint.init_from=nosuchrun": ["checkpoint.init_from=nosuchrun", "no such run"],
     "checkpoint.root=null": ["checkpoint.root=null", "expected a folder"],

@@ -29,8 +29,8 @@ from sr_runner.masking import masked_text
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.network import arguments_of_run
-from sr_runner.runs.resolve import catalogue_at, find, source
-from sr_runner.weights import read
+from sr_runner.runs.resolve import catalogue_at, find, is_weights_file, source
+from sr_runner.weights import read, shown
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _verify(catalogue: Catalogue, options: Places, *wanted: str) -> Report:
             rows.append({"name": name, "ok": False, "reason": str(damage)})
 
     for each in wanted or (None,):
-        if each is not None and (file := Path(each).expanduser()).is_file():
-            verify(each, partial(read, file))
+        if each is not None and is_weights_file(each):
+            verify(shown(each), partial(read, source(each, catalogue).path()))
             continue
         checkpoints = _checkpoints(catalogue, each)
         for name in checkpoints.names:
@@ -170,7 +170,7 @@ def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Repo
         raise RequestError(f"{file} exists already; choose another name")
     check_writable(to, file.parent)
     found = source(wanted, catalogue)
-    model = Path(found.location)
+    model = found.path()
     file.parent.mkdir(parents=True, exist_ok=True)
     if options.layout == "safetensors":
         is_own = found.config and read(model).target
@@ -179,7 +179,7 @@ def _export(catalogue: Catalogue, options: Export, wanted: str, to: str) -> Repo
     else:
         from sr_runner.weights import check_layout, export, load_model
 
-        check_layout(options.layout, read(model).network, f"{model.name} of {wanted}")
+        check_layout(options.layout, read(model).network, f"{model.name} of {shown(wanted)}")
         export(load_model(model), file, options.layout)
     return [{"file": str(file)}], [f"wrote {file}"]
 

@@ -64,7 +64,7 @@ def _row(record: Record) -> dict[str, Any]:
         "run": str(record.attempt), "name": start.get("name"), "status": record.status, "step": record.step,
         "steps": start.get("steps"), "started": start.get("time"), "sweep": start.get("sweep"),
         "from": record.parent, "params": record.params, "metrics": record.metrics, "error": record.end.get("error"),
-        "folder": str(record.folder),
+        "folder": str(record.folder) if record.folder.is_dir() else None,
     }  # fmt: skip
     return {key: value for key, value in row.items() if value not in (None, {})}
 
@@ -146,6 +146,8 @@ def _is_one_of_several(record: Record) -> bool:
 
 def show(catalogue: Catalogue, options: Places, wanted: str) -> Report:
     found = find(wanted, catalogue)
+    if found.attempt.step is not None:
+        found.names()  # refuses one that is not there
     record = Record.of(found)
     ids, start = files.tracker(record.folder), record.start
     checkpoints = [name.step for name in names_in(found.store, f"{record.attempt}/")] if found.catalogue.store else []
@@ -181,7 +183,8 @@ def show(catalogue: Catalogue, options: Places, wanted: str) -> Report:
         lines.append(
             f"  MLflow       run {ids['run_id']} of {ids.get('experiment', '')} in {ids.get('tracking_uri', '')}"
         )
-    lines.append(f"  folder       {record.folder}")
+    if record.folder.is_dir():
+        lines.append(f"  folder       {record.folder}")
     return [row], lines
 
 
