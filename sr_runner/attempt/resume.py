@@ -217,11 +217,13 @@ class _Choice:
         return Chosen(attempt, facts, own) if own is not None else Chosen(attempt, facts, state, parent)
 
     def _is_stretched(self, differing: dict[str, tuple[Any, Any]]) -> bool:
-        """Whether only the length differs, through a schedule that is stretched over it."""
+        """Whether only the length differs, through a schedule that is stretched over it by the config."""
+        given = {each.key_or_group for each in parse(self.parts.overrides)}
         return all(
-            key.startswith("scheduler.") and here == self.parts.trainer.steps and isinstance(there, int)
+            key.startswith("scheduler.") and key not in given and here == self.parts.trainer.steps
+            and isinstance(there, int)
             for key, (here, there) in differing.items()
-        )
+        )  # fmt: skip
 
     def _check_shapes(self, found: Found, state: TrainingState) -> None:
         """Raises `RequestError` where the state is that of another network."""

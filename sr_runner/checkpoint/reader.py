@@ -75,10 +75,14 @@ class Reader:
             raise RunError(f"{self._store.url} cannot be read: {error}. Nothing was started") from error
         if not candidates:
             return None
+        none = (
+            f"none of the {len(candidates)} checkpoints of {self._attempt} in {self._store.url} is intact (see above)"
+        )
+        if not own:
+            raise RunError(none)
         raise RunError(
-            f"none of the {len(candidates)} checkpoints of {self._attempt} in {self._store.url} is intact (see above). "
-            "Nothing was started. They are kept there as damaged-*; trainer.resume=false starts a fresh attempt, "
-            "trainer.resume=<id or path> takes another run"
+            f"{none}. Nothing was started. They are kept there as damaged-*; trainer.resume=false starts a fresh "
+            "attempt, trainer.resume=<id or path> takes another run"
         )
 
     def _candidates(self, step: int | None) -> list[tuple[int, Store]]:

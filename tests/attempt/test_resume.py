@@ -387,3 +387,13 @@ def test_a_fresh_start_says_whether_an_unfinished_run_of_the_same_config_can_be_
     with file_lock(outputs / "runs" / NEWER / files.LOCK):
         chosen(False, steps=50)
     assert f"at step 40 of 50: process {os.getpid()} on {platform.node()} trains it; this is" in caplog.text
+
+
+def test_a_schedules_own_length_that_happens_to_be_that_of_the_run_is_no_stretched_schedule(
+    chosen: Choose, outputs: Path
+) -> None:
+    files.begin(outputs / "runs" / NEWER, FACTS | {"scheduler.total_iters": 40}, "", {})
+    longer = FACTS | {"scheduler.total_iters": 80}
+    assert chosen(NEWER, longer, "edsr-x2-ffffffffffff", steps=80).parent is not None
+    with pytest.raises(RequestError, match=r"trainer.allow_changes=true forks it"):
+        chosen(NEWER, longer, "edsr-x2-ffffffffffff", steps=80, overrides=["scheduler.total_iters=80"])

@@ -3,6 +3,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from sr_runner.commands.ckpt import main
 from sr_runner.commands.options import Places
 from sr_runner.config.compose import composed
 from sr_runner.errors import RequestError
+from sr_runner.models import EDSR
 from sr_runner.runs import folder as files
 from sr_runner.runs.resolve import catalogue_at
 from sr_runner.weights import describe, export
@@ -255,3 +259,29 @@ def test_checkpoints_in_mlflow_are_found_by_the_words_of_the_run_that_wrote_them
     words = ("checkpoint=mlflow", f"tracker.uri={uri}", "tracker.experiment=mine")
     assert [row["step"] for row in json.loads(run(capsys, "ls", "--json", *words))] == [10]
     assert run(capsys, "verify", IDENTITY, *words).startswith("ok ")
+
+
+def test_a_damaged_checkpoint_that_is_compared_stays_where_it_is_and_so_says_the_message(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = root / IDENTITY / "a0001-00aa" / "step-00000030"
+    (broken / "more").write_text("x")
+    error = run(capsys, "diff", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa/step-30", IDENTITY, code=1)
+    assert "is intact (see above)\n" in error and "started" not in error and broken.is_dir()
+
+
+def test_weights_on_the_web_are_verified_and_exported_as_those_of_a_file_are(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    (tmp_path / "www").mkdir()
+    export(EDSR(scale=2, num_filters=4, num_res_blocks=1), tmp_path / "www" / "edsr.safetensors")
+    web = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "www"))
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{web.server_port}"
+    assert run(capsys, "verify", f"{url}/edsr.safetensors").startswith("ok ")
+    run(capsys, "export", f"{url}/edsr.safetensors", str(tmp_path / "copy.safetensors"))
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "www" / "edsr.safetensors").read_bytes()
+    assert "nope.pth: cannot be downloaded" in run(capsys, "verify", f"{url}/nope.pth", code=2)
+    web.shutdown()
+    web.server_close()

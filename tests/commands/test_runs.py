@@ -318,6 +318,7 @@ def test_a_run_that_is_at_work_is_not_deleted(outputs: Path, ask) -> None:
         (["ls", "statsu=killed"], "no run has a key 'statsu'. Did you mean 'status'?"),
         (["ls", "sort=valid/pnsr"], "Did you mean 'valid/psnr'?"),
         (["ls", "some-name"], "expected sr-runs ls [KEY=VALUE ...]"),
+        (["ls", "--sort=psnr"], "--sort=psnr: options are written key=value. Did you mean 'sort'?"),
         (["show"], "expected sr-runs show RUN"),
         (["diff", "a"], "expected sr-runs diff A B"),
         (["show", "edsr-x2-000000000000"], "no such run"),

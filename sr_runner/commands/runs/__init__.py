@@ -36,7 +36,7 @@ Common commands
   sr-runs sync http://host:5000                runs that were made without a network, now that there is one
 """
 
-_CONDITION = re.compile(r"([\w./@-]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_CONDITION = re.compile(r"(?!-)([\w./@-]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 
 
 @dataclass(kw_only=True)
