@@ -11,6 +11,9 @@ from typing import Any, TextIO
 
 from sr_runner.errors import RunError
 
+DETAIL = {"detail": True}
+"""`extra` of log lines that are for files, and not for a terminal."""
+
 
 class ReaderGone(RunError):
     """Nobody reads standard output any more (`sr-eval ... | head`)."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sr_runner.files import open_own, written_anew
 from sr_runner.masking import mask_logs
+from sr_runner.streams import DETAIL
 from sr_runner.training.progress import BarSafeHandler
-from sr_runner.weights.applying import DETAIL
 
 _SHORT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
 _WARNING = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S")

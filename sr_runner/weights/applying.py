@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sr_runner.errors import RequestError, check_choice
 from sr_runner.models import Network, SpandrelNetwork
+from sr_runner.streams import DETAIL
 from sr_runner.weights import shapes
 from sr_runner.weights.layouts import rescale_range, unwrapped
 from sr_runner.weights.reading import LoadedWeights
@@ -25,10 +26,6 @@ class MisfitError(RequestError):
     def __init__(self, message: str, rule: Rule):
         super().__init__(message)
         self.rule = rule
-
-
-DETAIL = {"detail": True}
-"""`extra` of log lines that are not for the terminal."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def test_a_key_that_is_given_by_hand_has_to_be_taken(arguments: list[str], said:
         ("data.flip=off", "data.flip=off: expected true or false."),
         ("data.flip=1", "data.flip=1: expected true or false."),
         ("data.rotate=abc", "data.rotate=abc: expected true or false."),
-        ("tracker.system_metrics='null null'", "tracker.system_metrics=null null: expected true or false."),
+        ("tracker.system_metrics='null null'", "tracker.system_metrics=null null: expected true or false or null."),
         ("data.valid_images=1.5", "data.valid_images=1.5: expected a whole number or null."),
         ("data.cache_dir=", "data.cache_dir='': expected a path."),
         ("tracker.experiment=2024", "expected text. In quotes it is text: tracker.experiment=\"'2024'\""),
