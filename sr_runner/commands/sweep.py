@@ -17,7 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -47,7 +46,7 @@ from sr_runner.commands.sweep_board import (
     records,
     write_job,
 )
-from sr_runner.config.compose import Application, job_config, job_request
+from sr_runner.config.compose import GRID, Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import Busy, LinkError, file_lock, folder_named, own_folder, write_file
@@ -122,7 +121,7 @@ def sweep(
         constant = {key: value for key, value in constant.items() if key not in swept}
     else:
         folder = _folder(Path(config.outputs), all_overrides, list(swept), resume=resumes)
-    is_grid = whole.hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+    is_grid = whole.hydra.sweeper._target_ == GRID
     searches = is_search(whole.hydra.sweeper)
     pruner = pruning(whole.hydra.sweeper, all_overrides) if searches else None
     stops = config.sweep.on_failure == "stop"

@@ -39,6 +39,9 @@ from sr_runner.files import folder_named
 from sr_runner.masking import digested, masked
 
 CONFIG = "config"
+GRID = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+"""Hydra's own sweeper. A name, since Hydra loads the module again when it looks for plugins, and the class is another
+then."""
 _SEARCH_PATH, _SWEPT = "hydra.searchpath", "hydra.sweeper.params."
 
 
@@ -201,9 +204,9 @@ class Application(Hydra):
                 sweeper = instantiate(config.hydra.sweeper, _recursive_=False)
             sweeper.setup(config=config, hydra_context=context, task_function=task_function)
         sweeper.launcher = launcher(sweeper.launcher)
-        if isinstance(sweeper, BasicSweeper):
+        if config.hydra.sweeper._target_ == GRID:
             # It would compose every job once more than is needed; their values were checked.
-            sweeper.validate_batch_is_legal = lambda batch: None  # type: ignore[method-assign]
+            sweeper.validate_batch_is_legal = lambda batch: None
         sweeper.sweep(arguments=OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
         callbacks.on_multirun_end(config=config, config_name=config_name)
 

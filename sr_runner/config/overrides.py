@@ -17,7 +17,7 @@ from sr_runner.errors import RequestError
 LONGEST_NAME = 200
 """In characters: a file system has no room for longer ones."""
 _GRAMMAR = "https://hydra.cc/docs/advanced/override_grammar/basic"
-_MOST_CHECKED = 64
+_MOST_CHECKED = 20
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 """Text that Hydra's grammar reads as it is, but for a few words."""
 
@@ -86,7 +86,7 @@ def _expected(override: str, reason: str) -> str:
 
 def jobs_to_check(overrides: Sequence[str]) -> Iterator[list[str]]:
     """Jobs of a sweep in which each value occurs, beside the first of all the others: the first job, then one for
-    every further value, at most 64 in all, so that a sweep of many jobs is not composed many times."""
+    every further value, at most 20 in all, so that a sweep of many jobs begins at once."""
     values = [found for override in parse(overrides) if (found := _values(override))]
     first = [options[0] for options in values]
     others = (

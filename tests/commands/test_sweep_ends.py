@@ -14,9 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hydra.plugins.sweeper import Sweeper
 from mlflow import MlflowClient
 from run_server import Run, RunServer
 from support import TINY, SrRun, environment, wait_until
+
+from sr_runner.commands.run import main
 
 SWEEP = (
     "-m", *TINY, "trainer.steps=4,150,5", "trainer.log_every=50", "trainer.eval_every=150", "checkpoint.every=10",
@@ -128,3 +131,14 @@ def test_what_joblib_has_started_ends_when_the_sweep_is_killed(tmp_path: Path, i
     assert len(started) > 2
     assert psutil.wait_procs(started, timeout=60)[1] == []
     assert len({path.parts[-3] for path in tmp_path.glob("outputs/checkpoints/*/*/step-*")}) == 2
+
+
+def test_no_job_is_composed_once_more_before_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_cache: Path
+) -> None:
+    """Hydra would compose all of them to see whether they are legal, which takes minutes for a thousand."""
+    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: pytest.fail("all jobs are composed"))
+    monkeypatch.chdir(tmp_path)
+    sweep = (*TINY, "trainer.steps=1", "tracker=none", "seed=0,1", f"data.cache_dir={image_cache}")
+    assert main(["-m", *sweep]) == 0
+    assert len(list(tmp_path.glob("outputs/runs/*/*"))) == 2
