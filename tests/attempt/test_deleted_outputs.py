@@ -10,6 +10,8 @@ from mlflow import MlflowClient
 from run_server import RunServer
 from support import TINY, wait_until
 
+from sr_runner.tracking import is_delivered
+
 RUN = (
     *TINY, "data=folder", "trainer.steps=150", "trainer.eval_every=75", "checkpoint.every=25", "trainer.log_every=25",
 )  # fmt: skip
@@ -41,6 +43,7 @@ def test_a_run_whose_outputs_are_deleted_says_so_and_goes_on(
     log = (folder / "run.log").read_text().splitlines()
     assert "sr_runner.attempt.announce: run " in "".join(log[:3]) and "step 150: PSNR" in "".join(log[3:])
     assert (outputs / "checkpoints" / folder.relative_to(outputs / "runs") / "step-00000150").is_dir()
+    wait_until(lambda: is_delivered(folder), "the tracking server to have all, which the run waits for only so long")
     client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     (found,) = client.search_runs(["1"])
     assert found.info.status == "FINISHED"
