@@ -116,6 +116,7 @@ _GIVEN = (
 )
 """A key, and the value that it is given."""
 _IN_BRACES = _GIVEN[1]
+_LITERAL = re.compile(r"""\s*\w{0,2}\\{0,7}['"]""")
 _OVERRIDE = re.compile(r"(?P<key>[\w.+~@/-]+)=(?P<value>.*)", re.DOTALL)
 _BARE = r"""(?:[^\s'">]|['">](?![\s,)\]};:]|$))"""
 """What user info may hold: a quotation mark only where it does not end the URL."""
@@ -177,9 +178,10 @@ def masked_text(text: str) -> str:
     return _hidden_in_text(text, _mask, _known)
 
 
-def masked_lines(text: str) -> str:
-    """`masked_text` with as many lines as `text`: a secret of several lines leaves as many masks."""
-    return _hidden_in_text(text, lambda secret: "\n".join([MASK] * (secret.count("\n") + 1)), _known)
+def masked_lines(text: str, *, is_code: bool = False) -> str:
+    """`masked_text` with as many lines as `text`: a secret of several lines leaves as many masks. In code a key names a
+    variable: only a text in quotes is a secret, `cls_token = Parameter(size)` is none."""
+    return _hidden_in_text(text, lambda secret: "\n".join([MASK] * (secret.count("\n") + 1)), _known, is_code=is_code)
 
 
 def digested(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,13 +287,14 @@ def _hidden(value: Any, secret: bool, hide: Hide, known: Iterable[str]) -> Any:
     return _hidden_in_text(value, hide, known)
 
 
-def _hidden_in_text(text: str, hide: Hide, known: Iterable[str]) -> str:
+def _hidden_in_text(text: str, hide: Hide, known: Iterable[str], *, is_code: bool = False) -> str:
     for value in sorted((value for value in known if value in text), key=len, reverse=True):
         text = text.replace(value, hide(value))
     for shape in _SHAPES:
         text = _replaced(text, (found.span("value") for found in shape.finditer(text)), hide)
     for pair in _GIVEN:
-        text = _replaced(text, _values(text, pair), hide)
+        spans = (span for span in _values(text, pair) if not is_code or _LITERAL.match(text, *span))
+        text = _replaced(text, spans, hide)
     return text
 
 

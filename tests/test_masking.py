@@ -118,6 +118,32 @@ def test_masks_by_the_line_keep_the_number_of_lines(text: str) -> None:
     assert masked_lines(text).count("\n") == text.count("\n")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))", "log_model(model, signature=signature, example=x)",
+        "token = os.environ['HF_TOKEN']", "sig = signal.SIGTERM", "pat = re.compile('a+')", "{token: count}",
+        "def load(path, token=None, *, auth: Auth = DEFAULT):", "credentials = load_credentials(path)",
+    ],
+)  # fmt: skip
+def test_code_that_names_no_secret_is_left_alone(code: str) -> None:
+    assert masked_lines(f"def f():\n    {code}\n", is_code=True) == f"def f():\n    {code}\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "token = 'S3CRET-1'", "token: str = 'S3CRET-1'", "connect(password=f'S3CRET-1')", '{"token": "S3CRET-1"}',
+        'os.environ["HF_TOKEN"] = "S3CRET-1"', "SECRET = \"\"\"\n  S3CRET-1\n\"\"\"", "open('http://me:S3CRET-1@host/x')",
+        "set_password('S3CRET-1')", 'add("--token", default="S3CRET-1")',
+        "call('Authorization: Bearer S3CRET-1-abcdef')",
+    ],
+)  # fmt: skip
+def test_a_text_in_code_is_masked_under_a_secret_key(code: str) -> None:
+    shown = masked_lines(code, is_code=True)
+    assert "S3CRET" not in shown and MASK in shown and shown.count("\n") == code.count("\n")
+
+
 AWKWARD = st.lists(st.sampled_from(["'", '"', "\\", " ", ",", ";", ":", "{", "}", "[", "=", "@", "&", "\n", "é"])).map(
     "".join
 )

@@ -172,7 +172,8 @@ def _diff(folder: Path) -> str:
 def _masked(patch: str) -> str:
     """The first character of a line is git's; the rest is masked as the text that it is."""
     lines = patch.split("\n")
-    text = masked_lines("\n".join(line[1:] for line in lines)).split("\n")
+    is_code = lines[0].endswith((".py", ".pyx", ".pyi"))
+    text = masked_lines("\n".join(line[1:] for line in lines), is_code=is_code).split("\n")
     return "\n".join(line[:1] + rest for line, rest in zip(lines, text, strict=True))
 
 
