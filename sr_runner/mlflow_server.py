@@ -331,7 +331,8 @@ class Server:
         """A client of this process, since connections do not survive a fork, and of the SQLite file that is there now,
         since one that was deleted can still be read; made under a lock of ours, since two that make a database's tables
         at the same time break it."""
-        if self._connected is not None and self._connected[0] == self._place():
+        place = self._place()
+        if place is not None and self._connected is not None and self._connected[0] == place:
             return self._connected[1]
         from mlflow import MlflowClient
 
@@ -348,8 +349,14 @@ class Server:
         return client
 
     def _place(self) -> object:
+        """None where the file is not there: whoever connected just before it was deleted has to connect again."""
         database = sqlite_file(self.uri)
-        return os.getpid(), database.stat().st_ino if database is not None and database.exists() else None
+        if database is None:
+            return os.getpid(), None
+        try:
+            return os.getpid(), database.stat().st_ino
+        except OSError:
+            return None
 
 
 def attempt_of(run_id: str, server: Server) -> str | None:
