@@ -105,9 +105,9 @@ _GIVEN = (
         r"""['"][^'"\n]*['"]?""",
     ),
     # an argument of a call, an element of XML, a line of netrc, of a Dockerfile
-    _pair(r"""(?<![\w.])(?P<key>[\w.]++)\(\s*""", rf"{_TEXT}|{_QUOTED}|"),
-    _pair(r"<(?P<key>[\w.:-]++)(?:\s[^<>]*)?>", r"[^<>]*(?=</)|"),
-    _pair(r"(?i:\blogin[ \t\n]+\S+[ \t\n]+|\b(?-i:ENV|ARG)[ \t]+)(?P<key>\w++)[ \t]+(?!=)", r"\S+"),
+    _pair(r"""(?<![\w.])(?P<key>[\w.]++)\(\s*(?!['"][A-Za-z]*['"])""", rf"{_TEXT}|{_QUOTED}|"),
+    _pair(r"<(?P<key>[\w.:-]++)(?:\s[^<>]*)?>(?![A-Za-z\s]*<)", r"[^<>]*(?=</)|"),
+    _pair(r"(?i:\blogin[ \t\n]+\S+[ \t\n]+|\b(?-i:ENV|ARG)[ \t]+(?=(?-i:[A-Z])))(?P<key>\w++)[ \t]+(?!=)", r"\S+"),
     # a header of HTTP
     _pair(
         r"(?<![\w./-])(?=\w++-)(?P<key>[\w-]++):[ \t]*",
@@ -139,8 +139,8 @@ _SHAPES = (
     ),
     re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"\\]{12,})"""),
     # user and password beside a host, without a scheme; and as curl takes them
-    re.compile(r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+)@[\w.-]+:\d{1,5}(?![\w:])"""),
-    re.compile(r"""(?<!\S)(?:-u|--user|--proxy-user)[ \t=]+['"]?[^\s:'"]+:(?P<value>[^\s'"]+)"""),
+    re.compile(r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+)@[\w.-]+:\d{1,5}/"""),
+    re.compile(r"""\bcurl\b[^\n]{0,200}?\s(?:-u|--user|--proxy-user)[ \t=]+['"]?[^\s:'"]+:(?P<value>[^\s'"]+)"""),
     # what its issuer marks as a secret
     re.compile(
         r"""(?x)(?<![A-Za-z\d]) (?P<value> gh[opsur]_[A-Za-z\d]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,}

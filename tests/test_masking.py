@@ -105,6 +105,7 @@ def test_a_secret_is_masked_under_every_key_in_every_place(place: str) -> None:
 def test_any_secret_is_masked(place: str, key: str, secret: str) -> None:
     text = POSITIONS[place](key, secret)
     assume(secret not in POSITIONS[place](key, "#") and secret.lower() not in ("true", "false", "null", "none"))
+    assume(not (place in ("XML", "a call") and secret.isalpha()))  # a word, as in get_token("start")
     assume(MASK not in secret and secret not in MASK and not (place == "an option" and secret.startswith("-")))
     assert secret not in masked_text(text).replace(MASK, "")
 
@@ -201,21 +202,13 @@ SLOW = (
     'token="""',
     "token('",
     "<token>",
-    "ENV token ",
+    "ENV TOKEN ",
     "login a ",
     "a:b@",
-    "-u a:",
+    "curl -u a:",
     "token: a",
     '--token",',
     "token:\n a: ",
-    'token="""',
-    "token('",
-    "<token>",
-    "ENV token ",
-    "login a ",
-    "a:b@",
-    "-u a:",
-    "token: a",
 )
 
 
@@ -288,6 +281,9 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ("with --token and --password the tool", "with --token and --password the tool"),
         ("expected --token, or --api-key.", "expected --token, or --api-key."),
         ("repo:tag@sha256:4f62e9ef and 10:30@host:80", "repo:tag@sha256:4f62e9ef and 10:30@host:80"),
+        ("docker run -u 1000:1000 x", "docker run -u 1000:1000 x"),
+        ("lr:1e-3@step:100, rsync a:b@c:22", "lr:1e-3@step:100, rsync a:b@c:22"),
+        ("get_token('bos') <token>EOS</token> ARG pass word", "get_token('bos') <token>EOS</token> ARG pass word"),
         ("is_secret(key), password(length)", "is_secret(key), password(length)"),
         ("auth={a: {b: [1]}, c: x} y", "auth=***** y"),
         ("- token: a b\n  steps: 3\n- steps: 4", "- token: *****\n  steps: 3\n- steps: 4"),

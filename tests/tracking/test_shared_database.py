@@ -7,8 +7,11 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import pytest
 from support import TINY, SrRun, command, environment
+
+from sr_runner.mlflow_server import Server
 
 SAME = ("scheduler=constant", *TINY, "trainer.resume=true")
 
@@ -88,3 +91,21 @@ def test_a_journal_that_cannot_be_written_is_one_sentence_and_costs_nothing(
     assert list(found) == [attempt_in(tmp_path / "outputs")]
     (mine,) = found.values()
     assert len(set(mine)) == len(mine) and {2, 4, 6} == {step for key, step in mine if key == "train/loss"}
+
+
+def test_a_database_that_is_deleted_just_as_somebody_has_connected_to_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, connect = tmp_path / "mlflow.db", mlflow.MlflowClient
+    server = Server(f"sqlite:///{database}", tmp_path / "artifacts")
+
+    def connected(uri: str) -> mlflow.MlflowClient:
+        client = connect(uri)
+        client.search_experiments()
+        database.unlink()
+        return client
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "MlflowClient", connected)
+        server.ask(lambda client: None)
+    assert server.ask(lambda client: client.create_experiment("mine")) and database.is_file()
