@@ -57,6 +57,8 @@ _NO_SECRET = re.compile(
     rf"(?i)['\"]?(?:{re.escape(MASK)}[0-9a-f]{{0,8}}|true|false|null|none|\?\?\?|\d{{1,3}}|\$\{{[\w.:]+\}}|)['\"]?[,;:.)\]}}`]*"
 )
 """Under any key. `${oc.env:NAME}` names a secret and gives none away; a number below 1000 counts something."""
+_MODEL_SIGNATURE = re.compile(r"[A-Za-z_][\w.]*\(.*|\{.*|\s*\n[ \t]+[\w.-]+:(?s:.*)")
+"""`signature` is also MLflow's word for what goes into a model and comes out: a call or a mapping."""
 
 
 def _pair(key: str, value: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
@@ -71,13 +73,14 @@ _NESTED = r"[^{}\[\]]"
 for _ in range(3):
     _NESTED = rf"(?:[^{{}}\[\]]|\{{{_NESTED}*+\}}|\[{_NESTED}*+\])"
 _CLOSED = rf"{_QUOTED}|\{{{_NESTED}*+\}}|\[{_NESTED}*+\]|[{{\[](?s:.*)"
+_CALL = r"""[A-Za-z_][\w.]*+\([^()'"\n]*\)(?=[\s,;)\]}]|$)"""
 _TEXT = r"""(?s:(?P<three>\"{3}|'{3}).*?(?:(?P=three)|\Z))"""
 _GIVEN = (
     # key=value in an override, a query, a connection string; %3D in one that is quoted
     _pair(
         r"""(?x:(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:\\{0,7}['"]\]?)?
-        (?::[ \t]*[\w.\[\],|\ ]{1,60}(?=[ \t]=))? (?:[ \t]+=(?![=~])[ \t]*|=[ \t]*|%3[Dd]))""",
-        rf"""{_TEXT}|{_CLOSED}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
+        (?::[ \t]*[\w.\[\],|\ ]{1,60}(?=[ \t]=))? (?:[ \t]+:?=(?![=~])[ \t]*|:?=[ \t]*|%3[Dd]))""",
+        rf"""{_TEXT}|{_CLOSED}|{_CALL}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
     ),
     # a mapping on one line, of YAML, JSON or Python
     _pair(
@@ -104,10 +107,20 @@ _GIVEN = (
         r"""(?<![\w-])--(?P<key>[\w.-]++)['"],(?:[^\n()]{0,200}?\bdefault=|[ \t]+)(?=['"])""",
         r"""['"][^'"\n]*['"]?""",
     ),
-    # an argument of a call, an element of XML, a line of netrc, of a Dockerfile
+    # a name, and beside or below it a value: `setdefault("TOKEN", "...")`, `name: TOKEN` and `value: ...`
+    _pair(
+        r"""\([ \t]*(?P<slash>\\{0,7})(?P<quote>['"])(?P<key>\w[\w.-]*+)(?P=slash)(?P=quote),\s*(?=\\{0,7}['"])""",
+        _QUOTED.replace("slashes", "more"),
+    ),
+    _pair(
+        r"""\b(?i:name|key)\b(?:\\{0,7}['"])?[ \t]*[:=][ \t]*(?:\\{0,7}['"])?(?P<key>\w[\w.-]*+)(?:\\{0,7}['"])?,?\s+"""
+        r"""(?:\\{0,7}['"])?(?i:value)(?:\\{0,7}['"])?[ \t]*[:=][ \t]*""",
+        rf"""{_CLOSED}|[^\s,}}]*""",
+    ),
+    # an argument of a call, an element of XML, a line of netrc, of a Dockerfile, of a batch file
     _pair(r"""(?<![\w.])(?P<key>[\w.]++)\(\s*(?!['"][A-Za-z]*['"])""", rf"{_TEXT}|{_QUOTED}|"),
     _pair(r"<(?P<key>[\w.:-]++)(?:\s[^<>]*)?>(?![A-Za-z\s]*<)", r"[^<>]*(?=</)|"),
-    _pair(r"(?i:\blogin[ \t\n]+\S+[ \t\n]+|\b(?-i:ENV|ARG)[ \t]+(?=(?-i:[A-Z])))(?P<key>\w++)[ \t]+(?!=)", r"\S+"),
+    _pair(r"(?:(?i:\blogin)[ \t\n]+\S+[ \t\n]+|\b(?:ENV|ARG|setx)[ \t]+(?=[A-Z]))(?P<key>\w++)[ \t]+(?!=)", r"\S+"),
     # a header of HTTP
     _pair(
         r"(?<![\w./-])(?=\w++-)(?P<key>[\w-]++):[ \t]*",
@@ -139,7 +152,8 @@ _SHAPES = (
     ),
     re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"\\]{12,})"""),
     # user and password beside a host, without a scheme; and as curl takes them
-    re.compile(r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+)@[\w.-]+:\d{1,5}/"""),
+    re.compile(r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+)@[\w.-]+(?::\d{1,5})?/"""),
+    re.compile(r"""\blogin\((?P<value>['"][^'"\n]*['"](?:,\s*['"][^'"\n]*['"]){0,2})\)"""),
     re.compile(r"""\bcurl\b[^\n]{0,200}?\s(?:-u|--user|--proxy-user)[ \t=]+['"]?[^\s:'"]+:(?P<value>[^\s'"]+)"""),
     # what its issuer marks as a secret
     re.compile(
@@ -310,7 +324,10 @@ def _values(text: str, pair: tuple[re.Pattern[str], re.Pattern[str]]) -> Iterato
         if is_secret(key) or (key in ("key", "code") and text[: found.start()].endswith(("?", "&"))):
             given = whole.match(text, found.start())
             assert given, "a value may be empty"
-            yield given.span("value")
+            value = given["value"]
+            is_placeholder = value.rstrip("]") == key.replace("-", "_").upper()  # `--api-key API_KEY`
+            if not is_placeholder and not (key == "signature" and _MODEL_SIGNATURE.fullmatch(value)):
+                yield given.span("value")
             position = given.end()
 
 

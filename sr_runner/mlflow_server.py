@@ -201,6 +201,8 @@ class Server:
         self._artifacts = artifacts
         self._connected: tuple[object, MlflowClient] | None = None
         self._repositories: dict[str, Any] = {}
+        self.restored: list[str] = []
+        """What was taken out of MLflow's bin and nobody was told of yet."""
 
     @property
     def is_made(self) -> bool:
@@ -270,6 +272,7 @@ class Server:
         now = self.run(run.info.run_id)  # an experiment takes its runs along
         if now is not None and now.info.lifecycle_stage != "active":
             self.ask(lambda client: client.restore_run(run.info.run_id))
+            self.restored.append(f"run {run.info.run_id}")
 
     def runs(self, experiment_id: str, tag: str, value: str, *, prefix: bool = False) -> list[Run]:
         """The runs of the experiment whose `tag` is `value` (or begins with it), deleted ones too; the oldest first."""
@@ -326,6 +329,7 @@ class Server:
     def _restore_experiment(self, experiment: Any) -> None:
         if experiment.lifecycle_stage != "active":
             self.ask(lambda client: client.restore_experiment(experiment.experiment_id))
+            self.restored.append(f"experiment {experiment.name!r} with its runs")
 
     def _client(self) -> MlflowClient:
         """A client of this process, since connections do not survive a fork, and of the SQLite file that is there now,

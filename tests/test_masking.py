@@ -74,6 +74,14 @@ POSITIONS: dict[str, Callable[[str, str], str]] = {
     "a Dockerfile": lambda key, secret: f"ENV {re.sub('[.-]', '_', key).upper()} {secret}\n",
     "curl": lambda key, secret: f"curl -u me:{secret}x https://host",
     "a host": lambda key, secret: f"at me:{re.sub('[/@:]', '', secret)}x@host:5432/db",
+    "a host without a port": lambda key, secret: f"at me:{re.sub('[/@:]', '', secret)}x@host/db",
+    "an assignment of Go": lambda key, secret: f"{key} := '{secret}'",
+    "a default": lambda key, secret: f'os.environ.setdefault("{key}", "{secret}")',
+    "Kubernetes": lambda key, secret: f"  - name: {key}\n    value: {secret}\n",
+    "a list of variables": lambda key, secret: json.dumps([{"name": key, "value": secret}]),
+    "attributes of XML": lambda key, secret: f'<add key="{key}" value="{secret}"/>',
+    "setx": lambda key, secret: f"setx {re.sub('[.-]', '_', key).upper()} {secret}",
+    "a login": lambda key, secret: f'login("{secret}")',
     "user info": lambda key, secret: f"(url 'http://me:{secret.replace('/', '')}x@host:5000/path')",
 }
 
@@ -106,6 +114,7 @@ def test_any_secret_is_masked(place: str, key: str, secret: str) -> None:
     text = POSITIONS[place](key, secret)
     assume(secret not in POSITIONS[place](key, "#") and secret.lower() not in ("true", "false", "null", "none"))
     assume(not (place in ("XML", "a call") and secret.isalpha()))  # a word, as in get_token("start")
+    assume(not masking._NO_SECRET.fullmatch(secret))
     assume(MASK not in secret and secret not in MASK and not (place == "an option" and secret.startswith("-")))
     assert secret not in masked_text(text).replace(MASK, "")
 
@@ -209,6 +218,11 @@ SLOW = (
     "token: a",
     '--token",',
     "token:\n a: ",
+    "name: token value: ",
+    '("token", "',
+    "signature: a(",
+    "login('",
+    "token=a(",
 )
 
 
@@ -286,6 +300,11 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ("get_token('bos') <token>EOS</token> ARG pass word", "get_token('bos') <token>EOS</token> ARG pass word"),
         ("is_secret(key), password(length)", "is_secret(key), password(length)"),
         ("auth={a: {b: [1]}, c: x} y", "auth=***** y"),
+        ("log(signature=infer(x, y), a=1)", "log(signature=infer(x, y), a=1)"),
+        ("signature:\n  inputs: x\nrun: 1", "signature:\n  inputs: x\nrun: 1"),
+        ("[--token TOKEN] [--api-key API_KEY]", "[--token TOKEN] [--api-key API_KEY]"),
+        ("name: TOKEN, and the value: 3", "name: TOKEN, and the value: 3"),
+        ("login(user)", "login(user)"),
         ("- token: a b\n  steps: 3\n- steps: 4", "- token: *****\n  steps: 3\n- steps: 4"),
     ],
 )

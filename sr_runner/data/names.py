@@ -25,7 +25,7 @@ def patterns(key: str, given: str | Sequence[str]) -> tuple[str, ...]:
 def by_name(images: Iterable[str], pattern: str, scale: int) -> dict[str, str]:
     """What `{name}` stands for in each of `images` that fits `pattern`, with the image's own name as value."""
     expression = re.escape(pattern).replace(r"\{name\}", "(.+)").replace(r"\{scale\}", str(scale))
-    matches = ((re.fullmatch(expression, image), image) for image in images)
+    matches = ((re.fullmatch(expression, image, re.DOTALL), image) for image in images)
     return {match[1]: image for match, image in matches if match}
 
 

@@ -127,7 +127,11 @@ class Delivery:
                 start_time=start["time"],
                 tags=start["tags"],
             )
+            if start.get("run_id"):
+                self._report(f"MLflow has no run {start['run_id']} any more; it is recorded anew, as {run.info.run_id}")
         self._server.restore(run)
+        while self._server.restored:
+            self._report(f"{self._server.restored.pop(0)} was deleted in MLflow, and is restored")
         self._remember(run.info.run_id, run.data.tags.get(_SENT_TAG, ""))
 
     def _given_experiment(self) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from sr_runner.checkpoint.format import step_name
@@ -204,11 +205,18 @@ class Validation:
 
     def _draw(self, step: int, pair: ScoredPair, sr: np.ndarray) -> None:
         name = Path(pair.name).stem
+        path = self._folder / f"{step_name(step)}-{name}.png"
         try:
-            own_folder(self._folder.parent, self._folder).mkdir(exist_ok=True)
-            path = self._folder / f"{step_name(step)}-{name}.png"
-            with draft_of(path) as draft:
-                picture_strip(pair.lr, sr, pair.hr, scale=self._data.scale).save(draft, format="PNG")
+            picture = picture_strip(pair.lr, sr, pair.hr, scale=self._data.scale)
+            try:
+                self._save(picture, path)
+            except FileNotFoundError:  # somebody deletes the run's folder, of which run.log tells
+                self._save(picture, path)
             self._tracker.picture(step, f"valid/{name}", path)
         except OSError as error:
             log.warning("the picture of %s at step %d could not be written: %s", pair.name, step, error)
+
+    def _save(self, picture: Image, path: Path) -> None:
+        own_folder(self._folder.parent, self._folder).mkdir(parents=True, exist_ok=True)
+        with draft_of(path) as draft:
+            picture.save(draft, format="PNG")

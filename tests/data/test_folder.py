@@ -210,6 +210,11 @@ def test_validation_images_are_those_listed(make: Make, roots: list[Path], tmp_p
         make(train=roots[0], valid=roots[1], valid_list=["0"])
 
 
+def test_names_of_images_may_have_line_ends(make: Make, roots: list[Path]) -> None:
+    save(roots[0] / "a\nb.png", 3)
+    assert [pair.name for pair in make(train=roots[0], valid_list=["a\nb"]).valid] == ["a\nb"]
+
+
 # -- LMDB --------------------------------------------------------------------------------------------------------------
 
 

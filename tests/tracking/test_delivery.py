@@ -280,7 +280,19 @@ def test_a_run_in_the_bin_is_waited_for_and_taken_out_at_the_next_resume(house: 
     house.start(resumed_at=1)
     house.deliver()
     assert house.run.info.lifecycle_stage == "active"
+    assert house.said == [f"run {house.facts['run_id']} was deleted in MLflow, and is restored"]
     assert house.history("loss") == [(1, 0.5)]
+
+
+def test_a_run_that_the_server_has_no_more_is_recorded_anew(house: House, empty_database: Path) -> None:
+    house.start()
+    house.deliver()
+    old = house.facts["run_id"]
+    shutil.copyfile(empty_database, house.folder / "mlflow.db")
+    house.start(resumed_at=1, run_id=old)
+    house.deliver()
+    new = house.facts["run_id"]
+    assert house.said == [f"MLflow has no run {old} any more; it is recorded anew, as {new}"] and new != old
 
 
 def test_an_experiment_in_the_bin_is_taken_out(house: House) -> None:
@@ -289,6 +301,7 @@ def test_an_experiment_in_the_bin_is_taken_out(house: House) -> None:
     house.start()
     house.deliver()
     assert house.client.get_experiment(experiment).lifecycle_stage == "active"
+    assert house.said == ["experiment 'tests' with its runs was deleted in MLflow, and is restored"]
 
 
 def test_a_run_is_taken_out_of_the_bin_together_with_its_experiment(house: House) -> None:
