@@ -66,6 +66,9 @@ def _lines(parts: Parts, folder: Path) -> Iterator[tuple[str, str]]:
     pieces = f" ({count} batches of {data.batch_size})" if count > 1 else ""
     pieces += f" in {parts.world.size} processes" if parts.world.size > 1 else ""
     yield "step", f"{data.batch_size * count} samples of {data.patch_size} x {data.patch_size} HR pixels{pieces}"
+    for phase in getattr(data, "phases", ())[1:]:
+        late = f"{phase.batch_size * count} of {phase.patch_size} x {phase.patch_size}"
+        yield "", f"after {phase.after:,} steps {late}"
     yield "loss", _loss(parts)
     yield "optimizer", _optimizer(learner)
     yield "schedule", _schedule(learner, trainer.steps)

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -173,6 +173,22 @@ def check_loss(objective: object, *, patch: int) -> None:
         raise RequestError(f"objective.loss: {name} makes {shape} of two batches of {batch}; expected one number")
 
 
+def _check_patch_sizes(networks: Mapping[str, nn.Module], sizes: Sequence[int]) -> None:
+    """Raises `RequestError` for a network that was built for one size of HR patches where there are others."""
+    for name, network in networks.items():
+        if name == MODEL or len(sizes) == 1:
+            continue
+        training = network.training
+        network.eval()
+        try:
+            for size in sizes:
+                network(torch.zeros(1, 3, size, size))
+        except Exception as error:
+            raise RequestError(f"data.patch_schedule: the {name} cannot take patches of {size}: {error}") from error
+        finally:
+            network.train(training)
+
+
 @dataclass
 class Parts:
     """What a config says, built. Nothing has been written yet."""
@@ -238,8 +254,10 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     scheduler = build(config.scheduler, "scheduler", _partial_=True)
     data: Data = build(config.data, "data", Data)
     checks.divisible("data.batch_size", data.batch_size, world.size)
-    check_model(model, scale=config.scale, lr_patch=max(data.patch_size // config.scale, 1))
-    check_loss(objective, patch=data.patch_size)
+    patch_sizes = sorted(getattr(data, "patch_sizes", {data.patch_size}))
+    for patch in patch_sizes:
+        check_model(model, scale=config.scale, lr_patch=max(patch // config.scale, 1))
+        check_loss(objective, patch=patch)
     memory_format = torch.channels_last if trainer.channels_last else torch.contiguous_format
 
     def learner(name: str, network: nn.Module) -> Learner:
@@ -253,6 +271,7 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
         )  # fmt: skip
 
     networks = objective.networks(model, patch_size=data.patch_size)
+    _check_patch_sizes(networks, patch_sizes)
     try:
         learners = {name: learner(name, network) for name, network in networks.items()}
         for each in learners.values():

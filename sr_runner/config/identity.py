@@ -16,11 +16,14 @@ _OF_THE_TRAINER = ("precision", "accumulate", "grad_clip", "parameters", "ema_de
 
 
 class Part(Protocol):
-    """What a model, an objective or data may declare of their own keys. Both are optional, since anyone's class is a
+    """What a model, an objective or data may declare of their own keys. All are optional, since anyone's class is a
     part: without them every key of the group is in the identity, as the config has it."""
 
     not_in_identity: ClassVar[Collection[str]] = ()
     """The keys that cannot change the weights, such as `workers`."""
+
+    not_in_identity_if: ClassVar[Mapping[str, object]] = {}
+    """The keys that count only where they differ from this: they came later than the first runs."""
 
     @property
     def file_contents(self) -> Mapping[str, str | None]:
@@ -42,6 +45,8 @@ def identity_facts(
     facts: dict[str, Any] = {"scale": plain["scale"], "seed": plain["seed"], "data": fingerprint}
     for group in ("model", "objective", "optimizer", "scheduler", "data"):
         left_out = {*getattr(parts.get(group), "not_in_identity", ())}
+        unless: Mapping[str, object] = getattr(parts.get(group), "not_in_identity_if", {})
+        left_out |= {key for key, value in unless.items() if key in (plain[group] or {}) and plain[group][key] == value}
         counted = plain[group] and {key: value for key, value in plain[group].items() if key not in left_out}
         files = getattr(parts.get(group), "file_contents", {})
         facts |= flatten(counted, group) | {f"{group}.{key}": digest for key, digest in files.items()}

@@ -107,7 +107,9 @@ def _words(hint: Any) -> list[str]:
     if hint in _WORDS:
         return [_WORDS[hint]]
     if _is_mapping(kind):
-        return [_WORDS[dict]]
+        inner = get_args(hint)
+        words = expected(inner[1]) if inner and any(map(_is_decided, members_of(inner[1]))) else "value"
+        return [f"a mapping, {{key: {words}}}"]
     if "__call__" in dir(kind):
         return ["{_target_: package.module.Class}"]
     inner = get_args(hint)

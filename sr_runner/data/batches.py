@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sr_runner.data.augment import PARTNER, Augment
 from sr_runner.data.crops import Images
 from sr_runner.data.degradations import Degradation
 from sr_runner.data.loader import Batch
@@ -25,9 +28,17 @@ class Samples:
     patch_size: int
     scale: int
     seed: int
+    augment: Augment | None = None
 
     def __call__(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """LR (count x h x w x 3) and HR (count x H x W x 3) uint8 of samples first .. first + count - 1."""
+        pictures = self._plain(first, count)
+        if self.augment is None:
+            return pictures
+        n = np.arange(first, first + count, dtype=np.int64)
+        return self.augment(pictures, partial(self._plain, first + PARTNER, count), seed=self.seed, n=n)
+
+    def _plain(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         draws = self.sampler.draw(first, count)
         hr = self.hr.crops(draws, self.patch_size, self.scale)
         if not isinstance(self.lr, Degradation):
@@ -38,23 +49,21 @@ class Samples:
 
 
 class FloatBatches:
-    """Batch number b as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on the device: the `count` samples from
-    `first + b * every` on.
+    """Batch number b as floats in [0, 1] (N x 3 x h x w, N x 3 x H x W) on the device: what `draw(b)` gives as uint8.
 
     Drawn by a loader's threads. On CUDA they work on a stream of their own, beside the train step; `finish` makes the
     consumer's stream wait for them.
     """
 
     def __init__(
-        self, samples: Samples, first: int, count: int, *, every: int, device: torch.device, channels_last: bool
+        self, draw: Callable[[int], tuple[Tensor, Tensor]], *, device: torch.device, channels_last: bool
     ) -> None:
-        self._samples, self._first, self._count, self._every = samples, first, count, every
-        self._device, self._channels_last = device, channels_last
+        self._draw, self._device, self._channels_last = draw, device, channels_last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: int) -> tuple[Batch, torch.cuda.Event | None]:
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-            lr, hr = self._samples(self._first + batch * self._every, self._count)
+            lr, hr = self._draw(batch)
             pictures = to_batch(lr, self._device, self._channels_last), to_batch(hr, self._device, self._channels_last)
             return pictures, None if self._stream is None else self._stream.record_event()
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sr_runner.data import checks
+from sr_runner.data.augment import Augment
 from sr_runner.data.base import LazyPairs, Pair
 from sr_runner.data.batches import FloatBatches, Samples
 from sr_runner.data.cache import ImageCache, MappedImages
@@ -49,6 +50,8 @@ class PairOptions(TypedDict, total=False):
     rotate: bool
     cache: str
     preview: int
+    augment: Mapping[str, float] | None
+    patch_schedule: Mapping[int, Mapping[str, int]] | None
 
 
 class PairData:
@@ -57,11 +60,14 @@ class PairData:
     `patch_size` is in HR pixels. `valid_images`: validate with the first N pairs only (None: all). `cache_dir`
     holds the decoded images; with `cache="device"` the training images are copied to the device that `stream` is for,
     with `"disk"` they stay where they are. `degradation` makes LR pictures: `"bicubic"` (MATLAB's, of whole images) or
-    a `Degradation`, of every crop anew. `preview` is for whoever runs this: how many samples to show instead of
-    training. Raises `RequestError` in the words of the config.
+    a `Degradation`, of every crop anew. `augment`: how often samples are changed at random, by kind (see `Augment`).
+    `patch_schedule`: other sizes from some step on, `{200000: {patch_size: 256, batch_size: 8}}`; the batch can only
+    become smaller, and a step draws the first of the samples that it would have drawn otherwise. `preview` is for
+    whoever runs this: how many samples to show instead of training. Raises `RequestError` in the words of the config.
     """
 
     not_in_identity: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_dir", "valid_images", "preview"})
+    not_in_identity_if: ClassVar[Mapping[str, object]] = {"augment": None, "patch_schedule": None}
 
     def __init_subclass__(cls) -> None:
         """The signature lists what `**options` stands for, for `help()` and for checks of configs."""
@@ -88,6 +94,8 @@ class PairData:
         cache: str = "disk",
         degradation: Degradation | str = "bicubic",
         preview: int = 0,
+        augment: Mapping[str, float] | None = None,
+        patch_schedule: Mapping[int, Mapping[str, int]] | None = None,
     ) -> None:
         self.scale = checks.whole_number("scale", scale, at_least=1)
         self.patch_size = checks.patch_size(patch_size, scale=scale)
@@ -102,6 +110,8 @@ class PairData:
         check_choice("data.cache", cache, ("disk", "device"))
         self._resident = cache == "device"
         self._degradation = checks.degradation(degradation)
+        self._augment = Augment(augment) if augment else None
+        self.phases = checks.phases(patch_schedule, self.patch_size, self.batch_size, scale=scale)
         self._cache = ImageCache(folder_named("data.cache_dir", cache_dir))
         self._photographs = photographs
         self._prepared: _Prepared | None = None
@@ -122,22 +132,25 @@ class PairData:
         for pair in train:
             self._check_covers_patch(pair)
         _warn_of_known(train, valid)
-        sampler = Sampler(
-            np.array([(pair.height, pair.width) for pair in train]),
-            lr_patch=self.patch_size // self.scale,
-            seed=self._seed,
-            flip=self._flip,
-            rotate=self._rotate,
-        )
+        sizes = np.array([(pair.height, pair.width) for pair in train])
+        samplers = {
+            patch: Sampler(sizes, lr_patch=patch // self.scale, seed=self._seed, flip=self._flip, rotate=self._rotate)
+            for patch in self.patch_sizes
+        }
         kind: Callable[[MappedImages, torch.device], Images] = ResidentImages if self._resident else HostImages
         lr = [pair.lr for pair in train if pair.lr is not None]
         self._prepared = _Prepared(
             train,
             LazyPairs([partial(_read, pair, self.scale) for pair in valid]),
-            sampler,
+            samplers,
             lr=functools.cache(partial(kind, MappedImages(lr, budget=_MAPPED_LR))),
             hr=functools.cache(partial(kind, MappedImages([pair.hr for pair in train], budget=_MAPPED_HR))),
         )
+
+    @property
+    def patch_sizes(self) -> frozenset[int]:
+        """All that the train step will see, in HR pixels."""
+        return frozenset(phase.patch_size for phase in self.phases)
 
     @property
     def fingerprint(self) -> str:
@@ -145,6 +158,8 @@ class PairData:
         digest = hashlib.sha256(f"x{self.scale} flip={self._flip} rotate={self._rotate}".encode())
         if self._degradation is not None:
             digest.update(self._degradation.identity.encode())
+        if self._augment is not None:
+            digest.update(f" augment={self._augment.probabilities}".encode())
         for pair in self._ready.train:
             digest.update(f" {pair.hr.digest} {pair.lr.digest if pair.lr else ''}".encode())
         return digest.hexdigest()
@@ -173,7 +188,7 @@ class PairData:
 
     def samples(self, first: int, count: int) -> tuple[Pixels, Pixels]:
         """LR (count x p/scale x p/scale x 3) and HR (count x p x p x 3) uint8 of samples first .. first + count - 1."""
-        lr, hr = self._samples(torch.device("cpu"))(first, count)
+        lr, hr = self._samples(torch.device("cpu"), self.patch_size)(first, count)
         return lr.numpy(), hr.numpy()
 
     def stream(
@@ -188,17 +203,24 @@ class PairData:
         """See `Data.stream`; `count`: `batch_size`."""
         place = torch.device(device)
         part, parts = share
-        checks.divisible("data.batch_size", self.batch_size, parts)
+        for phase in self.phases:
+            checks.divisible("data.batch_size", phase.batch_size, parts)
         every = count or self.batch_size
-        size = every // parts
-        batches = FloatBatches(
-            self._samples(place), first + part * size, size, every=every, device=place, channels_last=channels_last
-        )
+        samples = {patch: self._samples(place, patch) for patch in self.patch_sizes}
+
+        def draw(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+            start = first + batch * every
+            phase = [phase for phase in self.phases if phase.after <= start // every][-1]
+            size = every * phase.batch_size // self.batch_size // parts
+            return samples[phase.patch_size](start + part * size, size)
+
+        batches = FloatBatches(draw, device=place, channels_last=channels_last)
         return Loader(batches, workers=self._workers, finish=batches.finish)
 
-    def _samples(self, device: torch.device) -> Samples:
+    def _samples(self, device: torch.device, patch: int) -> Samples:
         lr = self._degradation or self._ready.lr(device)
-        return Samples(self._ready.sampler, lr, self._ready.hr(device), self.patch_size, self.scale, self._seed)
+        sampler, hr = self._ready.samplers[patch], self._ready.hr(device)
+        return Samples(sampler, lr, hr, patch, self.scale, self._seed, self._augment)
 
     @property
     def _wanted_valid(self) -> Sequence[PairSource]:
@@ -220,11 +242,13 @@ class PairData:
 
     def _check_covers_patch(self, pair: CachedPair) -> None:
         smallest = min(pair.height, pair.width) * self.scale
-        if smallest < self.patch_size:
+        largest = max(self.patch_sizes)
+        if smallest < largest:
             fitting = f"expected data.patch_size={smallest} or less" if smallest else "it is smaller than one LR pixel"
+            late = "" if largest == self.patch_size else " (data.patch_schedule)"
             raise RequestError(
                 f"{pair.source.hr}: {pair.hr.width} x {pair.hr.height} pixels are less than "
-                f"data.patch_size={self.patch_size}; {fitting}, or take the image out."
+                f"data.patch_size={largest}{late}; {fitting}, or take the image out."
             )
 
 
@@ -234,7 +258,8 @@ class _Prepared:
 
     train: Sequence[CachedPair]
     valid: Sequence[Pair]
-    sampler: Sampler
+    samplers: Mapping[int, Sampler]
+    """By HR patch size."""
     lr: Callable[[torch.device], Images]
     hr: Callable[[torch.device], Images]
 

@@ -28,5 +28,7 @@ def preview(data: Data, count: int) -> Image.Image:
         left, top = number % columns * cell[0] + _MARGIN, number // columns * cell[1] + _MARGIN
         page.paste(Image.fromarray(np.repeat(np.repeat(small, scale, axis=0), scale, axis=1)), (left, top))
         page.paste(Image.fromarray(large), (left + patch + _MARGIN // 2, top))
-        text.text((left, top + patch + 1), f"sample {number}: LR, HR", fill="black")
+        caption = f"sample {number}: LR, HR"
+        fits = text.textlength(caption) <= cell[0]
+        text.text((left, top + patch + 1), caption if fits else str(number), fill="black")
     return page

@@ -19,8 +19,8 @@ _ORDER, _IMAGE, _TOP, _LEFT, _FLIP, _ROTATE = range(6)
 _BLOCK = 1024
 """Samples drawn at once and kept: numpy's overhead of a draw is that of a thousand."""
 
-_RECENT = 4
-"""Blocks that are kept: threads that draw ahead may straddle two of them."""
+_RECENT = 8
+"""Blocks that are kept: threads that draw ahead may straddle two of them, and two more with what is mixed in."""
 
 
 class Draws(NamedTuple):

@@ -79,6 +79,7 @@ class Orchestrator:
             should_stop=self.world.stop_requested,
         )  # fmt: skip
         self._samples_per_step = data.batch_size * settings.accumulate
+        self._samples = self._samples_per_step  # of the last step; data may have smaller batches at times
         self._window = Window()
         self._gathered: tuple[int, list[dict[str, Any]]] = -1, []  # the step of `_gather`, and what it brought together
         self._judged = 0
@@ -98,8 +99,7 @@ class Orchestrator:
         self._begin_record(run, state if not fork else None)
         with self.stop.deferred(), self._open_stream() as batches:
             self._progress = Progress(
-                total=settings.steps, step=self.step, batch_size=self._samples_per_step,
-                bar=None if self.world.is_main else False,
+                total=settings.steps, step=self.step, bar=None if self.world.is_main else False,
             )  # fmt: skip
             try:
                 self._begin_checkpoints()
@@ -118,7 +118,7 @@ class Orchestrator:
                         self.evaluate()
                     if self._is_due(self.save_every):
                         self.save()
-                    self._progress.advance(self.step)
+                    self._progress.advance(self.step, self._samples)
                     pause = self._is_due(settings.eval_every) or self._is_due(self.save_every)
                     if self.world.should_stop(at_once=pause):
                         self._window.read_clock(batches.wait_seconds)
@@ -211,7 +211,7 @@ class Orchestrator:
         if self.world.size > 1:
             self._window.average(self.world.all_reduce_mean)
         self._raise_if_not_finite()
-        metrics = self._window.metrics(self._samples_per_step)
+        metrics = self._window.metrics(self._samples)
         metrics["train/lr"] = self.learners[MODEL].last_lr
         if self.settings.on_nan == "skip":
             first = self.step - len(self._window) + 1
@@ -301,9 +301,10 @@ class Orchestrator:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def _micro_batches(self, lr: torch.Tensor, hr: torch.Tensor) -> MicroBatches:
+        self._samples = len(lr) * self.world.size
         if self.settings.accumulate == 1:
             return ((lr, hr),)
-        size = self.data.batch_size // self.world.size
+        size = len(lr) // self.settings.accumulate
         return list(zip(torch.split(lr, size), torch.split(hr, size), strict=True))
 
     @property

@@ -20,16 +20,17 @@ class Progress:
     `advance` is called every step and does nothing until it is time to show something.
     """
 
-    def __init__(self, *, total: int, step: int, batch_size: int, bar: bool | None = None):
-        self._total, self._batch_size, self._step = total, batch_size, step
+    def __init__(self, *, total: int, step: int, bar: bool | None = None):
+        self._total, self._samples, self._step = total, 0, step
         self._fields: dict[str, str] = {}
         use_bar = sys.stderr.isatty() if bar is None else bar
         self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, leave=True) if use_bar else None
         self._every = _BAR_EVERY if use_bar else _FIRST_LINE
         self._since, self._shown_step, self._due = time.perf_counter(), step, time.perf_counter() + self._every
 
-    def advance(self, step: int) -> None:
-        self._step = step
+    def advance(self, step: int, samples: int) -> None:
+        """`samples`: of one step."""
+        self._step, self._samples = step, samples
         if time.perf_counter() >= self._due:
             self.show()
 
@@ -46,7 +47,7 @@ class Progress:
         elapsed = now - self._since
         if self._step > self._shown_step and elapsed > 0:
             rate = (self._step - self._shown_step) / elapsed
-            self._fields["images/s"] = f"{rate * self._batch_size:.1f}"
+            self._fields["images/s"] = f"{rate * self._samples:.1f}"
             self._fields["left"] = tqdm.format_interval((self._total - self._step) / rate)
         self._since, self._shown_step, self._due = now, self._step, now + self._every
         if self._bar is not None:

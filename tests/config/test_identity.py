@@ -54,6 +54,8 @@ CHECKPOINT = {
     "init_options": False,  # in the digest
 }
 DATA = {
+    "augment": True,
+    "patch_schedule": True,
     "_target_": True,
     "_convert_": True,
     "scale": True,
@@ -107,7 +109,7 @@ def another(value: Any) -> Any:
 def facts(config: DictConfig, fingerprint: str = "images", init_from: str | None = "digest") -> dict[str, Any]:
     """With what the class of the data declares, none of which has to be built."""
     kind = hydra.utils.get_object(str(config.data._target_).removesuffix("x"))
-    data = SimpleNamespace(not_in_identity=kind.not_in_identity)
+    data = SimpleNamespace(not_in_identity=kind.not_in_identity, not_in_identity_if=kind.not_in_identity_if)
     return identity_facts(config, {"data": data}, fingerprint, init_from)
 
 

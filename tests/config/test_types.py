@@ -29,7 +29,7 @@ TYPES: dict[Any, tuple[list[object], list[object], str]] = {
     Sequence[float]: ([[], [1, 2.5]], [1, "ab", ["a"], {"a": 1}], "a list, each a number"),
     tuple[float, float]: ([[1, 2]], [[1], [1, 2, 3], "ab"], "a list of 2, each a number"),
     tuple[int, ...]: ([[], [1, 2]], [["a"], 1], "a list, each a whole number"),
-    Mapping[str, int]: ([{}, {"a": 1}], [{"a": "b"}, [1], 1], "a mapping, {key: value}"),
+    Mapping[str, int]: ([{}, {"a": 1}], [{"a": "b"}, [1], 1], "a mapping, {key: a whole number}"),
     list[str] | bool: ([["a"], True], [1, "a"], "a list, each text or true or false"),
     nn.Module: ([{"_target_": "torch.nn.L1Loss"}], [5, "L1"], "{_target_: package.module.Class}"),
     Callable[[int], int]: ([{"_target_": "torch.nn.L1Loss"}], [5, None], "{_target_: package.module.Class}"),

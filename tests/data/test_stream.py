@@ -93,6 +93,56 @@ def test_the_shares_of_several_processes_are_together_the_batch_of_one(
             assert_same(next(whole), tuple(map(torch.cat, zip(next(a), next(b), strict=True))))
 
 
+AUGMENT = {"mixup": 0.3, "cutmix": 0.3, "cutblur": 0.2, "channel_shuffle": 0.1}
+SCHEDULE = {3: {"patch_size": 24, "batch_size": 2}, 5: {"batch_size": 4, "patch_size": 32}}
+
+
+@pytest.mark.parametrize("options", [{"augment": AUGMENT}, {"patch_schedule": SCHEDULE}], ids=["augment", "schedule"])
+def test_augmented_and_growing_samples_are_the_same_wherever_the_stream_starts_and_whoever_draws(
+    options: dict[str, Any], make: Make
+) -> None:
+    whole = make(batch_size=6, **options)
+    with whole.stream(0, 12) as stream:  # two batches a step
+        batches = [next(stream) for _ in range(8)]
+    for first in (1, 3, 4, 6):
+        data = make(batch_size=6, workers=2, cache="device", **options)
+        with data.stream(12 * first, 12, share=(0, 2)) as a, data.stream(12 * first, 12, share=(1, 2)) as b:
+            for batch in batches[first:]:
+                assert_same(batch, tuple(map(torch.cat, zip(next(a), next(b), strict=True))))
+    assert make(**options).fingerprint == make().fingerprint or "augment" in options
+
+
+def test_patches_grow_and_batches_shrink_after_so_many_steps(make: Make) -> None:
+    data = make(batch_size=6, patch_schedule=SCHEDULE)
+    with data.stream(0) as stream:
+        sizes = [tuple(next(stream)[1].shape[::3]) for _ in range(7)]
+    assert sizes == [(6, 16)] * 3 + [(2, 24)] * 2 + [(4, 32)] * 2
+    assert data.patch_sizes == {16, 24, 32}
+
+
+def test_patches_that_grow_are_samples_of_the_same_numbers(make: Make) -> None:
+    """The first of those of a step: one that is drawn late shows what it would have shown from the start."""
+    late, early = make(batch_size=6, patch_schedule=SCHEDULE), make(batch_size=6, patch_size=24)
+    assert_same(taken(late, 1, first=18), tuple(part[:2] for part in taken(early, 1, first=18)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({0: {"batch_size": 1}}, r"patch_schedule\.0: expected the number of a step, 1 or more"),
+        ({True: {"batch_size": 1}}, r"patch_schedule\.True: expected"),
+        ({3: {}}, r"patch_schedule\.3=\{\}: expected \{patch_size: 128, batch_size: 8\}"),
+        ({3: {"lr": 1}}, r"patch_schedule\.3=\{'lr': 1\}: expected"),
+        ({3: {"patch_size": 17}}, r"patch_schedule\.3\.patch_size=17 is not a multiple of scale=2; expected 16 or 18"),
+        ({3: {"batch_size": 7}}, r"patch_schedule\.3\.batch_size=7: expected a whole number, 1 to 5"),
+        ({3: {"patch_size": 40}}, r"are less than data\.patch_size=40 \(data\.patch_schedule\)"),
+    ],
+)
+def test_wrong_schedules_are_refused(schedule: Any, message: str, make: Make) -> None:
+    with pytest.raises(RequestError, match=message):
+        make(patch_schedule=schedule)
+
+
 def test_contiguous_batches_are_given_where_they_are_asked_for(make: Make) -> None:
     with make().stream(0, 3, channels_last=False) as stream:
         lr, hr = next(stream)

@@ -21,6 +21,11 @@ VARIANTS = {
     "skip": (*_EDSR, "trainer.on_nan=skip", "objective.loss._target_=variants.OftenInfinite"),
     "workers": (*_EDSR, "data.workers=4"),
     "accumulate": (*_EDSR, "trainer.accumulate=3"),
+    "augment": (
+        *_EDSR,
+        "data.augment={mixup: 0.3, cutmix: 0.3, cutblur: 0.2, channel_shuffle: 0.2}",
+        "data.patch_schedule={4: {patch_size: 24, batch_size: 1}}",
+    ),
     **{name: (*_EDSR, f"data/degradation={name}") for name in ("classic", "bsrgan", "realesrgan")},
 }
 COMPILED = {"compiled": (*_EDSR, "trainer.compile=true")}
