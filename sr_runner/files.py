@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import platform
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sr_runner.errors import RequestError
 
@@ -83,6 +85,19 @@ def read_file(path: Path, limit: int = SMALL) -> bytes:
         if size > limit:
             raise OSError(errno.EFBIG, f"it has {size} bytes, more than {limit}", str(path))
         return file.read(size)
+
+
+def plain_json(text: str | bytes) -> Any:
+    """What a record of ours says, which anyone may have written. Raises `ValueError`, also for whole numbers that no
+    float can hold, and `RecursionError`."""
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int:
+    number = int(digits)
+    if abs(number) >= 2**63:
+        raise ValueError(f"{digits[:20]}... is out of range")
+    return number
 
 
 @contextmanager

@@ -74,19 +74,23 @@ for _ in range(3):
     _NESTED = rf"(?:[^{{}}\[\]]|\{{{_NESTED}*+\}}|\[{_NESTED}*+\])"
 _CLOSED = rf"{_QUOTED}|\{{{_NESTED}*+\}}|\[{_NESTED}*+\]|[{{\[](?s:.*)"
 _CALL = r"""[A-Za-z_][\w.]*+\([^()'"\n]*\)(?=[\s,;)\]}]|$)"""
+_STRINGS = r"""(?:'[^'\n]*'|"[^"\n]*")(?:\s*+[,:]\s*+(?:'[^'\n]*'|"[^"\n]*"))*+\s*+,?\s*+"""
+_TUPLE = rf"\(\s*+{_STRINGS}\)"
 _TEXT = r"""(?s:(?P<three>\"{3}|'{3}).*?(?:(?P=three)|\Z))"""
 _GIVEN = (
     # key=value in an override, a query, a connection string; %3D in one that is quoted
     _pair(
         r"""(?x:(?:(?<![\w.%/-])|(?<=%[0-9A-Fa-f]{2}))(?P<key>[\w.-]++)(?:\\{0,7}['"]\]?)?
         (?::[ \t]*[\w.\[\],|\ ]{1,60}(?=[ \t]=))? (?:[ \t]+:?=(?![=~])[ \t]*|:?=[ \t]*|%3[Dd]))""",
-        rf"""{_TEXT}|{_CLOSED}|{_CALL}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
+        rf"""{_TEXT}|{_CLOSED}|{_CALL}|{_TUPLE}|(?:\\.?|[^\s&'"\\]|['"](?=[^\s,)}}\]:;]))*""",
     ),
     # a mapping on one line, of YAML, JSON or Python
     _pair(
         r"""(?<=[{,])(?:\s|\\+[nt])*(?P<quote>\\{0,7}['"]|)(?P<key>[\w.-]+)(?P=quote)\s*:\s*""",
         rf"{_CLOSED}|[^,}}\]]*",
     ),
+    # a line amid a mapping of JSON
+    _pair(r"""(?m)^[ \t]*(?P<quote>['"])(?P<key>[\w.-]+)(?P=quote)[ \t]*:[ \t]*""", rf"{_CLOSED}|[^,}}\]\n]*"),
     # a line of YAML, and the list or mapping below it
     _pair(
         r"(?m)^(?=[ \t]|- )(?P<in>[ \t]*)(?P<dash>- )?(?P<key>[\w.-]+):(?= |$) ?",
@@ -94,7 +98,7 @@ _GIVEN = (
     ),
     # in the first column, where prose begins as well: a mapping or text below, one long word or one with a digit
     _pair(
-        r"(?m)^(?P<key>[\w.-]+):(?:(?=\n)| +(?=\S+$))",
+        r"(?m)^(?P<key>[\w.-]+)[ \t]*:(?:(?=\n)|[ \t]*(?=\S+$))",
         r"(?:[|>][-+\d]*+(?=\n)|(?=\n[ \t]+[\w.-]++:[ \n]))(?:(?:\n[ \t]*+(?=\n))*+\n[ \t].*)*"
         r"|(?=[^\s\d]*\d|\S{16})\S*|",
     ),
@@ -129,7 +133,7 @@ _GIVEN = (
 )
 """A key, and the value that it is given."""
 _IN_BRACES = _GIVEN[1]
-_LITERAL = re.compile(r"""\s*\w{0,2}\\{0,7}['"]""")
+_LITERAL = re.compile(rf"""\s*(?:\w{{0,2}}\\{{0,7}}['"]|[(\[{{]\s*+{_STRINGS}[)\]}}])""")
 _OVERRIDE = re.compile(r"(?P<key>[\w.+~@/-]+)=(?P<value>.*)", re.DOTALL)
 _BARE = r"""(?:[^\s'">]|['">](?![\s,)\]};:]|$))"""
 """What user info may hold: a quotation mark only where it does not end the URL."""
@@ -211,6 +215,11 @@ def digested(facts: Mapping[str, Any]) -> dict[str, Any]:
         return MASK + hmac.new(b"sr-run: facts", secret.encode(errors="replace"), hashlib.sha256).hexdigest()[:8]
 
     return dict(_hidden(facts, False, hide, _spellings(_secrets(os.environ, False))))
+
+
+def digested_overrides(overrides: Iterable[str]) -> list[str]:
+    """`digested`, of overrides."""
+    return [digested({"": override})[""] for override in overrides]
 
 
 def learn(value: Any, key: str = "") -> None:

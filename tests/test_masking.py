@@ -81,6 +81,11 @@ POSITIONS: dict[str, Callable[[str, str], str]] = {
     "a list of variables": lambda key, secret: json.dumps([{"name": key, "value": secret}]),
     "attributes of XML": lambda key, secret: f'<add key="{key}" value="{secret}"/>',
     "setx": lambda key, secret: f"setx {re.sub('[.-]', '_', key).upper()} {secret}",
+    "a line of JSON": lambda key, secret: f'  "a": 1,\n  "{key}": "{secret}",\n  "b": 2',
+    "properties": lambda key, secret: f"{key}:{secret}{'x' * 16}",
+    "properties with spaces": lambda key, secret: f"{key} : {secret}{'x' * 16}",
+    "in brackets": lambda key, secret: f'{key} = (\n    "{secret}"\n)',
+    "two words": lambda key, secret: f'{key}=("me", "{secret}")',
     "a login": lambda key, secret: f'login("{secret}")',
     "user info": lambda key, secret: f"(url 'http://me:{secret.replace('/', '')}x@host:5000/path')",
 }
@@ -146,7 +151,9 @@ def test_code_that_names_no_secret_is_left_alone(code: str) -> None:
         "token = 'S3CRET-1'", "token: str = 'S3CRET-1'", "connect(password=f'S3CRET-1')", '{"token": "S3CRET-1"}',
         'os.environ["HF_TOKEN"] = "S3CRET-1"', "SECRET = \"\"\"\n  S3CRET-1\n\"\"\"", "open('http://me:S3CRET-1@host/x')",
         "set_password('S3CRET-1')", 'add("--token", default="S3CRET-1")',
-        "call('Authorization: Bearer S3CRET-1-abcdef')",
+        "call('Authorization: Bearer S3CRET-1-abcdef')", "get(url, auth=('me', 'S3CRET-1'))", "API_KEYS = ['S3CRET-1']",
+        "TOKEN = (\n    'S3CRET-1'\n)", "PASSWORDS = {'me': 'S3CRET-1'}", '  "token": "S3CRET-1",',
+        'os.environ.setdefault("HF_TOKEN", "S3CRET-1")',
     ],
 )  # fmt: skip
 def test_a_text_in_code_is_masked_under_a_secret_key(code: str) -> None:
@@ -222,6 +229,9 @@ SLOW = (
     '("token", "',
     "signature: a(",
     "login('",
+    "token=('",
+    "token :",
+    ' "token": ',
     "token=a(",
 )
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -125,8 +124,8 @@ class _Base:
         """Overrides for the values that the same request composes to something else than when it was recorded: an
         option file was changed meanwhile, or a default."""
         try:
-            then = yaml.safe_load(recorded)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            then = files.plain_yaml(recorded)
+        except ValueError as error:
             raise RequestError(f"{self.found.asked}: its config cannot be read ({error})") from error
         if not isinstance(then, dict) or not isinstance(then.get("outputs"), str):
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 import subprocess
@@ -144,14 +145,14 @@ def _own_commit() -> str:
 def _commit(folder: Path) -> str:
     """The commit of the repository around `folder`, "" where there is none."""
     commit = _git(folder, "rev-parse", "HEAD").strip()
-    return commit + (CHANGED if commit and _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    return commit + (CHANGED if commit and _git(folder, *_STATUS) else "")
 
 
 def _diff(folder: Path) -> str:
     """The uncommitted changes of the repository around `folder`, masked, as a patch for `git apply`. Where they are
     long the largest files are left out whole: a patch that ends somewhere is none."""
     names = ("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
-    diff = _git(folder, *names, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    diff = _git(folder, *names, "diff", "--no-ext-diff", "--no-textconv", "--no-color", _WITHIN, "HEAD")
     parts = re.split("(?m)^(?=diff --git )", diff)[1:]
     text = {part for part in parts if "\nBinary files " not in part and "\ufffd" not in part}
     kept, room = set(), _LONGEST_DIFF
@@ -177,12 +178,34 @@ def _masked(patch: str) -> str:
     return "\n".join(line[:1] + rest for line, rest in zip(lines, text, strict=True))
 
 
+_WITHIN = "--ignore-submodules=dirty"
+"""A repository within the repository has settings of its own."""
+_STATUS = ("status", "--porcelain", "--untracked-files=no", _WITHIN)
+
+
 def _git(folder: Path, *words: str) -> str:
-    """What git prints; "" where it fails."""
-    # No program that the repository's settings name is started.
-    command: Sequence[str] = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
+    """What git prints; "" where it fails. No program that the repository's own settings name is started: whoever
+    unpacks somebody's archive and starts a run there trusts no more than what it names."""
+    return _run_git(folder, *_no_filters(folder), *words)
+
+
+@functools.cache
+def _no_filters(folder: Path) -> tuple[str, ...]:
+    """Settings that turn off the filters of the repository around `folder`; those of the user himself stay."""
+    listed = _run_git(folder, "config", "--show-scope", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
+    own = [key for scope, key in zip(listed[::2], listed[1::2], strict=False) if scope in ("local", "worktree")]
+    off = [f"{key}={'false' if key.endswith('.required') else ''}" for key in own]
+    return tuple(word for setting in off for word in ("-c", setting))
+
+
+def _run_git(folder: Path, *words: str) -> str:
+    settings = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
+    command: Sequence[str] = ["git", *settings, "-C", str(folder), *words]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode(errors="replace")

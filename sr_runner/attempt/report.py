@@ -14,7 +14,7 @@ from sr_runner.attempt.build import Parts
 from sr_runner.errors import printable
 from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation
-from sr_runner.files import read_file
+from sr_runner.files import plain_json, read_file
 from sr_runner.runs.folder import RESULT
 from sr_runner.streams import ReaderGone, drop
 from sr_runner.training.result import Result, psnr_of
@@ -63,7 +63,7 @@ def as_json(result: Result) -> str:
 def result_of(folder: Path) -> Result | None:
     """The inverse of `as_json`, out of a run's folder; None where there is none that can be read."""
     try:
-        content = json.loads(read_file(folder / RESULT))
+        content = plain_json(read_file(folder / RESULT))
         scores, bicubic = (tuple(Score(**row) for row in content.pop(name)) for name in ("images", "bicubic"))
         result = Result(scores=scores, bicubic=bicubic, **content)
         numbers = [*result.metrics.values(), *result.best.values()]

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from sr_runner.commands.sweep_board import Job, records
 from sr_runner.config.overrides import parse
 from sr_runner.errors import RequestError, RunError, check_choice
 from sr_runner.files import LinkError
-from sr_runner.masking import masked
+from sr_runner.masking import MASK, digested_overrides
 from sr_runner.training.orchestrator import Judge
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class OptunaSweeper(Sweeper):
         self._metrics: dict[str, str] = _plain(metrics)
         self._params = params or {}
         self._halving: Halving | None = None
+        self._given: dict[str, str] = {}  # overrides of this command line, by what stands for them in files
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -81,7 +82,10 @@ class OptunaSweeper(Sweeper):
 
         overrides = parse([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
         space = _space(overrides)
-        constant = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
+        constant = self._shown(str(each.input_line) for each in overrides if not each.is_sweep_override())
+        for each in overrides:
+            if each.is_sweep_override() and each.is_discrete_sweep():
+                self._shown(f"{each.get_key_element()}={text}" for text in each.sweep_string_iterator())
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruner = _made("pruner", self._pruner)
         study = optuna.create_study(
@@ -94,6 +98,7 @@ class OptunaSweeper(Sweeper):
                 "trainer.resume=false begins a new one"
             )
         self._halving = pruner if isinstance(pruner, Halving) else None
+        self._check(study)
         batch = max((stage_of(trial).batch for trial in study.trials), default=0)
         running = [trial.number for trial in study.trials if stage_of(trial).batch == batch]
         has_begun = any(self._has_begun(study.trials[number]) for number in running)
@@ -107,6 +112,39 @@ class OptunaSweeper(Sweeper):
                 return
             self._run(study, running)
             batch, running, has_begun = batch + 1, [], False
+
+    def _check(self, study: optuna.Study) -> None:
+        """Raises `RunError` where the study's file holds something that is not ours."""
+        from sr_runner.commands.halving import stage_of
+
+        try:
+            for trial in study.trials:
+                stage = stage_of(trial)
+                given = trial.user_attrs[_OVERRIDES]
+                is_ours = isinstance(stage.batch, int) and isinstance(stage.rung, int) and isinstance(given, list)
+                if not is_ours or not all(isinstance(each, str) for each in given):
+                    raise ValueError(f"trial {trial.number} is none of sr-run's")
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self._folder / STUDY} is damaged ({error}); trainer.resume=false begins a new one"
+            ) from error
+
+    def _shown(self, overrides: Iterable[str]) -> list[str]:
+        """`overrides` as they may stand in a file: a digest in the place of each secret."""
+        given = list(overrides)
+        shown = digested_overrides(given)
+        self._given |= dict(zip(shown, given, strict=True))
+        return shown
+
+    def _real(self, trial: optuna.trial.FrozenTrial) -> list[str]:
+        """The overrides of `trial`, with the secrets of this command line."""
+        real = [self._given.get(each, each) for each in trial.user_attrs[_OVERRIDES]]
+        if unknown := [each for each in real if MASK in each]:
+            raise RequestError(
+                f"{unknown[0].partition('=')[0]}: trial {trial.number} of the study in {self._folder} was begun with "
+                "another secret; expected that one, or trainer.resume=false for a new study"
+            )
+        return real
 
     def _next(
         self, study: optuna.Study, space: Mapping[str, Any], constant: Sequence[str], batch: int
@@ -183,7 +221,7 @@ class OptunaSweeper(Sweeper):
             assert self.launcher is not None
             trials = [study.trials[number] for number in left]
             on = [["trainer.resume=true"] if self._halving and stage_of(trial).rung else [] for trial in trials]
-            jobs = [[*trial.user_attrs[_OVERRIDES], *more] for trial, more in zip(trials, on, strict=True)]
+            jobs = [[*self._real(trial), *more] for trial, more in zip(trials, on, strict=True)]
             self.launcher.launch(jobs, initial_job_idx=left[0])
         for number in left:
             if not self._tell(study, number):
@@ -219,7 +257,7 @@ def judge_of(folder: Path, pruner: Mapping[str, Any], metric: str, overrides: Se
     import optuna
 
     study = study_in(folder, _made("pruner", pruner))
-    wanted = determining(overrides)
+    wanted = determining(digested_overrides(overrides))
     trials = study.get_trials(deepcopy=False, states=[_state("RUNNING")])
     found = [trial for trial in trials if determining(trial.user_attrs.get(_OVERRIDES, ())) == wanted]
     if not found:
@@ -283,7 +321,7 @@ def is_search(sweeper: DictConfig) -> bool:
 
 
 def _record_of(folder: Path, overrides: Sequence[str]) -> Job | None:
-    wanted = determining(masked(list(overrides)))
+    wanted = determining(overrides)
     return next((job for job in records(folder) if determining(job.overrides) == wanted), None)
 
 
@@ -355,7 +393,9 @@ def _distribution(override: Override) -> optuna.distributions.BaseDistribution:
                 return IntDistribution(int(numbers[0]), int(numbers[-1]), step=int(step))
             return FloatDistribution(numbers[0], numbers[-1], step=step)
         if texts:
-            return CategoricalDistribution(texts)
+            key = override.get_key_element()
+            shown = digested_overrides(f"{key}={text}" for text in texts)
+            return CategoricalDistribution([each.removeprefix(f"{key}=") for each in shown])
     except ValueError as error:
         raise RequestError(f"{override.input_line}: {error}") from error
     raise RequestError(f"{override.input_line}: expected values, range(...), interval(...) or tag(log, interval(...))")

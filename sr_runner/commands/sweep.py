@@ -50,7 +50,7 @@ from sr_runner.config.compose import GRID, Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
 from sr_runner.files import Busy, LinkError, file_lock, folder_named, own_folder, write_file
-from sr_runner.masking import cause, digested, learn, masked, masked_text
+from sr_runner.masking import cause, digested, digested_overrides, learn, masked_text
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.folder import LOCK, RUNS
 from sr_runner.signals import Stopped, StopSignal
@@ -173,16 +173,18 @@ def sweep(
     _catch_up(board, config.tracker)
     run = SweepRun(tracker, board)
     status: Status = "KILLED"
-    (folder / _FAILED).unlink(missing_ok=True)
     board.begin()
     run.start()
     _boards[folder] = board
     stop.last_words = lambda: f"{board.going_on()}\n"
     try:
         try:
+            (folder / _FAILED).unlink(missing_ok=True)
             app.run_sweep(config_name, partial(job, plan=plan), [*overrides, *hydra], only_unfinished)
             board.is_searched = True
         except Exception as error:
+            if isinstance(error, OSError) and error.filename and folder in Path(error.filename).parents:
+                raise RunError(f"{error.filename}: the sweep cannot write its file there ({error.strerror})") from error
             if not any(each.status == "failed" for each in board.jobs()):
                 if not isinstance(error, HydraException | OmegaConfBaseException):
                     raise
@@ -237,7 +239,7 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     values = digested({key: given[key] for key in plan.keys if key in given})  # two secrets are two jobs
     name = " ".join(labels.short_names(values, hydra.runtime.choices).values()) or "job"
     record = Job(
-        number, name, values, masked(list(request.overrides)), "running", log=str(output / "job.log"),
+        number, name, values, digested_overrides(request.overrides), "running", log=str(output / "job.log"),
         sources=plan.sources,
     )  # fmt: skip
     done = before.run if before is not None and plan.resumes and before.status == "finished" else ""
@@ -349,7 +351,7 @@ def _grown(folder: Path, swept: Iterable[str], constant: Mapping[str, str], *, r
     if jobs and not resume:
         raise RequestError(f"{name}: there is such a sweep; expected trainer.resume=true too, or another name")
     columns = dict.fromkeys(key for job in jobs for key in job.values) | dict.fromkeys(swept)
-    here = {key: masked(value) for key, value in constant.items() if not _is_of_the_start(key)}
+    here = digested({key: value for key, value in constant.items() if not _is_of_the_start(key)})
     for job in jobs:
         there = {key: value for key, value in _as_handed_on(job.overrides).items() if not _is_of_the_start(key)}
         columns |= dict.fromkeys(key for key, value in here.items() if there.get(key) != value)
@@ -391,7 +393,7 @@ def _catch_up(board: Board, tracker: DictConfig) -> None:
 def _as_handed_on(overrides: Sequence[str]) -> dict[str, str]:
     """Keys and values as Hydra hands them to jobs: 1e-3 becomes 0.001."""
     handed_on = ((each.key_or_group, "" if each.is_delete() else _text(each)) for each in parse(overrides))
-    return {key: value.strip("'\"") for key, value in handed_on}
+    return {key: value.strip("'\"").replace("\\:", ":") for key, value in handed_on}
 
 
 def _text(override: Override) -> str:

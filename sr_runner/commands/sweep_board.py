@@ -23,7 +23,7 @@ from sr_runner.attempt.labels import given, short_names
 from sr_runner.commands.sweep_page import JobRow, SweepRows, page
 from sr_runner.config import types
 from sr_runner.errors import printable
-from sr_runner.files import file_lock, read_file, write_file
+from sr_runner.files import file_lock, plain_json, read_file, write_file
 from sr_runner.masking import cause
 from sr_runner.runs.catalogue import is_attempt
 from sr_runner.tracking import SWEEP_TAG, RunRecord, Status, Tracker, points
@@ -90,7 +90,7 @@ def read_job(folder: Path) -> Job | None:
     A PSNR or gain that is no number (a diverged job's) is None: no order has a place for it.
     """
     try:
-        job = None if folder.is_symlink() else Job(**json.loads(read_file(folder / RECORD)))
+        job = None if folder.is_symlink() else Job(**plain_json(read_file(folder / RECORD)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     if job is None or not all(types.fits(getattr(job, name), hint) for name, hint in _HINTS.items()):
@@ -321,7 +321,7 @@ class SweepRun:
         board = self._board
         with file_lock(board.folder / "sweep.lock"):
             try:
-                known = json.loads(read_file(board.folder / _FILE))
+                known = plain_json(read_file(board.folder / _FILE))
                 name, self._began = str(known["id"]), float(known["time"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 name, self._began = f"sweep/{board.folder.name}-{uuid.uuid4().hex[:8]}", time.time()

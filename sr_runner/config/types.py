@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -63,7 +64,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is Literal:
         return any(value == each and type(value) is type(each) for each in get_args(hint))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int):
+            return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return isinstance(value, float)
     if _is_path(kind):
         return isinstance(value, str) and value != ""
     if kind in (int, bool, str, NoneType):

@@ -36,6 +36,8 @@ _BITS_PER_SAMPLE = 258
 def read_image(path: Path) -> Pixels:
     """The image at `path` as H x W x 3 uint8 RGB; see `decode_image`. `RequestError` where it cannot be read."""
     try:
+        if path.exists() and not path.is_file():
+            raise RequestError(f"{path}: not a file.")
         data = path.read_bytes()
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}).") from error

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from sr_runner.checkpoint.stores import LocalStore, MlflowStore, RemoteStore
-from sr_runner.files import open_own, own_folder, read_file, write_file
+from sr_runner.files import open_own, own_folder, plain_json, read_file, write_file
 from sr_runner.mlflow_server import tracking_uri
 from sr_runner.tracking import journal
 from sr_runner.tracking.journal import read_json
@@ -93,7 +93,7 @@ def _starts_and_ends(folder: Path) -> list[dict[str, Any]]:
     found = []
     for line in _lines(folder / STARTS):
         with suppress(ValueError, RecursionError):
-            known = json.loads(line)
+            known = plain_json(line)
             if isinstance(known, dict):
                 found.append(known)
     return found
@@ -124,19 +124,41 @@ def config(folder: Path) -> str:
     return "\n".join(_lines(folder / CONFIG))
 
 
+class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Numbers, text, lists and mappings."""
+
+
+for _tag in ("binary", "set", "omap", "pairs"):
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)
+_Plain.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+
+
+def plain_yaml(text: str) -> Any:
+    """The config of a run, which anyone may have written: one that names the same thing twice, and so can stand for
+    more than fits a memory, is none of ours. Raises `ValueError`."""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Plain)):
+            raise ValueError("it has YAML aliases")
+        return yaml.load(text, _Plain)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
 def store(folder: Path, outputs: Path) -> str | None:
     """The folder or URL of the run's checkpoints by its config, as `stores.store_at` takes it; None where that is the
     one below its outputs (which may lie in `outputs` by now), none, or of a class of somebody's own."""
     try:
-        known = yaml.safe_load(config(folder))
+        known = plain_yaml(config(folder))
         where = known["checkpoint"]
         kind, root = str(where["store"]["_target_"]), where["root"]
-    except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
     if kind not in _STORES:
         return None
     if _STORES[kind] is MlflowStore:
         uri, experiment = (where["store"].get(key) for key in ("uri", "experiment"))
+        if not isinstance(uri, str | None) or not isinstance(experiment, str | None):
+            return None
         return f"mlflow:{tracking_uri(uri, outputs)}#{experiment or ''}"
     if not isinstance(root, str) or root == f"{known.get('outputs')}/{CHECKPOINTS}":
         return None

@@ -26,8 +26,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from sr_runner import weights
 from sr_runner.checkpoint import DamagedError, LocalStore, Manifest, Name, Origin, Store, TrainingState
 from sr_runner.checkpoint.format import CONFIG, MANIFEST, MODEL, STATE, load, step_of
@@ -113,8 +111,8 @@ class Found:
                 # Without the optimizer's state, which is twice as large and would be fetched from afar.
                 folder = self.store.get(str(name), self.catalogue.scratch, only=[MODEL, STATE, CONFIG, MANIFEST])
                 _, data = load(folder, expected_step=name.step, only=(MODEL, STATE, CONFIG))
-                config = yaml.safe_load(bytes(data[CONFIG]))
-            except (DamagedError, yaml.YAMLError, RecursionError, ValueError) as damage:
+                config = files.plain_yaml(bytes(data[CONFIG]).decode())
+            except (DamagedError, ValueError) as damage:
                 damages = f"{damages}; {name} is damaged: {damage}"
                 log.error("checkpoint %s is damaged: %s", name, damage)
                 continue

@@ -35,7 +35,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sr_runner.files import open_own, read_file, write_file, written_anew
+from sr_runner.files import open_own, plain_json, read_file, write_file, written_anew
 
 JOURNAL = "journal.jsonl"
 SENT = "journal.sent"
@@ -261,7 +261,7 @@ def crc_of(path: Path, start: int, end: int, crc: int = 0) -> int | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; empty where the file is missing or damaged."""
     try:
-        found = json.loads(read_file(path))
+        found = plain_json(read_file(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from support import TINY, SrRun
 
-from sr_runner.commands.sweep import _catch_up, _grown
+from sr_runner.commands.sweep import _as_handed_on, _catch_up, _grown
 from sr_runner.commands.sweep_board import Board, Job, read_job, write_job
 from sr_runner.errors import RequestError
+from sr_runner.masking import digested_overrides
 from sr_runner.runs import folder as files
 
 
@@ -59,6 +61,18 @@ def test_jobs_that_could_not_be_told_from_earlier_ones_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=said):
         _grown(folder, swept, constant, resume=resume)
+
+
+def test_a_constant_secret_is_no_column(tmp_path: Path) -> None:
+    overrides = ["model.token=S3CRET-1", "model.password=S3CRET-2", "data.url=http://me:S3CRET-3@host"]
+    write_job(tmp_path, Job(0, "a", {"model.token": "x"}, digested_overrides(overrides), "finished"))
+    (tmp_path / "a").mkdir()
+    shutil.move(tmp_path / "job.json", tmp_path / "a")
+    constant = _as_handed_on(overrides[1:])
+    assert _grown(tmp_path, ["model.token"], constant, resume=True) == ["model.token"]
+    assert "S3CRET" not in (tmp_path / "a" / "job.json").read_text()
+    constant["model.password"] = "S3CRET-4"
+    assert _grown(tmp_path, ["model.token"], constant, resume=True) == ["model.token", "model.password"]
 
 
 def test_earlier_jobs_have_a_value_for_what_was_the_same_then(folder: Path) -> None:

@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from run_server import RunServer
 from support import TINY, SrRun, wait_until
 
+from sr_runner.attempt.record import CHANGED, _commit, _diff
 from sr_runner.commands.runs import main
 from sr_runner.runs import folder as files
 
@@ -213,6 +214,41 @@ def test_no_record_decides_where_git_looks(outputs: Path, ask) -> None:
     assert not ran.exists()
 
 
+def test_a_start_in_somebodys_repository_starts_no_program_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "inner"
+    me = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always")
+
+    def git(where: Path, *words: str) -> None:
+        subprocess.run(["git", "-C", str(where), *me, *words], check=True, capture_output=True)
+
+    for place in (inner, tmp_path):
+        git(tmp_path, "init", "-q", str(place))
+        (place / "f.txt").write_text("f")
+        (place / ".gitattributes").write_text("f.txt filter=x diff=x")
+        if place == tmp_path:
+            git(place, "submodule", "add", "-q", str(inner), "within")
+        git(place, "add", "f.txt", ".gitattributes")
+        git(place, "commit", "-qm", "f")
+    for place in (tmp_path, tmp_path / "within"):
+        for key in (
+            "filter.x.clean", "filter.x.process", "diff.x.command", "diff.x.textconv", "diff.external",
+            "core.fsmonitor",
+        ):  # fmt: skip
+            git(place, "config", key, f"touch {tmp_path}/ran-{key}; cat")
+        git(place, "config", "filter.x.required", "true")
+        (place / "f.txt").write_text("g")
+    for name in ("post-index-change", "post-checkout", "fsmonitor-watchman"):
+        hook = tmp_path / ".git" / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran-{name}\n")
+        hook.chmod(0o755)
+    assert _commit(tmp_path).endswith(CHANGED)
+    assert "+g" in _diff(tmp_path)
+    assert not list(tmp_path.glob("ran-*"))
+
+
 BOMB = "a: &a {x: 1}\n" + "".join(
     f"{y}: &{y} {{p: *{x}, q: *{x}, r: *{x}}}\n" for x, y in pairwise("abcdefghijklmnopqrstuv")
 )
@@ -228,10 +264,19 @@ BOMB = "a: &a {x: 1}\n" + "".join(
         (files.RESULT, '{"step": 1, "metrics": {"valid/psnr": 1}, "images": [{"image": 1}], "bicubic": 3}'),
         (files.RESULT, '{"step": 1, "metrics": {}, "images": [], "bicubic": [], "best": {"step": []}}'),
         (files.RESULT, '{"step": 1, "metrics": null, "images": [], "bicubic": [], "best": {"a": 1}}'),
+        (files.RESULT, json.dumps({"step": 1, "metrics": {"valid/psnr": 10**400}, "images": [], "bicubic": []})),
+        (files.RESULT, json.dumps({"step": 10**400, "metrics": {}, "images": [], "bicubic": []})),
         (files.RESULT, "[" * 100_000),
         (files.CONFIG, "scale: " + "9" * 100_000),
         (files.CONFIG, BOMB),
         (files.CONFIG, "{" * 100_000),
+        (
+            files.CONFIG,
+            BOMB + "outputs: *v\ncheckpoint: {root: /tmp/zz, store: {_target_: sr_runner.checkpoint.LocalStore}}",
+        ),
+        (files.CONFIG, "checkpoint: {root: a, store: {_target_: sr_runner.checkpoint.MlflowStore, uri: 5}}"),
+        (files.CONFIG, "optimizer: {lr: !!binary aGVsbG8=, eps: 2026-01-01}"),
+        (files.STARTS, json.dumps({"params": {"optimizer.lr": 10**400}}) + "\n"),
         (files.CONFIG, "- a list"),
         (files.RECORD, '{"facts": ' + '{"a": ' * 100_000),
         (files.LOCK, "process 99999999999 on " + "x" * 1000),
@@ -249,7 +294,10 @@ def test_whatever_stands_in_the_folder_of_a_run_it_is_no_traceback(name: str, co
         (folder,) = (outputs / "runs" / run).iterdir()
         (folder / name).write_text(content)
     again = [["reproduce", killed]] if name in (files.RECORD, files.STARTS) else []
-    for words in (["ls", "sort=step"], ["show", killed], ["diff", finished, killed], *again):
+    for words in (
+        ["ls", "sort=step"], ["ls", "optimizer.lr>1"], ["show", killed], ["diff", finished, killed],
+        ["diff", finished, killed, "--json"], *again,
+    ):  # fmt: skip
         out, err = ask(*words, code=None)
         assert "\x1b" not in out + err and max(map(len, out.splitlines()), default=0) < 100_000
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -293,6 +294,36 @@ def test_a_search_prunes_what_is_worse(sr_run: SrRun, tmp_path: Path) -> None:
     results = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/*/result.json")]
     by_step = sorted(result["step"] for result in results)
     assert by_step == [4, 8] and sorted(states.values()) == ["finished", "pruned"], states
+
+
+@pytest.mark.slow
+def test_a_search_over_secrets_writes_none_and_takes_no_trial_for_another(sr_run: SrRun, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from sr_runner.models import EDSR\n"
+        "class Net(EDSR):\n"
+        "    def __init__(self, scale, token='', password=''):\n"
+        "        super().__init__(scale=scale, num_filters=int(token[-1]), num_res_blocks=1)\n"
+    )
+    tiny = [each for each in TINY if not each.startswith("model.")]
+    command = (
+        "-m", *tiny, "hydra/sweeper=optuna", "trainer.steps=4", "model._target_=mine.Net", "+model.password=S3CRET-abc",
+        "+model.token=S3CRET-xyz4,S3CRET-xyz8", "tracker=none", "trainer.resume=true",
+        "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler",
+    )  # fmt: skip
+    sr_run(*command, "hydra.sweeper.n_trials=1")
+    done = sr_run(*command, "hydra.sweeper.n_trials=2")
+    assert "2 of 2 jobs finished" in done.stdout
+    assert len(list(tmp_path.glob("outputs/runs/*/*/result.json"))) == 2
+    written = (path for path in tmp_path.glob("outputs/**/*") if path.is_file() and path.suffix != ".diff")
+    assert not [path for path in written if b"S3CRET" in path.read_bytes()]
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    again = [each.replace("xyz4", "other4").replace("xyz8", "other8") for each in command]
+    place = f"hydra.sweep.dir={sweep}"
+    assert "cannot take other choices" in sr_run(*again, place, "hydra.sweeper.n_trials=3", code=2).stderr
+    shutil.rmtree(sweep / "search", ignore_errors=True)
+    (sweep / "sweep.failed").mkdir()
+    said = sr_run(*command, "hydra.sweeper.n_trials=2", code=1).stderr
+    assert "Traceback" not in said and "sweep.failed: the sweep cannot write its file there (Is a directory)" in said
 
 
 def size_of(path: Path) -> tuple[int, int]:

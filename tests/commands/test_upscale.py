@@ -133,3 +133,21 @@ def test_the_command_line_works_in_a_process_of_its_own(folder: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "large/catx2.png: 106 x 82" in done.stderr
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_named_and_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = folder / "odd"
+    odd.mkdir()
+    os.mkfifo(odd / "pipe.png")
+    (odd / "zero.png").symlink_to("/dev/zero")
+    Image.new("RGB", (8, 8)).save(odd / "whole.png")
+    assert main(["edsr.safetensors", str(odd), "output=large"]) == 1
+    assert [path.name for path in Path("large").iterdir()] == ["wholex2.png"]
+
+
+def test_a_folder_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save("whole.png")
+    Path("large/wholex2.png").mkdir(parents=True)
+    assert main(["edsr.safetensors", "whole.png", "output=large", "existing=replace"]) == 2
+    assert "there is a folder where the SR image of whole.png would go" in capsys.readouterr().err

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sr_runner.attempt.report import result_of
 from sr_runner.checkpoint import DamagedError, LocalStore
@@ -24,7 +21,6 @@ from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.resolve import Found
 from sr_runner.training.result import Result, psnr_of
 
-_ALIAS = re.compile(r"[-:,\[{]\s*\*\w")
 _OF_A_RUN = ("run", "name", "status", "step", "sweep", "from", "psnr")
 _COMPARISONS = {
     "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
@@ -73,10 +69,8 @@ class Record:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Flat: `optimizer.lr` -> 1e-4."""
-        text = self.catalogue.config(self.attempt)
-        if not _ALIAS.search(text):  # which sr-run does not write, and which can stand for more than fits a memory
-            with suppress(yaml.YAMLError, RecursionError, ValueError):
-                return flatten(yaml.load(text or "{}", getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        with suppress(ValueError, RecursionError):
+            return flatten(files.plain_yaml(self.catalogue.config(self.attempt) or "{}"))
         return {}
 
     @cached_property
@@ -162,7 +156,7 @@ def differing(found: Sequence[Record]) -> list[str]:
 def number_of(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

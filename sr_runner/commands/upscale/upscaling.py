@@ -92,12 +92,15 @@ def _images_below(folder: Path) -> dict[Path, str]:
 
 
 def _jobs(images: dict[Path, str], output: Path, ending: str) -> dict[Path, Path]:
-    """The image of each SR image. Raises `RequestError` where two images would go to one file, or one onto itself."""
+    """The image of each SR image. Raises `RequestError` where two images would go to one file, or one onto itself
+    or a folder."""
     taken: dict[Path, Path] = {}
     for image, name in images.items():
         target = output / f"{name}{ending}"
         if target in taken:
             raise RequestError(f"{image} and {taken[target]} would both become {target}; enlarge them separately.")
+        if target.is_dir():
+            raise RequestError(f"{target}: there is a folder where the SR image of {image} would go.")
         if target.exists() and target.samefile(image):
             raise RequestError(f"{image}: its SR image would overwrite it; choose another output folder.")
         taken[target] = image
