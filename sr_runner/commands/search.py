@@ -25,7 +25,7 @@ from sr_runner.commands.sweep_board import Job, records
 from sr_runner.config.overrides import parse
 from sr_runner.errors import RequestError, RunError, check_choice
 from sr_runner.files import LinkError
-from sr_runner.masking import MASK, digested_overrides
+from sr_runner.masking import MASK, cause, digested_overrides
 from sr_runner.training.orchestrator import Judge
 
 if TYPE_CHECKING:
@@ -334,7 +334,7 @@ def _storage(folder: Path) -> optuna.storages.BaseStorage:
     try:
         return optuna.storages.RDBStorage(f"sqlite:///{path}")
     except Exception as error:  # SQLAlchemy's, Alembic's, SQLite's
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise RunError(f"{path} cannot be read: {cause(error)}") from error
 
 
 def _state(name: str) -> optuna.trial.TrialState:

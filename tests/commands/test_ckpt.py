@@ -148,7 +148,7 @@ def test_cp_copies_whole_checkpoints_and_refuses_damaged_ones(
     assert run(capsys, "verify", f"checkpoint.root={tmp_path / 'copy'}").count("ok ") == 4
     broken = root / IDENTITY / "a0001-00aa" / "step-00000030" / "state.json"
     broken.write_text("{}")
-    assert "state.json" in run(
+    assert "step-00000030 is damaged (state.json" in run(
         capsys, "cp", f"checkpoint.root={root}", f"{IDENTITY}/a0001-00aa", str(tmp_path / "other"), code=1
     )
 

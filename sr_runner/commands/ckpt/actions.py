@@ -218,8 +218,11 @@ def _copy(catalogue: Catalogue, options: Places, wanted: str, to: str) -> Report
     else:
         target.check()
     for name in checkpoints.names:
-        folder = checkpoints.folder(name)
-        format.load(folder, expected_step=name.step)  # what is damaged is not spread
+        try:
+            folder = checkpoints.folder(name)
+            format.load(folder, expected_step=name.step)
+        except DamagedError as damage:
+            raise RunError(f"{name} is damaged ({damage}) and was not copied") from damage
         target.put(str(name), [Blob.of_file(folder / file) for file in (*FILES, MANIFEST)])
         rows.append({"name": str(name), "to": target.url})
     return rows, [f"copied {row['name']} to {row['to']}" for row in rows]
