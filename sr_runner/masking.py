@@ -142,7 +142,7 @@ _USER_INFO = re.compile(
     [^\s/?\#@:'"<>\[]* : (?!\d+(?:[/?\#]|\\/) | \d*(?:[\s'",;)\]}}]|$))
         (?: (?:(?!://){_BARE})* (?=@) (?: @ (?:(?![/?\#\n]){_BARE}|[ ])* (?=@) )?
         |   (?:(?!://){_BARE}|[ ])* )
-    | (?:(?![/?\#]){_BARE})* )@"""
+    | (?!git@)(?:(?![/?\#]){_BARE})* )@"""
 )
 """Up to the last @ of the authority; a `/` or a space may stand in a password, but not after a port."""
 _SHAPES = (
@@ -156,7 +156,9 @@ _SHAPES = (
     ),
     re.compile(r"""\b(?:(?i:bearer)|Basic)\s+(?P<value>(?=\S*\d)[^\s'"\\]{12,})"""),
     # user and password beside a host, without a scheme; and as curl takes them
-    re.compile(r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+)@[\w.-]+(?::\d{1,5})?/"""),
+    re.compile(
+        r"""(?<![\w/@.:-])[\w.-]+:(?P<value>[^\s@/:'"]+(?=@[\w.-]+:\d{1,5}/)|(?=[^\s@/:'"]*\d)[^\s@/:'"]+)@[\w.-]+(?::\d{1,5})?/"""
+    ),
     re.compile(r"""\blogin\((?P<value>['"][^'"\n]*['"](?:,\s*['"][^'"\n]*['"]){0,2})\)"""),
     re.compile(r"""\bcurl\b[^\n]{0,200}?\s(?:-u|--user|--proxy-user)[ \t=]+['"]?[^\s:'"]+:(?P<value>[^\s'"]+)"""),
     # what its issuer marks as a secret

@@ -74,7 +74,7 @@ POSITIONS: dict[str, Callable[[str, str], str]] = {
     "a Dockerfile": lambda key, secret: f"ENV {re.sub('[.-]', '_', key).upper()} {secret}\n",
     "curl": lambda key, secret: f"curl -u me:{secret}x https://host",
     "a host": lambda key, secret: f"at me:{re.sub('[/@:]', '', secret)}x@host:5432/db",
-    "a host without a port": lambda key, secret: f"at me:{re.sub('[/@:]', '', secret)}x@host/db",
+    "a host without a port": lambda key, secret: f"at me:{re.sub('[/@:]', '', secret)}0@host/db",
     "an assignment of Go": lambda key, secret: f"{key} := '{secret}'",
     "a default": lambda key, secret: f'os.environ.setdefault("{key}", "{secret}")',
     "Kubernetes": lambda key, secret: f"  - name: {key}\n    value: {secret}\n",
@@ -315,6 +315,7 @@ def test_prose_is_left_alone(words: list[str]) -> None:
         ("[--token TOKEN] [--api-key API_KEY]", "[--token TOKEN] [--api-key API_KEY]"),
         ("name: TOKEN, and the value: 3", "name: TOKEN, and the value: 3"),
         ("login(user)", "login(user)"),
+        ("ssh://git@github.com/a/b and me:staff@host/path", "ssh://git@github.com/a/b and me:staff@host/path"),
         ("- token: a b\n  steps: 3\n- steps: 4", "- token: *****\n  steps: 3\n- steps: 4"),
     ],
 )
