@@ -29,6 +29,7 @@ from sr_runner.errors import RequestError, RunError, check_choice, nearest
 from sr_runner.evaluation.metrics import METRICS
 from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
+from sr_runner.objectives.learner import Precision, autocast
 from sr_runner.objectives.pixel import PixelObjective
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, Tracker
@@ -136,26 +137,30 @@ def _check_parts(value: Any, key: str) -> None:
 
 
 @torch.no_grad()
-def check_model(model: object, *, scale: int, lr_patch: int) -> None:
-    """Raises `RequestError` unless `model` makes an SR batch of the right size, before a run is started for nothing."""
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"model._target_ makes a {type(model).__name__}: expected a torch.nn.Module")
-    training = model.training
+def check_model(model: nn.Module, lr: torch.Tensor, *, scale: int, precision: Precision) -> None:
+    """Raises `RequestError` unless `model` makes an SR batch of the right size of `lr`, before a run is started for
+    nothing.
+
+    `lr` is on the run's device, as some networks work on no other; `precision` is that of a step, fp32 that of an
+    evaluation.
+    """
+    training, name, shape = model.training, type(model).__name__, " x ".join(map(str, lr.shape))
+    expected = (*lr.shape[:2], lr.shape[2] * scale, lr.shape[3] * scale)
     model.eval()
     try:
-        made = tuple(model(torch.zeros(1, 3, lr_patch, lr_patch)).shape)
-    except Exception as error:
-        raise RequestError(
-            f"model: {type(model).__name__} fails on an LR batch of 1 x 3 x {lr_patch} x {lr_patch}: {error!r}"
-        ) from error
+        for each in dict.fromkeys((precision, "fp32")):
+            try:
+                with autocast(lr.device.type, each):
+                    made = tuple(model(lr).shape)
+            except Exception as error:
+                where = f"{lr.device}, {each}{', as in an evaluation' if each != precision else ''}"
+                raise RequestError(f"model: {name} fails on an LR batch of {shape} ({where}): {error!r}") from error
+            if made != expected:
+                raise RequestError(
+                    f"model: {name} makes {made} of an LR batch of {shape}; scale={scale} asks for {expected}"
+                )
     finally:
         model.train(training)
-    expected = (1, 3, lr_patch * scale, lr_patch * scale)
-    if made != expected:
-        raise RequestError(
-            f"model: {type(model).__name__} makes {made} of an LR batch of 1 x 3 x {lr_patch} x {lr_patch}; "
-            f"scale={scale} asks for {expected}"
-        )
 
 
 def check_loss(objective: object, *, patch: int) -> None:
@@ -248,6 +253,8 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     devices.configure(device, deterministic=trainer.deterministic, threads=trainer.threads)
     devices.seed_everything(config.seed)
     model: nn.Module = build(config.model, "model")
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"model._target_ makes a {type(model).__name__}: expected a torch.nn.Module")
     objective: Objective = build(config.objective, "objective", Objective)
     # Called later, with what the config cannot know.
     optimizer = build(config.optimizer, "optimizer", _partial_=True)
@@ -256,7 +263,6 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     checks.divisible("data.batch_size", data.batch_size, world.size)
     patch_sizes = sorted(getattr(data, "patch_sizes", {data.patch_size}))
     for patch in patch_sizes:
-        check_model(model, scale=config.scale, lr_patch=max(patch // config.scale, 1))
         check_loss(objective, patch=patch)
     memory_format = torch.channels_last if trainer.channels_last else torch.contiguous_format
 
@@ -280,6 +286,10 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
         raise
     except (Exception, SystemExit) as error:
         raise refusal(f"{config.optimizer._target_} or {config.scheduler._target_}", error) from error
+    for patch in patch_sizes:
+        side = max(patch // config.scale, 1)
+        lr = torch.zeros(1, 3, side, side, device=device).to(memory_format=memory_format)
+        check_model(model, lr, scale=config.scale, precision=precision)
     tracker: Tracker = build(config.tracker, "tracker", Tracker) if world.is_main else NoTracker()
     store = build_store(config) if world.is_main else None
     return Parts(

@@ -41,6 +41,26 @@ class Picky(Net):
         raise ValueError(f"not at scale {scale}")
 
 
+class Telling(Net):
+    def __init__(self, scale):
+        super().__init__(scale)
+        self.seen = []
+
+    def forward(self, lr):
+        channels_last = lr.is_contiguous(memory_format=torch.channels_last)
+        sr = super().forward(lr)
+        self.seen.append((lr.device.type, sr.dtype, channels_last, self.training))
+        return sr
+
+
+class Choosy(Net):
+    def forward(self, lr):
+        sr = super().forward(lr)
+        if sr.dtype != torch.bfloat16:
+            raise NotImplementedError("this scan has only bf16")
+        return sr
+
+
 def not_a_network(scale):
     return "EDSR"
 
@@ -300,8 +320,30 @@ def test_what_a_part_is_not_is_said_in_one_sentence(argument: str, said: str, bu
 def test_a_network_of_another_scale_is_refused_and_left_in_its_mode() -> None:
     network = torch.nn.Upsample(scale_factor=3)
     with pytest.raises(RequestError, match=r"makes \(1, 3, 24, 24\) .* scale=2 asks for \(1, 3, 16, 16\)"):
-        check_model(network, scale=2, lr_patch=8)
+        check_model(network, torch.zeros(1, 3, 8, 8), scale=2, precision="fp32")
     assert network.training
+
+
+def test_a_network_is_tried_in_the_memory_format_and_precision_of_a_step_and_of_an_evaluation(build: Build) -> None:
+    seen = build("model._target_=own_parts.Telling", "trainer.precision=bf16").model.seen
+    assert seen == [("cpu", torch.bfloat16, True, False), ("cpu", torch.float32, True, False)]
+
+
+def test_a_network_is_tried_on_the_device_of_the_batch() -> None:
+    class Recording(torch.nn.Conv2d):
+        def forward(self, lr: torch.Tensor) -> torch.Tensor:
+            self.seen = lr.device.type
+            return super().forward(lr)
+
+    network = Recording(3, 3, 1, device="meta")
+    check_model(network, torch.zeros(1, 3, 8, 8, device="meta"), scale=1, precision="fp32")
+    assert network.seen == "meta"
+
+
+def test_what_a_network_says_there_is_passed_on(build: Build) -> None:
+    said = r"Choosy fails on .* 1 x 3 x 16 x 16 \(cpu, fp32, as in an evaluation\): .*this scan has only bf16"
+    with pytest.raises(RequestError, match=said):
+        build("model._target_=own_parts.Choosy", "trainer.precision=bf16")
 
 
 class Unreduced(torch.nn.Module):
