@@ -1,9 +1,14 @@
-"""The super-resolution networks of spandrel (SwinIR, HAT, RCAN, ESRGAN, DAT, SPAN, ...) as one `nn.Module`."""
+"""The super-resolution networks of spandrel (SwinIR, HAT, RCAN, ESRGAN, DAT, SPAN, ...) as one `nn.Module`.
+
+Those of spandrel_extra_arches, which has the ones under other licences, are among them where it is installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from types import ModuleType
@@ -28,7 +33,8 @@ class SpandrelNetwork(nn.Module):
 
     Args:
         scale: what the network enlarges by.
-        architecture: spandrel's name of it, e.g. `SwinIR`; its weights are newly initialised.
+        architecture: its class as spandrel's modules name it, e.g. `SwinIR`, or `RealPLKSR` beside `PLKSR`; its weights
+            are newly initialised.
         arguments: of the architecture's class in spandrel; its scale and colours are filled in.
 
     Raises:
@@ -74,7 +80,8 @@ class SpandrelNetwork(nn.Module):
 
     def _take(self, descriptor: Any, network: nn.Module) -> None:
         self.network = network
-        self.architecture = str(descriptor.architecture.id)
+        names = {kind: name for name, kind in _classes().items()}
+        self.architecture = names[type(network)]
         self.scale = int(descriptor.scale)
         self._size = descriptor.size_requirements
 
@@ -111,16 +118,36 @@ def _spandrel() -> ModuleType:
     return module
 
 
+def _registry() -> Any:
+    """spandrel's architectures and, where it is installed, those of spandrel_extra_arches."""
+    registry = _spandrel().MAIN_REGISTRY.copy()
+    with suppress(ImportError):
+        registry.add(*importlib.import_module("spandrel_extra_arches").EXTRA_REGISTRY, ignore_duplicates=True)
+    return registry
+
+
+def _classes() -> dict[str, type[nn.Module]]:
+    """The networks by name; an architecture's module may hold several."""
+    modules = [sys.modules[type(each.architecture).__module__] for each in _registry()]
+    return {
+        name: kind
+        for module in modules
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__.startswith(f"{module.__name__}.")
+    }
+
+
 def _build(architecture: str, scale: int, arguments: dict[str, Any]) -> nn.Module:
-    spandrel = _spandrel()
-    known = [str(support.architecture.id) for support in spandrel.MAIN_REGISTRY]
-    if architecture not in known:
-        hint = nearest(architecture, known) or f" It knows {', '.join(known)}."
-        raise RequestError(f"model.architecture={architecture}: spandrel has no such network.{hint}")
-    network_class = getattr(getattr(spandrel.architectures, architecture), architecture, None)
+    known = _classes()
+    network_class = known.get(architecture)
     if network_class is None:
+        several = [name for name, kind in known.items() if f".{architecture}." in kind.__module__]
+        hint = f" It means one of {', '.join(several)}." if several else nearest(architecture, known)
+        extra = importlib.util.find_spec("spandrel_extra_arches") is not None
         raise RequestError(
-            f"model.architecture={architecture}: names several networks; set model.weights to those of one"
+            f"model.architecture={architecture}: spandrel has no such network"
+            + ("." if extra else ", and spandrel_extra_arches is not installed.")
+            + (hint or f" It knows {', '.join(known)}.")
         )
     parameters = inspect.signature(network_class).parameters
     scale_argument = next((name for name in _SCALE_ARGUMENTS if name in parameters), None)
@@ -161,10 +188,10 @@ def _is_modest(value: object) -> bool:
 
 
 def _descriptor(state: Mapping[str, Tensor]) -> Any:
-    spandrel = _spandrel()
+    registry = _registry()
     try:
         with torch.random.fork_rng(devices=[]):
-            descriptor = spandrel.MAIN_REGISTRY.load(dict(state))
+            descriptor = registry.load(dict(state))
     except Exception as error:  # deducing a network from an unfit state can raise anything
         raise RequestError(f"spandrel recognises no network in these weights ({type(error).__name__})") from error
     channels = (descriptor.input_channels, descriptor.output_channels)

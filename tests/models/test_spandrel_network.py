@@ -12,6 +12,7 @@ from sr_runner.errors import RequestError
 
 SMALL = {
     "ESRGAN": {"num_blocks": 1, "num_filters": 8},
+    "RealPLKSR": {"dim": 8, "n_blocks": 1, "kernel_size": 5, "norm_groups": 2},
     "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},
     "SPAN": {"feature_channels": 8},
     "SwinIR": {
@@ -53,13 +54,30 @@ def test_a_network_by_name_enlarges_any_size_and_trains(architecture):
     assert any(p.grad is not None for p in network.parameters())
 
 
+def test_every_network_of_spandrels_modules_has_a_name():
+    with pytest.raises(RequestError, match="It knows ") as refused:
+        weights.spandrel_network(scale=4, architecture="0")
+    known = str(refused.value).partition("It knows ")[2].rstrip(".").split(", ")
+    assert {"PLKSR", "RealPLKSR", "KBNet_s", "UpCunet2x_fast", "ESRGAN", "SwinIR"} <= {*known}
+
+
+def test_those_of_spandrel_extra_arches_are_among_them(tmp_path):
+    pytest.importorskip("spandrel_extra_arches")
+    small = {"img_size": 32, "window_size": 8, "embed_dim": 12, "depths": [2], "num_heads": [2]}
+    arguments = {**small, "upsampler": "pixelshuffle"}
+    network = weights.spandrel_network(scale=2, architecture="SRFormer", arguments=arguments).eval()
+    path = weights.export(network, tmp_path / "own.safetensors")
+    assert torch.equal(weights.load_model(path)(image()), network(image()))
+
+
 @pytest.mark.parametrize("architecture", SMALL)
 def test_a_published_file_and_our_own_give_the_same_pixels(tmp_path, architecture):
     network = weights.spandrel_network(scale=4, architecture=architecture, arguments=SMALL[architecture]).eval()
     expected = network(image())
     torch.save({"params": network.network.state_dict()}, tmp_path / "published.pth")
     own = weights.export(network, tmp_path / "own.safetensors")
-    for path in (tmp_path / "published.pth", own):
+    undeducible = architecture == "RealPLKSR"  # its norm_groups, which only a header states
+    for path in (own,) if undeducible else (tmp_path / "published.pth", own):
         assert torch.equal(weights.load_model(path)(image()), expected)
         tuned = weights.spandrel_network(scale=4, weights=path)
         assert torch.equal(tuned.eval()(image()), expected)
@@ -69,7 +87,8 @@ def test_a_published_file_and_our_own_give_the_same_pixels(tmp_path, architectur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"architecture": "SwimIR"}, "spandrel has no such network. Did you mean 'SwinIR'"),
+        ({"architecture": "SwimIR"}, "has no such network.* Did you mean 'SwinIR'"),
+        ({"architecture": "RealCUGAN"}, "has no such network.* It means one of UpCunet2x, UpCunet2x_fast, UpCunet3x"),
         ({"architecture": "RCAN", "arguments": {"n_feat": 8}}, r"model.arguments.n_feat: .* Did you mean 'n_feats'"),
         ({"architecture": "RCAN", "arguments": {"scale": 2}}, "model.arguments make RCAN a network of scale 2"),
     ],
