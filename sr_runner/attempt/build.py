@@ -27,6 +27,7 @@ from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, RunError, check_choice, nearest
 from sr_runner.evaluation.metrics import METRICS
+from sr_runner.models.activation_checkpointing import checkpoint_activations
 from sr_runner.objectives import Learner, Objective
 from sr_runner.objectives.base import MODEL
 from sr_runner.objectives.learner import Precision, autocast
@@ -152,6 +153,8 @@ def check_model(model: nn.Module, lr: torch.Tensor, *, scale: int, precision: Pr
             try:
                 with autocast(lr.device.type, each):
                     made = tuple(model(lr).shape)
+            except RequestError:
+                raise
             except Exception as error:
                 where = f"{lr.device}, {each}{', as in an evaluation' if each != precision else ''}"
                 raise RequestError(f"model: {name} fails on an LR batch of {shape} ({where}): {error!r}") from error
@@ -269,6 +272,8 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     def learner(name: str, network: nn.Module) -> Learner:
         own = objective.trained_by(name)
         placed = network.to(device).to(memory_format=memory_format).train()
+        if name == MODEL and trainer.checkpoint_activations is not None:
+            checkpoint_activations(placed, trainer.checkpoint_activations)
         return Learner(
             placed, own.optimizer or optimizer, own.scheduler or scheduler,
             rules=trainer.parameters if name == MODEL else None,

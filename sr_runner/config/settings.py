@@ -95,6 +95,9 @@ class TrainerSettings:
     """Parameters that are frozen or have settings of their own, by the names of modules or parameters, wildcards
     included: {head|tail: {lr: 1e-5}, *.bias: {weight_decay: 0}, body: {freeze: true}}. The first that fits counts; the
     rest follows `optimizer`."""
+    checkpoint_activations: str | None = None
+    """Modules of the network that keep only their output, and are computed anew for the gradients: less memory for more
+    time, with the same bits. Names with wildcards, `|` between several: body.*; null: none."""
     ema_decay: float | None = None
     """Average the weights with this decay (0.999) and evaluate and export the average; null: off."""
     grace_seconds: float | None = 30.0

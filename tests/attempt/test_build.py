@@ -346,6 +346,28 @@ def test_what_a_network_says_there_is_passed_on(build: Build) -> None:
         build("model._target_=own_parts.Choosy", "trainer.precision=bf16")
 
 
+def test_activation_checkpointing_is_no_part_of_the_identity_as_it_changes_no_bit(build: Build) -> None:
+    def facts(*arguments: str) -> dict[str, object]:
+        parts = build(*arguments)
+        parts.data.prepare(progress=False)
+        return parts.identity_facts()
+
+    assert facts("trainer.checkpoint_activations=body.*|head") == facts()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("bdy.*", "trainer.checkpoint_activations=bdy.*: this fits no module; expected the name of one"),
+        ("*.relu", "trainer.checkpoint_activations: body.0.relu (ReLU) changes its input in place"),
+    ],
+)
+def test_modules_that_are_not_there_or_cannot_be_computed_anew_are_named(names: str, said: str, build: Build) -> None:
+    with pytest.raises(RequestError) as refused:
+        build(f"trainer.checkpoint_activations={names}")
+    assert str(refused.value).startswith(said)
+
+
 class Unreduced(torch.nn.Module):
     def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
         return (sr - hr).abs()

@@ -10,6 +10,7 @@ _SRRESNET = ("model=srresnet", *_SMALL, "trainer.precision=fp32")
 _SRGAN = (
     "objective=srgan", "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=2",
     "scheduler=multistep", "scheduler.milestones=[5]", "trainer.ema_decay=0.9",
+    "trainer.checkpoint_activations=body.*",
 )  # fmt: skip
 
 VARIANTS = {
@@ -28,7 +29,7 @@ VARIANTS = {
     ),
     **{name: (*_EDSR, f"data/degradation={name}") for name in ("classic", "bsrgan", "realesrgan")},
 }
-COMPILED = {"compiled": (*_EDSR, "trainer.compile=true")}
+COMPILED = {"compiled": (*_SRRESNET, "trainer.compile=true", "trainer.checkpoint_activations=body.*")}
 """Needs a C++ compiler."""
 
 
