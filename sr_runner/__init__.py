@@ -72,12 +72,15 @@ def upscale(network: nn.Module, image: Pixels, *, tile: int = TILE, overlap: int
     import torch
 
     from sr_runner.inference.tiling import checked_image, scale_of, upscale_image
+    from sr_runner.models.padding import grid_of
 
     image = checked_image(image)
     device = next(network.parameters()).device
     with torch.no_grad():
         scale = scale_of(network, device)
-        return upscale_image(network, image, scale=scale, device=device, tile=tile, overlap=overlap)
+        return upscale_image(
+            network, image, scale=scale, device=device, tile=tile, overlap=overlap, grid=grid_of(network)
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sr_runner.commands.options import Inference
 from sr_runner.inference.ensemble import self_ensemble
 from sr_runner.inference.tiling import Upscale, scale_of
+from sr_runner.models.padding import grid_of
 from sr_runner.objectives.learner import autocast
 from sr_runner.runs.network import load_network
 from sr_runner.runs.resolve import Source, find_source
@@ -25,6 +26,8 @@ class Opened:
     network: nn.Module
     upscale: Upscale
     scale: int
+    grid: int
+    """As `upscale_image` takes it."""
 
 
 def open_network(name: str, options: Inference, device: torch.device) -> Opened:
@@ -32,7 +35,7 @@ def open_network(name: str, options: Inference, device: torch.device) -> Opened:
     source = find_source(name, outputs=Path(options.outputs), checkpoints=options.store)
     network = load_network(source, options.network, options.model, prefix="model.")
     upscale = _at_work(network, device, precision=options.precision, ensemble=options.self_ensemble)
-    return Opened(source, network, upscale, scale_of(upscale, device))
+    return Opened(source, network, upscale, scale_of(upscale, device), grid_of(network))
 
 
 def _at_work(network: nn.Module, device: torch.device, *, precision: str, ensemble: bool) -> Upscale:

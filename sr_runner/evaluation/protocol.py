@@ -69,6 +69,7 @@ def evaluate(
     device: torch.device | str,
     tile: int = TILE,
     overlap: int = OVERLAP,
+    grid: int = 1,
     on_image: OnImage | None = None,
     should_stop: Callable[[], bool] = never,
 ) -> Evaluation:
@@ -92,8 +93,9 @@ def evaluate(
 
         scale = pair.hr.shape[0] // pair.lr.shape[0]
         return upscale_image(
-            watched, pair.lr, scale=scale, device=device, tile=tile, overlap=overlap, should_stop=should_stop
-        )
+            watched, pair.lr, scale=scale, device=device, tile=tile, overlap=overlap, grid=grid,
+            should_stop=should_stop,
+        )  # fmt: skip
 
     with torch.no_grad():
         evaluation = score_pairs(pairs, enlarge, crop=crop, on_image=on_image, should_stop=should_stop)

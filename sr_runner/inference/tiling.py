@@ -53,6 +53,7 @@ def upscale_image(
     device: torch.device | str,
     tile: int = TILE,
     overlap: int = OVERLAP,
+    grid: int = 1,
     should_stop: Callable[[], bool] = never,
 ) -> Array:
     """The SR image of `lr`, both uint8 HWC RGB: clipped and rounded, as it is scored and saved. Of floats in [0, 1]
@@ -63,13 +64,16 @@ def upscale_image(
     that for the whole image wherever `overlap` covers the receptive field. All tiles of an image have one shape, so
     that a compiled network is compiled once. Only one tile of the SR image is held as floats.
 
+    Of a network with windows, `grid` is their size: tiles begin at its multiples, so that each has the windows of the
+    whole image, `overlap` is rounded up to the next multiple and `tile` down, and the last tiles may be smaller.
+
     Raises `Interrupted` between tiles once `should_stop()` is true, `RequestError` where the network's output does not
     fit `scale`.
     """
     batch, is_bytes = to_unit_range(lr, device), lr.dtype == np.uint8
     sr: Any = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8 if is_bytes else np.float32)
     for rows, columns, part in iterate_tiles(
-        upscale, batch, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop
+        upscale, batch, scale=scale, tile=tile, overlap=overlap, grid=grid, should_stop=should_stop
     ):
         sr[rows, columns] = to_bytes(part) if is_bytes else _image(_clipped(part))
     return sr  # type: ignore[no-any-return]
@@ -105,7 +109,14 @@ def scale_of(upscale: Upscale, device: torch.device | str) -> int:
 
 
 def iterate_tiles(
-    upscale: Upscale, lr: Tensor, *, scale: int, tile: int, overlap: int, should_stop: Callable[[], bool]
+    upscale: Upscale,
+    lr: Tensor,
+    *,
+    scale: int,
+    tile: int,
+    overlap: int,
+    grid: int = 1,
+    should_stop: Callable[[], bool],
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows and columns of the SR image, and the part of it that belongs there, tile by tile, each pixel once."""
     if tile < 1 or overlap < 0:
@@ -113,9 +124,9 @@ def iterate_tiles(
     height, width = lr.shape[-2:]
     whole = tile + 2 * overlap
     if height * width <= whole * whole:
-        tile = max(height, width)
-    for row in windows(height, tile, overlap):
-        for column in windows(width, tile, overlap):
+        tile = -(-max(height, width) // grid) * grid
+    for row in windows(height, tile, overlap, grid):
+        for column in windows(width, tile, overlap, grid):
             if should_stop():
                 raise Interrupted
             seen = lr[..., row.start : row.stop, column.start : column.stop]
@@ -128,8 +139,18 @@ def iterate_tiles(
             )
 
 
-def windows(length: int, tile: int, overlap: int) -> list[Window]:
-    """`length` LR pixels cut into tiles, all seen through windows of one length that lie inside the image."""
+def windows(length: int, tile: int, overlap: int, grid: int = 1) -> list[Window]:
+    """`length` LR pixels cut into tiles, all seen through windows of one length that lie inside the image.
+
+    Where `grid` is more than 1, windows begin and end at its multiples; those at the end of the image end there.
+    """
+    if grid > 1:
+        # More than one window of context: of so much, what is padded at the image's end may be a reflection.
+        coarse = windows(-(-length // grid), max(tile // grid, 1), overlap // grid + 1)
+        return [
+            Window(each.start * grid, min(each.stop * grid, length), each.first * grid, min(each.last * grid, length))
+            for each in coarse
+        ]
     seen = min(length, tile + 2 * overlap)
     if seen == length:
         return [Window(0, length, 0, length)]

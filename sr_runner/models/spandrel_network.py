@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,9 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sr_runner.errors import RequestError, nearest
+from sr_runner.models.padding import upscale_padded
 
 # What the architectures call their scale.
 _SCALE_ARGUMENTS = ("upscale", "scale", "upscaling_factor")
@@ -29,7 +30,7 @@ _CHANNEL_ARGUMENTS = ("num_in_ch", "num_out_ch", "in_chans", "in_nc", "out_nc", 
 class SpandrelNetwork(nn.Module):
     """N x 3 x H x W RGB in [0, 1] -> N x 3 x (H scale) x (W scale), about [0, 1], not clipped.
 
-    Sizes that an architecture cannot take (windows, a minimum) are padded by reflection and cropped again.
+    Sizes that an architecture cannot take (a multiple, a minimum) are padded by reflection and cropped again.
 
     Args:
         scale: what the network enlarges by.
@@ -84,17 +85,14 @@ class SpandrelNetwork(nn.Module):
         self.architecture = names[type(network)]
         self.scale = int(descriptor.scale)
         self._size = descriptor.size_requirements
+        window = getattr(network, "window_size", 1)
+        self.tile_grid = math.lcm(self._size.multiple_of, window if isinstance(window, int) else 1)
 
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         right, below = self._size.get_padding(width, height)
-        if right or below:
-            # Reflection reaches at most size - 1 pixels; what is missing then repeats the border.
-            reflected = (0, min(right, width - 1), 0, min(below, height - 1))
-            lr = F.pad(lr, reflected, "reflect")
-            lr = F.pad(lr, (0, right - reflected[1], 0, below - reflected[3]), "replicate")
-        sr: Tensor = self.network(lr.clone())  # RCAN, for one, multiplies its input in place
-        return sr[..., : height * self.scale, : width * self.scale]
+        # RCAN, for one, multiplies its input in place.
+        return upscale_padded(lambda padded: self.network(padded.clone()), lr, right, below)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments as JSON has them, less what it cannot hold."""

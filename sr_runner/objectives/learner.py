@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from sr_runner.errors import RequestError
+from sr_runner.models.padding import take_any_size
 from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
@@ -49,7 +50,8 @@ class Learner:
         compile: bool = False,
         gradient_average: Callable[[nn.Module], Callable[[], None] | None] | None = None,
     ):
-        """`network` is already on its device. `optimizer` and `scheduler` are called with parameters and optimizer.
+        """`network` is already on its device, and takes inputs of any size from now on. `optimizer` and `scheduler` are
+        called with parameters and optimizer.
 
         `rules` freeze parameters or set a rate of their own, by the names they begin with: see `parameter_groups`.
         `grad_clip` is the largest gradient norm. With `skip_non_finite` an update whose gradients are not all finite is
@@ -57,6 +59,7 @@ class Learner:
         that small gradients do not vanish. `gradient_average(network)` gives what is called before every update, to
         make the gradients those of all processes of a run.
         """
+        take_any_size(network)
         self.network = network
         rules = {} if rules is None else rules
         groups = parameter_groups(network, rules)

@@ -11,6 +11,7 @@ from torch import nn
 
 from sr_runner.config.targets import locate, signature
 from sr_runner.errors import RequestError, nearest
+from sr_runner.models.padding import take_any_size
 from sr_runner.runs.resolve import Source
 from sr_runner.weights import apply, load_model, read
 
@@ -33,6 +34,7 @@ def load_network(
     weights = read(source.location)
     network = _own_network(own, weights.target_arguments | arguments_of_run(source), arguments, prefix)
     apply(network, weights)
+    take_any_size(network)
     return network.eval()
 
 

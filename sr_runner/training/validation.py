@@ -30,6 +30,7 @@ from sr_runner.files import draft_of, own_folder
 from sr_runner.imresize import imresize_uint8
 from sr_runner.inference import TILE
 from sr_runner.inference.tiling import Interrupted
+from sr_runner.models.padding import grid_of
 from sr_runner.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -190,8 +191,8 @@ class Validation:
         network.eval()
         try:
             return evaluate(
-                network, pairs, crop=self._data.scale, device=self._device, tile=TILE, on_image=on_image,
-                should_stop=self._should_stop,
+                network, pairs, crop=self._data.scale, device=self._device, tile=TILE, grid=grid_of(network),
+                on_image=on_image, should_stop=self._should_stop,
             )  # fmt: skip
         except Interrupted:
             return None

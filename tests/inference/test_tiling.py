@@ -74,6 +74,20 @@ def test_windows_have_one_length_and_all_the_context_that_the_image_has(length: 
         assert window.stop - window.start <= tile + 2 * overlap
 
 
+@settings(max_examples=100, deadline=None)
+@given(length=st.integers(1, 500), tile=st.integers(1, 100), overlap=st.integers(0, 50), grid=st.integers(2, 17))
+def test_windows_on_a_grid_begin_at_its_multiples_and_keep_their_context(
+    length: int, tile: int, overlap: int, grid: int
+) -> None:
+    cut = windows(length, tile, overlap, grid)
+    assert [w.first for w in cut] == [0, *(w.last for w in cut[:-1])] and cut[-1].last == length
+    for window in cut:
+        assert window.start % grid == window.first % grid == 0 and window.last > window.first
+        assert window.stop == length or window.stop % grid == 0
+        assert window.start <= max(0, window.first - overlap) and window.stop >= min(length, window.last + overlap)
+        assert window.stop - window.start <= max(tile, grid) + 2 * (overlap + grid)
+
+
 def test_the_network_never_sees_more_than_a_tile_with_its_overlap() -> None:
     seen: set[tuple[int, ...]] = set()
 

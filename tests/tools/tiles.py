@@ -17,10 +17,11 @@ def upscale_tiled(
     scale: int,
     tile: int = TILE,
     overlap: int = OVERLAP,
+    grid: int = 1,
     should_stop: Callable[[], bool] = never,
 ) -> Tensor:
     sr = torch.full((1, 3, lr.shape[-2] * scale, lr.shape[-1] * scale), torch.nan, dtype=torch.float64)
-    tiles = iterate_tiles(upscale, lr, scale=scale, tile=tile, overlap=overlap, should_stop=should_stop)
+    tiles = iterate_tiles(upscale, lr, scale=scale, tile=tile, overlap=overlap, grid=grid, should_stop=should_stop)
     for rows, columns, part in tiles:
         sr = sr.to(part.dtype)
         assert sr[..., rows, columns].isnan().all()  # each pixel comes once

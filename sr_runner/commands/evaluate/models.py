@@ -25,6 +25,7 @@ class Model:
     label: str
     upscale: Upscale | None = None
     scale: int | None = None
+    grid: int = 1
     parameters: int | None = None
     published_as: str | None = None
     """The name under which results of this network, without self-ensemble, were published, if any."""
@@ -62,6 +63,7 @@ def _network(name: str, options: Inference, device: torch.device) -> Model:
         label=opened.source.label,
         upscale=opened.upscale,
         scale=opened.scale,
+        grid=opened.grid,
         parameters=sum(parameter.numel() for parameter in opened.network.parameters()),
         published_as=None if options.self_ensemble else known_network(opened.network),
         source=opened.source,

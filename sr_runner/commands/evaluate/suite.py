@@ -63,7 +63,7 @@ class Suite:
             else:
                 evaluation = evaluate(
                     model.upscale, benchmark, crop=scale, device=self.device, tile=self.tile, overlap=self.overlap,
-                    on_image=look,
+                    grid=model.grid, on_image=look,
                 )  # fmt: skip
         name = BICUBIC if model.upscale is None else model.published_as
         result = Result(

@@ -50,7 +50,7 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
         try:
             sr = upscale_image(
                 opened.upscale, read_image(image),
-                scale=opened.scale, device=device, tile=options.tile, overlap=options.overlap,
+                scale=opened.scale, device=device, tile=options.tile, overlap=options.overlap, grid=opened.grid,
             )  # fmt: skip
         except RequestError as error:
             log.error("%s", error)
