@@ -51,8 +51,11 @@ class SpandrelNetwork(nn.Module):
         super().__init__()
         self.file_contents = {}
         built = _build(architecture, scale, dict(arguments or {}))
-        # spandrel gives scale and size requirements of a network only when it reads one from its state.
-        self._take(_descriptor(built.state_dict()), built)
+        try:  # spandrel gives scale and size requirements of a network only when it reads one from its state
+            descriptor = _descriptor(built.state_dict())
+        except RequestError as error:
+            raise RequestError(f"model.arguments={dict(arguments or {})}: {error}") from error
+        self._take(descriptor, built)
         if self.scale != scale:
             raise RequestError(f"scale={scale}: model.arguments make {architecture} a network of scale {self.scale}")
 

@@ -28,11 +28,19 @@ RECIPES: dict[str, tuple[str, str, int, int, int, float, list[int] | None]] = {
     "srgan_krasserm_pretrain": ("srresnet", "mse", 4, 96, 1_000_000, 1e-4, None),
     "srgan_krasserm": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
     "esrgan": ("msrresnet", "srgan", 4, 128, 400_000, 1e-4, [50_000, 100_000, 200_000, 300_000]),
+    "span_x4": ("spandrel", "l1", 4, 256, 1_000_000, 5e-4, [200_000, 400_000, 600_000, 800_000]),
+    "swinir_light_x4": ("spandrel", "l1", 4, 256, 500_000, 2e-4, [250_000, 400_000, 450_000, 475_000]),
 }
+BATCHES = {"span_x4": 64, "swinir_light_x4": 64}  # of the others 16
 PARAMETERS = {
     "edsr_x2": 1_369_859, "edsr_x3": 1_554_499, "edsr_x4": 1_517_571, "edsr_x4_krasserm": 1_517_571,
     "wdsr_a": 1_190_100, "wdsr_b_x4_krasserm": 615_088, "srresnet": 1_550_659, "srgan_krasserm_pretrain": 1_550_659,
+    "swinir_light_x4": 897_228 + 24 * 15**2 * 6,  # the paper leaves out the position tables of its 24 layers
 }  # fmt: skip
+SMALL_SPANDREL = {
+    "span_x4": "model.arguments.feature_channels=8",
+    "swinir_light_x4": "model.arguments={img_size: 16, embed_dim: 12, depths: [2], num_heads: [2]}",
+}
 SMALL = ("data=sample", "data.batch_size=2", "trainer.steps=2", "trainer.threads=1", "trainer.pictures=0",
          "model.num_res_blocks=1", "model.num_filters=8", "data.valid_images=1", "tracker=none")  # fmt: skip
 
@@ -72,7 +80,7 @@ def test_a_recipe_says_what_its_source_says(name: str) -> None:
     config, choices = composed([f"+experiment={name}"])
     model, objective, scale, patch, steps, rate, milestones = RECIPES[name]
     assert (choices["model"], choices["objective"], choices["data"]) == (model, objective, "div2k")
-    assert (config.scale, config.data.patch_size, config.data.batch_size) == (scale, patch, 16)
+    assert (config.scale, config.data.patch_size, config.data.batch_size) == (scale, patch, BATCHES.get(name, 16))
     assert (config.trainer.steps, config.optimizer.lr, config.scheduler.get("milestones")) == (steps, rate, milestones)
     assert (config.trainer.eval_every, config.data.valid_images, config.checkpoint.keep_last) == (1000, 10, 3)
     assert (config.trainer.grad_clip, config.trainer.precision) == (None, "fp32")
@@ -100,6 +108,13 @@ def test_the_three_stages_of_srgan_are_commands_in_their_headers() -> None:
 def test_the_network_of_a_recipe_has_the_published_size(name: str) -> None:
     network = build(recipe(name).model, "model")
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+
+
+def test_span_has_the_published_size_once_its_convolutions_are_merged() -> None:
+    network = build(recipe("span_x4").model, "model")
+    at_inference = ("eval_conv", "conv_cat", "upsampler")
+    size = sum(each.numel() for name, each in network.named_parameters() if any(part in name for part in at_inference))
+    assert size == 498_208
 
 
 @pytest.mark.parametrize(
@@ -153,6 +168,14 @@ def test_a_recipe_runs(spelling: str, sr_run: SrRun, tmp_path: Path) -> None:
     done = sr_run(spelling, *SMALL)
     assert "Step 2 of 2" in done.stdout
     assert len(list((tmp_path / "outputs" / "checkpoints").glob("*/*/step-00000002"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL_SPANDREL)
+def test_a_recipe_of_spandrels_networks_runs(name: str, sr_run: SrRun) -> None:
+    small = [word for word in SMALL if not word.startswith("model.")]
+    done = sr_run(f"+experiment={name}", *small, SMALL_SPANDREL[name], "trainer.checkpoint_activations=*.block*")
+    assert "Step 2 of 2" in done.stdout
 
 
 def test_the_three_stages_of_srgan_run_one_after_another(sr_run: SrRun, tmp_path: Path) -> None:

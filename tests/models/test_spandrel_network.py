@@ -90,6 +90,14 @@ def test_a_published_file_and_our_own_give_the_same_pixels(tmp_path, architectur
         ({"architecture": "SwimIR"}, "has no such network.* Did you mean 'SwinIR'"),
         ({"architecture": "RealCUGAN"}, "has no such network.* It means one of UpCunet2x, UpCunet2x_fast, UpCunet3x"),
         ({"architecture": "RCAN", "arguments": {"n_feat": 8}}, r"model.arguments.n_feat: .* Did you mean 'n_feats'"),
+        (
+            {"architecture": "SwinIR", "arguments": SMALL["SwinIR"] | {"img_size": 8}},
+            r"model\.arguments={'img_size': 8, .*: spandrel recognises no network",
+        ),
+        (
+            {"architecture": "GRL"},
+            r"model\.arguments={}: GRL \(Restoration, 3 to 3 channels\) is not a network",
+        ),
         ({"architecture": "RCAN", "arguments": {"scale": 2}}, "model.arguments make RCAN a network of scale 2"),
     ],
 )
