@@ -44,6 +44,8 @@ NOT_RUN = {
     "sr-run -m model=edsr,wdsr_a hydra/launcher=submitit_slurm hydra.launcher.partition=gpu "
     "hydra.launcher.gpus_per_node=1 hydra.launcher.timeout_min=240 hydra.launcher.max_num_timeout=20":
         "needs Slurm; tests/attempt/test_slurm.py has as much of it as submitit uses",
+    "sr-run -m model=edsr,wdsr_a optimizer.lr=1e-4,3e-4 hydra/launcher=joblib hydra.launcher.n_jobs=4 "
+    "sweep.gpu_per_job=true": "needs GPUs; tests/training/test_gpus.py shows how they are dealt out",
     'mlflow run . --env-manager=local -P overrides="model=wdsr_b trainer.steps=100"':
         "tests/tracking/test_environment.py runs it with little to train",
     "autoload -Uz bashcompinit && bashcompinit": "needs zsh",

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -56,6 +57,7 @@ from sr_runner.runs.folder import LOCK, RUNS
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import RunRecord, Status, Tracker, settle
 from sr_runner.tracking.journal import JOURNAL
+from sr_runner.training import gpus
 from sr_runner.training.result import psnr_of
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,10 @@ def sweep(
     stops = config.sweep.on_failure == "stop"
     if searches and stops:
         raise RequestError("sweep.on_failure=stop: expected continue; to a search, a trial that fails is an answer")
+    if config.sweep.gpu_per_job:
+        if config.trainer.device not in ("auto", "cuda"):
+            raise RequestError(f"trainer.device={config.trainer.device}: expected auto with {_GPU_PER_JOB}")
+        gpus.visible(_GPU_PER_JOB)
     for override in parse(all_overrides):
         if is_grid and override.is_range_sweep() and not swept[override.key_or_group]:
             raise RequestError(f"{override.input_line}: expected at most {_MOST_PLANNED:,} values")
@@ -262,12 +268,15 @@ def job(config: DictConfig, plan: Plan) -> float | None:
     if plan.stops and (plan.folder / _FAILED).exists():
         stop.uninstall()
         return None
-    with logs.to_file(output / "job.log"):
+    with logs.to_file(output / "job.log"), ExitStack() as held:
         try:
+            config, choices = job_config(config)
+            if config.sweep.gpu_per_job and not done:
+                folder = own_folder(Path(config.outputs), Path(config.outputs) / "gpus")
+                config.trainer.device = f"cuda:{held.enter_context(gpus.own_gpu(folder, gpus.visible(_GPU_PER_JOB)))}"
             if not done:
                 tell("running")
             _check_launcher(hydra.launcher)
-            config, choices = job_config(config)
             judge = judge_of(plan.folder, *plan.pruning, request.overrides) if plan.pruning is not None else None
             outcome = execute(config, choices, request, stop, of, shown="nothing", judge=judge)
         except Stopped:
@@ -323,6 +332,7 @@ def _check_launcher(launcher: DictConfig) -> None:
         )
 
 
+_GPU_PER_JOB = "sweep.gpu_per_job=true"
 _FAILED = "sweep.failed"
 """A file in the sweep's folder: a job has failed, and no further one is to start."""
 

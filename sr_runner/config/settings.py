@@ -52,6 +52,8 @@ class SweepSettings:
     """Sweeps of this name are one, which grows by other values, keys and settings; null: known by what it sweeps."""
     on_failure: str = "continue"
     """continue: a job that fails does not stop the others. stop: no further job starts."""
+    gpu_per_job: bool = False
+    """Each of the jobs that run side by side on a machine takes the first GPU that no other one of `outputs` has."""
 
     def __post_init__(self) -> None:
         is_name = self.name is None or re.fullmatch(r"\w[\w.-]{0,99}", self.name) is not None
