@@ -216,7 +216,12 @@ def digested(facts: Mapping[str, Any]) -> dict[str, Any]:
         secret = secret.strip().strip("'\"")
         return MASK + hmac.new(b"sr-run: facts", secret.encode(errors="replace"), hashlib.sha256).hexdigest()[:8]
 
-    return dict(_hidden(facts, False, hide, _spellings(_secrets(os.environ, False))))
+    return dict(_hidden(facts, False, hide, _of_environment(tuple(os.environ.items()))))
+
+
+@lru_cache(maxsize=1)
+def _of_environment(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    return _spellings(_secrets(dict(variables), False))
 
 
 def digested_overrides(overrides: Iterable[str]) -> list[str]:

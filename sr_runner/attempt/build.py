@@ -8,6 +8,7 @@ import logging
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import hydra.utils
@@ -218,6 +219,11 @@ class Parts:
     overrides: Sequence[str] = ()
     """What the config was composed from."""
 
+    @cached_property
+    def yaml(self) -> str:
+        """The config without secrets."""
+        return configs.as_yaml(self.config)
+
     @property
     def parameters(self) -> int:
         return sum(each.numel() for each in self.model.parameters())
@@ -237,7 +243,7 @@ class Parts:
         return Orchestrator(
             objective=self.objective, learners=self.learners, data=self.data, tracker=self.tracker,
             checkpoints=checkpoints, settings=self.trainer, save_every=self.checkpoint.every, device=self.device,
-            stop=stop, world=self.world, config=configs.as_yaml(self.config), origin=origin, judge=judge,
+            stop=stop, world=self.world, config=self.yaml, origin=origin, judge=judge,
         )  # fmt: skip
 
 

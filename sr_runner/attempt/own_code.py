@@ -33,6 +33,8 @@ def digests(config: DictConfig) -> dict[str, str]:
 def warn_of_changes(config: DictConfig, chosen: Chosen, catalogue: Catalogue) -> None:
     """One warning where a file differs from that of the last start of the run, or of the run that is forked. A resume
     goes on all the same: the code is no part of a run's identity."""
+    if chosen.state is None:
+        return
     # Of a fork that has not started, the checkpoint's attempt says what its weights were trained by.
     origin = catalogue.runs / chosen.parent if chosen.parent else None
     starts = files.starts(catalogue.folder(chosen.attempt)) or (files.starts(origin.parent) if origin else [])
@@ -40,7 +42,7 @@ def warn_of_changes(config: DictConfig, chosen: Chosen, catalogue: Catalogue) ->
     now, where = digests(config), _own_files(config)
     known = before if isinstance(before, dict) else {}
     changed = [f"{name} ({where[name]})" for name in now if known.get(name, now[name]) != now[name]]
-    if changed and chosen.state is not None:
+    if changed:
         log.warning(
             "%s %s changed since %s was last started: what is trained so far comes from another version; "
             "trainer.resume=false starts a fresh attempt", ", ".join(changed), "have" if len(changed) > 1 else "has",

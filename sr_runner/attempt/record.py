@@ -19,7 +19,6 @@ import torch
 from sr_runner.attempt import labels, own_code, scheduler
 from sr_runner.attempt.build import Parts
 from sr_runner.attempt.resume import Chosen
-from sr_runner.config import schema as configs
 from sr_runner.config.compose import Request
 from sr_runner.files import write_file
 from sr_runner.masking import MASK, masked, masked_lines, masked_text
@@ -121,7 +120,7 @@ _TAGGED = ("command", "folder", "commit", "folder_commit", "sr_run", "python", "
 def write_record(parts: Parts, chosen: Chosen, folder: Path, start: dict[str, Any]) -> None:
     """The files of the run's folder that say what was started."""
     digests = own_code.digests(parts.config)
-    files.begin(folder, chosen.facts, configs.as_yaml(parts.config), start | ({"code": digests} if digests else {}))
+    files.begin(folder, chosen.facts, parts.yaml, start | ({"code": digests} if digests else {}))
     number = len(files.starts(folder))
     for code, where in (("sr-run", _PACKAGE), ("folder", Path.cwd())):
         if start.get("commit" if code == "sr-run" else "folder_commit", "").endswith(CHANGED):

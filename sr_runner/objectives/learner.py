@@ -211,8 +211,8 @@ class Learner:
         if closed is None and not isinstance(scheduler, LambdaLR | OneCycleLR):
             return None
         found = []
-        for position in range(_RATES + 1):
-            scheduler.last_epoch = first - 1 + (max(steps - first, 0) * position) // _RATES
+        places = (first - 1 + (max(steps - first, 0) * position) // _RATES for position in range(_RATES + 1))
+        for scheduler.last_epoch in dict.fromkeys(places):  # a short run has fewer steps
             with warnings.catch_warnings(action="ignore"):
                 found.append(float((closed or scheduler.get_lr)()[0]))
         return found[0], max(found), found[-1]

@@ -120,6 +120,8 @@ def test_a_named_sweep_grows_and_trains_only_what_is_new(sr_run: SrRun, tmp_path
     assert took.items() < seconds().items()  # though two jobs were looked at again
     done = sr_run(*named, "trainer.steps=5", "optimizer.lr=1e-3", "optimizer.eps=1e-7,1e-6", "seed=0")
     assert "6 of 6 jobs finished" in done.stdout
+    logs = [log.read_text() for log in (tmp_path / "outputs" / "sweeps" / "mine").glob("*/job.log")]
+    assert len(logs) == 6 and not any("near miss" in log for log in logs)  # which would be looked for among all jobs
     with (tmp_path / "outputs" / "sweeps" / "mine" / "sweep.csv").open() as file:
         keys = ("optimizer.lr", "seed", "trainer.steps", "optimizer.eps")
         rows = {tuple(row[key] for key in keys): row["run"] for row in csv.DictReader(file)}

@@ -48,6 +48,13 @@ def test_an_option_says_what_its_bases_say_interpolations_as_they_stand(own: str
     assert as_written("optimizer")["lr"] == 1e-3 and as_written("scheduler")["total_steps"] == "${trainer.steps}"
 
 
+def test_an_option_that_is_edited_says_what_it_says_now(own: str, tmp_path: Path) -> None:
+    composed([own, "model=wider"])
+    assert as_written("model")["scale"] == "${scale}"
+    (tmp_path / "model" / "tiny.yaml").write_text("_target_: mine.Net\nscale: 3\n")
+    assert as_written("model") == {"_target_": "mine.Net", "scale": 3, "width": 16}
+
+
 @pytest.mark.parametrize("model", ["edsr_large", "wdsr_b", "msrresnet"])
 def test_an_option_composes_to_what_it_says(model: str) -> None:
     config, _ = composed([f"model={model}"])

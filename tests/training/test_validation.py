@@ -87,8 +87,19 @@ def test_bicubic_is_scored_once_for_the_same_images_and_compared_with(bench: Ben
     more = Bench(tmp_path, few=2).validation
     more.restore(**validation.state())
     more.run(3, Shift(0.2))
-    assert len(more.last.bicubic) == 2
+    assert len(more.last.bicubic) == 2 and more.last.bicubic[0] is first[0]  # so do the jobs of a sweep
     more.close()
+
+
+def test_bicubic_is_scored_anew_for_another_image_of_the_same_name(tmp_path: Path) -> None:
+    found = []
+    for dark in (0, 100):
+        bench = Bench(tmp_path)
+        bench.validation._data.valid[0].lr[:] += np.uint8(dark)
+        bench.validation.run(1, Shift(0.2))
+        found.append(bench.validation.last.bicubic[0].psnr)
+        bench.validation.close()
+    assert found[1] < found[0] - 5
 
 
 def test_only_the_last_step_scores_all_images(bench: Bench) -> None:
