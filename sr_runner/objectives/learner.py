@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from sr_runner.errors import RequestError
 from sr_runner.models.padding import take_any_size
+from sr_runner.objectives import optimizer_state
 from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
@@ -26,8 +27,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 log = logging.getLogger(__name__)
 
 _RATES = 1000  # places at which a schedule is looked at
-# How an optimizer computes, as against what: this machine's choice, not the checkpoint's.
-_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 
 class Learner:
@@ -144,51 +143,26 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer (by parameter name), schedule and loss scaler; the network's weights are not in it."""
-        packed = self.optimizer.state_dict()
-        names = self._names()
         return {
-            "optimizer": {names[index]: dict(state) for index, state in packed["state"].items()},
-            "groups": [group | {"params": [names[i] for i in group["params"]]} for group in packed["param_groups"]],
+            **optimizer_state.pack(self.optimizer, dict(self.network.named_parameters())),
             "scheduler": dict(self.scheduler.state_dict()) if self.scheduler is not None else None,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over everything that `state_dict` gave. Raises `KeyError` where the parameters have other names."""
-        index = {name: position for position, name in enumerate(self._names())}
-        packed = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(
-            {
-                "state": self._moments(state["optimizer"], index),
-                "param_groups": [
-                    saved
-                    | {"params": [index[name] for name in saved["params"]]}
-                    | {key: current[key] for key in _IMPLEMENTATION if key in current}
-                    for saved, current in zip(state["groups"], packed["param_groups"], strict=True)
-                ],
-            }
-        )
+        optimizer_state.unpack(self.optimizer, dict(self.network.named_parameters()), state)
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(dict(state["scheduler"]))
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(dict(state["scaler"]))
 
     def load_moments(self, state: Mapping[str, Any], step: int) -> None:
-        """For a fork: the optimizer's moments, under this learner's own settings and its schedule at `step`.
-
-        An optimizer with settings that the saved one did not have is of another kind, and starts with none.
-        """
-        own = [dict(group) for group in self.optimizer.state_dict()["param_groups"]]
-        index = {name: position for position, name in enumerate(self._names())}
-        same_kind = all(
-            self.optimizer.defaults.keys() <= group.keys() | {*_IMPLEMENTATION} for group in state["groups"]
-        )
-        if not same_kind:
+        """For a fork: the optimizer's moments, under this learner's own settings and its schedule at `step`."""
+        if not optimizer_state.adopt(self.optimizer, dict(self.network.named_parameters()), state):
             log.warning(
                 "the moments of another kind of optimizer are left: %s starts anew", type(self.optimizer).__name__
             )
-        known = {name: entry for name, entry in state["optimizer"].items() if name in index and same_kind}
-        self.optimizer.load_state_dict({"state": self._moments(known, index), "param_groups": own})
         for _ in range(step if self.scheduler is not None else 0):
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # no update was skipped: do not warn
             self.scheduler.step()  # type: ignore[union-attr]
@@ -216,23 +190,6 @@ class Learner:
             with warnings.catch_warnings(action="ignore"):
                 found.append(float((closed or scheduler.get_lr)()[0]))
         return found[0], max(found), found[-1]
-
-    def _moments(self, saved: Mapping[str, Mapping[str, Any]], index: Mapping[str, int]) -> dict[int, dict[str, Any]]:
-        """An optimizer's state per parameter, laid out in memory like its parameter: fused kernels walk over both as
-        one array and would mix up the values of a channels_last weight and a contiguous moment."""
-        parameters = dict(self.network.named_parameters())
-
-        def like(parameter: torch.Tensor, value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-                return value
-            return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-        return {index[n]: {k: like(parameters[n], v) for k, v in entry.items()} for n, entry in saved.items()}
-
-    def _names(self) -> list[str]:
-        """Parameter names in the order in which the optimizer numbers them."""
-        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[Any]:

@@ -151,7 +151,7 @@ class Orchestrator:
         try:
             run = RunState.of(state.training)
             self._load_networks(state, run, fork)
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise RunError(
                 f"the checkpoint of step {state.step} does not fit the networks and optimizers of this config: {error}"
             ) from error

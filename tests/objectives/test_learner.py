@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,35 @@ NETWORKS = {
     "wdsr_b (weight norm)": lambda: WDSRB(scale=2, num_filters=8, num_res_blocks=1, res_block_expansion=6),
     "srresnet (BatchNorm)": lambda: SRResNet(scale=2, num_filters=8, num_res_blocks=1),
 }
+
+
+class Sums(torch.optim.Optimizer):
+    """Keeps sums of products of gradients, transposed and in double precision, and adds a bit of them."""
+
+    def __init__(self, params: Any, lr: float):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                matrix = parameter.grad.flatten(1) if parameter.ndim > 1 else parameter.grad[:, None]
+                state = self.state[parameter]
+                if not state:
+                    rows = len(matrix)
+                    state |= {"like": torch.zeros(parameter.shape), "sums": [torch.zeros(rows, rows).double().T]}
+                    state["wide"] = torch.zeros(rows, matrix.shape[1]).T.contiguous().T
+                    state["count"] = torch.tensor(0)
+                state["count"] += 1
+                state["like"] += parameter.grad
+                state["wide"].addmm_(state["sums"][0].float(), matrix, beta=0.9)
+                state["sums"][0].addmm_(matrix.double(), matrix.double().T, beta=0.9)
+                change = (matrix + state["sums"][0].float() @ matrix + state["wide"]).reshape(parameter.shape)
+                parameter.sub_(group["lr"] * change / state["count"])
+
+
 OPTIMIZERS = {
+    "sums": partial(Sums, lr=1e-3),
     "adam": partial(torch.optim.Adam, lr=1e-3, fused=True),
     "adamw": partial(torch.optim.AdamW, lr=1e-3, fused=True),
     "sgd": partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
@@ -69,6 +99,19 @@ def test_a_learner_goes_on_from_its_saved_state_bit_for_bit(
     ):
         assert torch.equal(mine, theirs), name
     assert resumed.lr == unbroken.lr
+    mine, theirs = (dict(tensors_of(each.optimizer.state_dict()["state"])) for each in (resumed, unbroken))
+    assert mine.keys() == theirs.keys()
+    for place, tensor in theirs.items():
+        assert torch.equal(mine[place], tensor) and mine[place].dtype == tensor.dtype, place
+        assert mine[place].stride() == tensor.stride(), place
+
+
+def tensors_of(value: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors_of(each, f"{place}/{key}")
 
 
 def test_the_scale_of_an_fp16_loss_and_its_growth_are_in_the_state() -> None:
