@@ -22,7 +22,7 @@ class TrainingState:
 
     step: int
     model: Mapping[str, torch.Tensor]
-    """The weights for inference (EMA where it is on), by parameter name."""
+    """The weights for inference (averaged where EMA or a schedule-free optimizer says so), by parameter name."""
     training: Mapping[str, Any]
     """A tree of everything else, tensors and plain data anywhere in it: that of `RunState`."""
     config: str

@@ -19,7 +19,7 @@ class Ema:
         """`decay` in (0, 1)."""
         self.decay = decay
         self.network = copy.deepcopy(source).eval().requires_grad_(False)
-        pairs = list(zip(_tensors(self.network), _tensors(source), strict=True))
+        pairs = list(zip(tensors(self.network), tensors(source), strict=True))
         self._averaged = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
         self._copied = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
 
@@ -32,5 +32,6 @@ class Ema:
             target.copy_(source)
 
 
-def _tensors(network: nn.Module) -> list[torch.Tensor]:
+def tensors(network: nn.Module) -> list[torch.Tensor]:
+    """Weights and buffers, without gradients."""
     return [*(p.data for p in network.parameters()), *network.buffers()]

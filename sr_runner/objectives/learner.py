@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from sr_runner.errors import RequestError
 from sr_runner.models.padding import take_any_size
 from sr_runner.objectives import optimizer_state
+from sr_runner.objectives.ema import tensors
 from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
@@ -69,6 +70,10 @@ class Learner:
                 f"optimizer._target_ makes a {type(self.optimizer).__name__}: expected a torch.optim.Optimizer"
             )
         check_settings(self.optimizer, rules)
+        self._averaged: nn.Module | None = None  # the network with the weights of a schedule-free optimizer
+        if callable(getattr(self.optimizer, "train", None)) and callable(getattr(self.optimizer, "eval", None)):
+            self._averaged = copy.deepcopy(network).eval().requires_grad_(False)
+            self.optimizer.train()  # type: ignore[attr-defined]
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise RequestError(
@@ -97,6 +102,24 @@ class Learner:
         """The network's output in fp32, whatever it computes in: a loss in bf16 would lose its last digits."""
         with self.autocast():
             return self._forward(*inputs).float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def evaluated(self) -> nn.Module:
+        """The network whose weights are evaluated and exported: `network`, or under a schedule-free optimizer (one with
+        `train` and `eval`) a copy that is brought up to date here, with the averaged weights.
+
+        `network` keeps the weights that it trains with, bit for bit: how often somebody asks changes nothing.
+        """
+        if self._averaged is None:
+            return self.network
+        kept = [parameter.clone() for parameter in self.parameters]
+        self.optimizer.eval()  # type: ignore[attr-defined]
+        for mine, theirs in zip(tensors(self._averaged), tensors(self.network), strict=True):
+            mine.copy_(theirs)
+        self.optimizer.train()  # type: ignore[attr-defined]
+        for parameter, value in zip(self.parameters, kept, strict=True):
+            parameter.copy_(value)  # the way there and back has rounded
+        return self._averaged
 
     @property
     def lr(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from sr_runner.checkpoint import CheckpointManager, Origin, RunState, SaveReport, TrainingState
 from sr_runner.config.settings import TrainerSettings
@@ -71,7 +72,7 @@ class Orchestrator:
         self.world: World = world or SingleProcess(self.stop)
         self.learners = dict(learners)
         self.model = self.learners[MODEL].network
-        self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.ema = Ema(self.learners[MODEL].evaluated(), settings.ema_decay) if settings.ema_decay else None
         self.step = 0
         self.recording = False
         self.validation = Validation(
@@ -139,6 +140,7 @@ class Orchestrator:
         measure = self._is_due(self.settings.log_every)
         terms = self.objective.train_step(self.learners, batches, measure=measure)
         if self.ema is not None:
+            self.learners[MODEL].evaluated()  # what the average follows
             self.ema.update()
         self._window.add(terms)
 
@@ -184,8 +186,7 @@ class Orchestrator:
         Of several processes the main one does it, and its peers wait.
         """
         began = time.perf_counter()
-        network = self.ema.network if self.ema is not None else self.model
-        evaluation = self.validation.run(self.step, network) if self.world.is_main else None
+        evaluation = self.validation.run(self.step, self._evaluated) if self.world.is_main else None
         if self.world.size > 1:
             self.validation.broadcast(self.world)
         seconds = time.perf_counter() - began
@@ -308,6 +309,11 @@ class Orchestrator:
         return list(zip(torch.split(lr, size), torch.split(hr, size), strict=True))
 
     @property
+    def _evaluated(self) -> nn.Module:
+        """The network whose weights are evaluated and exported."""
+        return self.ema.network if self.ema is not None else self.learners[MODEL].evaluated()
+
+    @property
     def _environment(self) -> dict[str, Any]:
         return devices.environment(self.device, self.settings, processes=self.world.size)
 
@@ -324,7 +330,8 @@ class Orchestrator:
 
     def _state(self) -> TrainingState:
         networks = {name: learner.network.state_dict() for name, learner in self.learners.items()}
-        exported = self.ema.network.state_dict() if self.ema is not None else networks.pop(MODEL)
+        evaluated = self._evaluated
+        exported = networks.pop(MODEL) if evaluated is self.model else evaluated.state_dict()
         run = RunState(
             step=self.step,
             networks=networks,

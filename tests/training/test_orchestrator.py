@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from schedulefree import AdamWScheduleFree
 from support import wait_until
 from torch import nn
 
@@ -24,6 +27,7 @@ from sr_runner.distributed.world import SingleProcess
 from sr_runner.errors import RunError
 from sr_runner.models import EDSR
 from sr_runner.objectives import Learner, PixelObjective
+from sr_runner.objectives.ema import Ema
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, RunRecord
 from sr_runner.training.orchestrator import Orchestrator
@@ -64,6 +68,7 @@ class Bench:
         keep: int = 99,
         lr: float = 1e-3,
         precision: str = "fp32",
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         **settings: Any,
     ) -> Orchestrator:
         torch.manual_seed(0)
@@ -75,7 +80,7 @@ class Bench:
         data.prepare(progress=False)
         known = TrainerSettings(**({"steps": 6, "eval_every": 3, "log_every": 2, "pictures": 0} | settings))
         learner = Learner(
-            network.train(), partial(torch.optim.Adam, lr=lr),
+            network.train(), partial(optimizer, lr=lr),
             partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[4], gamma=0.5),
             precision=precision, grad_clip=known.grad_clip, skip_non_finite=known.on_nan == "skip",
         )  # fmt: skip
@@ -145,9 +150,52 @@ def test_the_loop_computes_what_a_hand_written_one_does(bench: Bench) -> None:
     assert recorder(orchestrator).of("train/lr") == {2: 1e-3, 4: 1e-3, 6: 5e-4}, "the rate of each update"
 
 
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"accumulate": 2}], ids=str)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_the_averaged_weights_of_a_schedule_free_optimizer_are_evaluated_and_exported(
+    bench: Bench, second: Bench
+) -> None:
+    orchestrator = bench.make(optimizer=AdamWScheduleFree, lr=1e-2)
+    followed = second.make(optimizer=AdamWScheduleFree, lr=1e-2, ema_decay=0.5, eval_every=2)
+    orchestrator.train(bench.record())
+    followed.train(second.record())
+
+    other = bench.make()
+    network = other.model
+    ema = Ema(network, 0.5)
+    optimizer = AdamWScheduleFree(network.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[4], gamma=0.5)
+    optimizer.train()
+    with other.data.stream(0, device=torch.device("cpu")) as batches:
+        for _ in range(6):
+            lr, hr = next(batches)
+            nn.functional.l1_loss(network(lr), hr).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            in_training = copy.deepcopy(network.state_dict())
+            optimizer.eval()
+            ema.update()
+            averaged = copy.deepcopy(network.state_dict())
+            network.load_state_dict(in_training)
+            for group in optimizer.param_groups:
+                group["train_mode"] = True
+    assert equal(weights(orchestrator), in_training) and not equal(averaged, in_training)
+    assert equal(bench.newest().model, averaged)
+    assert equal(second.newest().model, dict(ema.network.state_dict()))
+    network.load_state_dict(averaged)
+    assert other.evaluate() is not None
+    assert bench.newest().metrics["valid/psnr"] == recorder(other).of("valid/psnr")[0]
+    assert equal(weights(orchestrator), weights(followed)), "no evaluation leaves a trace"
+
+
+@pytest.mark.parametrize(
+    ("cut", "precision", "options"),
+    [
+        *itertools.product([1, 3, 4], ["fp32", "bf16"], [{}, {"ema_decay": 0.9}, {"accumulate": 2}]),
+        (4, "fp32", {"optimizer": AdamWScheduleFree}),
+        (3, "bf16", {"optimizer": AdamWScheduleFree, "ema_decay": 0.9, "grad_clip": 0.1, "on_nan": "skip"}),
+    ],
+    ids=str,
+)
 def test_a_run_that_goes_on_ends_with_the_bytes_and_points_of_one_that_was_never_stopped(
     cut: int, precision: str, options: dict[str, Any], bench: Bench, second: Bench
 ) -> None:
@@ -282,7 +330,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_exported(bench: Ben
     network, orchestrator.ema = orchestrator.ema.network, None
     raw = orchestrator.evaluate()
     assert raw is not None and raw.mean["psnr"] != bench.newest().metrics["valid/psnr"]
-    orchestrator.model = network
+    orchestrator.learners["model"].network = network
     averaged = orchestrator.evaluate()
     assert averaged is not None and averaged.mean["psnr"] == bench.newest().metrics["valid/psnr"]
 
