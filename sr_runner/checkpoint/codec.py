@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sr_runner.checkpoint.tensors import DTYPES
+
 # A plain dictionary with this key stands for something that JSON has no word for.
 MARK = "__sr_run__"
 
@@ -50,6 +52,8 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         case float():
             # JSON has no word for these, and Python's `NaN` extension is not read everywhere.
             return value if math.isfinite(value) else {MARK: "float", "is": repr(float(value))}
+        case torch.dtype():
+            return {MARK: "dtype", "is": str(value)}
         case np.generic():
             return _encode(value.item(), path, tensors)
         case np.ndarray():
@@ -98,6 +102,8 @@ def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return tensors[value["at"]].numpy()
         case "float":
             return float(value["is"])
+        case "dtype":
+            return {str(each): each for each in DTYPES}[value["is"]]
         case "tuple":
             return tuple(_decode(item, tensors) for item in value["is"])
         case "set":

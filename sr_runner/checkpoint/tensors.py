@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import safetensors.torch
 import torch
 
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
@@ -44,11 +44,11 @@ class TensorFile:
         offset = 0
         for name in names:
             tensor = tensors[name]
-            if tensor.dtype not in _DTYPES:
+            if tensor.dtype not in DTYPES:
                 raise TypeError(f"{name}: a safetensors file cannot hold {tensor.dtype}")
             end = offset + tensor.numel() * tensor.element_size()
             entries[name] = {
-                "dtype": _DTYPES[tensor.dtype],
+                "dtype": DTYPES[tensor.dtype],
                 "shape": list(tensor.shape),
                 "data_offsets": [offset, end],
             }

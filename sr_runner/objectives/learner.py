@@ -20,6 +20,7 @@ from sr_runner.models.padding import take_any_size
 from sr_runner.objectives import optimizer_state
 from sr_runner.objectives.ema import tensors
 from sr_runner.objectives.parameter_groups import Rules, check_settings, parameter_groups, with_own_peaks
+from sr_runner.objectives.probe import probe
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -64,23 +65,19 @@ class Learner:
         rules = {} if rules is None else rules
         groups = parameter_groups(network, rules)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = optimizer(groups if rules else self.parameters)
+        self.optimizer = optimizer([dict(group) for group in groups] if rules else self.parameters)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise RequestError(
                 f"optimizer._target_ makes a {type(self.optimizer).__name__}: expected a torch.optim.Optimizer"
             )
-        check_settings(self.optimizer, rules)
+        if not all("lr" in group for group in self.optimizer.param_groups):
+            raise RequestError(
+                f"optimizer: {type(self.optimizer).__name__} has no lr: expected one with a learning rate"
+            )
         self._averaged: nn.Module | None = None  # the network with the weights of a schedule-free optimizer
         if callable(getattr(self.optimizer, "train", None)) and callable(getattr(self.optimizer, "eval", None)):
             self._averaged = copy.deepcopy(network).eval().requires_grad_(False)
             self.optimizer.train()  # type: ignore[attr-defined]
-        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty:
-            raise RequestError(
-                f"optimizer: {type(self.optimizer).__name__} computes the loss several times a step: not supported"
-            )
-        if isinstance(self.optimizer, torch.optim.SparseAdam):
-            raise RequestError("optimizer: SparseAdam takes sparse gradients only, and a network here has none")
         if scheduler is not None:
             scheduler = with_own_peaks(scheduler, groups, self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
@@ -90,6 +87,15 @@ class Learner:
             raise RequestError(
                 f"scheduler._target_ makes a {type(self.scheduler).__name__}: expected a torch.optim.lr_scheduler"
             )
+        if self.scheduler is not None:
+            arguments = inspect.signature(self.scheduler.step).parameters.values()
+            asked = [each.name for each in arguments if each.default is each.empty and "VAR" not in each.kind.name]
+            if asked:
+                raise RequestError(
+                    f"scheduler: {type(self.scheduler).__name__}.step() asks for {', '.join(asked)}: expected a "
+                    "schedule of nothing but the number of updates, such as those of torch.optim.lr_scheduler"
+                )
+        check_settings(self.optimizer, rules, probe(optimizer, scheduler, groups))
         self._last_lr: float | torch.Tensor | None = None
         self.grad_clip = grad_clip
         self.skip_non_finite = skip_non_finite

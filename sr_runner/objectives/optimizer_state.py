@@ -20,7 +20,8 @@ _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentu
 
 
 def pack(optimizer: Optimizer, parameters: Parameters) -> dict[str, Any]:
-    """What `unpack` takes: `optimizer` (the state by parameter name), `groups`, and `layouts` where there are any.
+    """What `unpack` takes: `optimizer` (the state by parameter name), `groups`, and, where there are any, `shared`
+    (state of no parameter), `further` (what else the `state_dict` has) and `layouts`.
 
     A tensor of its parameter's shape has that parameter's layout, whichever this is by the time of a resume: fused
     kernels walk over both as one array and would mix up the values of a channels_last weight and a contiguous moment.
@@ -29,11 +30,18 @@ def pack(optimizer: Optimizer, parameters: Parameters) -> dict[str, Any]:
     """
     packed = optimizer.state_dict()
     names = _names(optimizer, parameters)
-    state = {names[index]: dict(entry) for index, entry in packed["state"].items()}
+    state = {names[index]: dict(entry) for index, entry in packed["state"].items() if isinstance(index, int)}
     result = {
         "optimizer": state,
         "groups": [group | {"params": [names[i] for i in group["params"]]} for group in packed["param_groups"]],
+        "shared": {key: value for key, value in packed["state"].items() if not isinstance(key, int)},
+        "further": {key: value for key, value in packed.items() if key not in ("state", "param_groups")},
+        "layouts": _layouts(state, parameters),
     }
+    return {key: value for key, value in result.items() if value or key in ("optimizer", "groups")}
+
+
+def _layouts(state: Mapping[str, Any], parameters: Parameters) -> dict[str, dict[str, list[int]]]:
     layouts: dict[str, dict[str, list[int]]] = {}
     for name, entry in state.items():
 
@@ -43,7 +51,7 @@ def pack(optimizer: Optimizer, parameters: Parameters) -> dict[str, Any]:
             return value
 
         _mapped(note, entry)
-    return result | ({"layouts": layouts} if layouts else {})
+    return layouts
 
 
 def unpack(optimizer: Optimizer, parameters: Parameters, saved: Mapping[str, Any]) -> None:
@@ -70,7 +78,7 @@ def adopt(optimizer: Optimizer, parameters: Parameters, saved: Mapping[str, Any]
     index = {name: position for position, name in enumerate(names)}
     own = [dict(group) for group in optimizer.state_dict()["param_groups"]]
     if not all(optimizer.defaults.keys() <= group.keys() | {*IMPLEMENTATION} for group in saved["groups"]):
-        _load(optimizer, parameters, saved, {}, own)
+        _load(optimizer, parameters, {}, {}, own)
         return False
     makers = [vars(each)["__init__"] for each in type(optimizer).__mro__ if "__init__" in vars(each)]
     settings = {name for each in makers for name in inspect.signature(each).parameters}
@@ -98,7 +106,8 @@ def _load(
             return torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
 
         laid_out[index[name]] = _mapped(lay_out, entry)
-    optimizer.load_state_dict({"state": laid_out, "param_groups": groups})
+    shared, further = (dict(saved.get(key, {})) for key in ("shared", "further"))
+    optimizer.load_state_dict({**further, "state": laid_out | shared, "param_groups": groups})
     for name in state:  # torch makes every tensor one of its parameter's type
         types = _leaves(laid_out[index[name]])
 

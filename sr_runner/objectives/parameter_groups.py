@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -67,11 +67,12 @@ def parameter_groups(network: nn.Module, rules: Rules) -> list[dict[str, Any]]:
     return result
 
 
-def check_settings(optimizer: Optimizer, rules: Rules) -> None:
-    """Raises `RequestError` for a setting that `optimizer` does not have; it would take it and do nothing with it."""
+def check_settings(optimizer: Optimizer, rules: Rules, read: Collection[str]) -> None:
+    """Raises `RequestError` for a setting that `optimizer` does not have, nor `read` by other means; it would take it
+    and do nothing with it."""
     for pattern, settings in rules.items():
         for key in settings:
-            if key != FREEZE and key not in optimizer.defaults:
+            if key not in (FREEZE, *optimizer.defaults, *read):
                 known = [FREEZE, *optimizer.defaults]
                 raise RequestError(
                     f"trainer.parameters={{{pattern}: {{{key}: ...}}}}: {type(optimizer).__name__} has no such setting."

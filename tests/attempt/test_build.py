@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -18,6 +20,8 @@ from sr_runner.errors import RequestError
 from sr_runner.objectives.pixel import PixelObjective
 
 OWN = """
+import random
+import numpy as np
 import torch
 from sr_runner.data import SampleData
 from sr_runner.objectives import PixelObjective
@@ -59,6 +63,32 @@ class Choosy(Net):
         if sr.dtype != torch.bfloat16:
             raise NotImplementedError("this scan has only bf16")
         return sr
+class Forgetful(torch.optim.SGD):
+    updates = 0  # where no state_dict shows it
+
+    def step(self, closure=None):
+        self.updates += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad, alpha=group["lr"] / self.updates)
+
+
+class ForgetfulSchedule(torch.optim.lr_scheduler.StepLR):
+    def state_dict(self):
+        return {}
+
+
+class Holding(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["history"] = object()
+
+
+class Noisy(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.add_(torch.randn_like(parameter) + random.random() + np.random.random())
 
 
 def not_a_network(scale):
@@ -397,12 +427,43 @@ def test_a_key_of_the_option_file_that_the_new_class_takes_as_something_else_is_
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "reason"),
+    ("overrides", "reason"),
     [
-        ("LBFGS", "LBFGS computes the loss several times a step"),
-        ("SparseAdam", "SparseAdam takes sparse gradients only"),
+        (["optimizer._target_=torch.optim.LBFGS"], "optimizer: LBFGS cannot update with gradients only: .* 'closure'"),
+        (["optimizer._target_=torch.optim.SparseAdam"], "optimizer: SparseAdam cannot update .* not support dense"),
+        (
+            ["optimizer._target_=own_parts.Forgetful"],
+            r"optimizer: Forgetful keeps what it needs outside of state_dict\(\)",
+        ),
+        (
+            ["optimizer._target_=own_parts.Holding"],
+            "optimizer: Holding has a state that cannot be saved .* builtins.object",
+        ),
+        (
+            ["optimizer._target_=pytorch_optimizer.A2Grad", "scheduler=constant"],
+            "optimizer: A2Grad has no lr: expected",
+        ),
+        (["optimizer._target_=pytorch_optimizer.AdamP", "trainer.channels_last=true"], "channels_last=false may help"),
+        (
+            ["scheduler._target_=own_parts.ForgetfulSchedule", "+scheduler.step_size=2"],
+            "scheduler: ForgetfulSchedule keeps",
+        ),
+        (["scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"], r"step\(\) asks for metrics: expected"),
+        (["scheduler._target_=timm.scheduler.CosineLRScheduler", "+scheduler.t_initial=9"], r"step\(\) asks for epoch"),
     ],
+    ids=str,
 )
-def test_an_optimizer_that_cannot_train_here_is_refused(optimizer: str, reason: str, build: Build) -> None:
+def test_an_optimizer_or_schedule_that_cannot_train_or_resume_here_is_refused(
+    overrides: list[str], reason: str, build: Build
+) -> None:
     with pytest.raises(RequestError, match=reason):
-        build(f"optimizer._target_=torch.optim.{optimizer}")
+        build(*overrides)
+
+
+def test_an_optimizer_that_draws_random_numbers_is_none_that_cannot_resume(build: Build) -> None:
+    states = []
+    for optimizer in ("torch.optim.SGD", "own_parts.Noisy"):
+        build(f"optimizer._target_={optimizer}")
+        numpy = np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
+        states.append((torch.get_rng_state().tolist(), random.getstate(), numpy))
+    assert states[0] == states[1], "no number of the run is drawn to find that out"

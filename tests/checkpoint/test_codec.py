@@ -44,8 +44,8 @@ def test_any_tree_of_plain_data_and_tensors_survives_the_round_trip_through_json
     assert same(tree, codec.unflatten(json.loads(json.dumps(rest)), tensors))
 
 
-def test_counters_arrays_and_sets_survive() -> None:
-    tree = {"milestones": Counter({200: 1, 300: 2}), "array": np.arange(3), "set": {1, 2}}
+def test_counters_arrays_sets_and_types_of_tensors_survive() -> None:
+    tree = {"milestones": Counter({200: 1, 300: 2}), "array": np.arange(3), "set": {1, 2}, "type": torch.bfloat16}
     tensors, rest = codec.flatten(tree)
     back = codec.unflatten(json.loads(json.dumps(rest)), tensors)
     assert back["milestones"] == tree["milestones"] and type(back["milestones"]) is Counter
