@@ -87,7 +87,7 @@ def runner(
     model = network(name).to(device).to(memory_format=torch.channels_last).train()
     learner = Learner(model, optimizer, scheduler, precision=precision)  # type: ignore[arg-type]
     orchestrator = Orchestrator(
-        objective=PixelObjective(nn.L1Loss()),
+        objective=PixelObjective({"pixel": nn.L1Loss()}),
         learners={"model": learner},
         data=data,
         tracker=tracker,  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def _lines(parts: Parts, folder: Path) -> Iterator[tuple[str, str]]:
     for phase in getattr(data, "phases", ())[1:]:
         late = f"{phase.batch_size * count} of {phase.patch_size} x {phase.patch_size}"
         yield "", f"after {phase.after:,} steps {late}"
-    yield "loss", _loss(parts)
+    yield "loss", str(parts.objective.losses) or type(parts.objective).__name__
     yield "optimizer", _optimizer(learner)
     yield "schedule", _schedule(learner, trainer.steps)
     if trainer.ema_decay:
@@ -85,11 +85,6 @@ def _lines(parts: Parts, folder: Path) -> Iterator[tuple[str, str]]:
     yield "data", ", ".join(f"{key} {value}" for key, value in summary.items())
     yield "held out", _names(data.valid)
     yield "writes", ", ".join([str(folder), *([parts.store.url] if parts.store is not None else ["no checkpoints"])])
-
-
-def _loss(parts: Parts) -> str:
-    loss = getattr(parts.objective, "loss", None)
-    return f"{type(loss if loss is not None else parts.objective).__name__}"
 
 
 def _optimizer(learner: Learner) -> str:

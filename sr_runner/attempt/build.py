@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -22,17 +24,16 @@ from sr_runner.config import schema as configs
 from sr_runner.config import types
 from sr_runner.config.fitting import fitted, located
 from sr_runner.config.identity import identity_facts
-from sr_runner.config.settings import CheckpointSettings, Retention, TrainerSettings
+from sr_runner.config.settings import CheckpointSettings, Retention, TermSettings, TrainerSettings
 from sr_runner.config.targets import signature
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, RunError, check_choice, nearest
 from sr_runner.evaluation.metrics import METRICS
 from sr_runner.models.activation_checkpointing import checkpoint_activations
-from sr_runner.objectives import Learner, Objective
+from sr_runner.objectives import Learner, Losses, Objective, Precision, Term
 from sr_runner.objectives.base import MODEL
-from sr_runner.objectives.learner import Precision, autocast
-from sr_runner.objectives.pixel import PixelObjective
+from sr_runner.objectives.learner import autocast
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
@@ -83,6 +84,43 @@ def refusal(what: str, error: BaseException) -> Exception:
     *_, place = traceback.extract_tb(cause.__traceback__)
     reason = reason.partition("\nfull_key")[0] or f"{cause!r} in {place.filename}, line {place.lineno}"
     return RequestError(f"{what} refuses this: {' '.join(reason.split())}")
+
+
+def build_objective(node: DictConfig) -> Objective:
+    """The objective; its `losses` are made first, since beside the arguments of their classes they have settings."""
+    hints, takes_any = signature(located(node, "objective"))
+    if "losses" not in node or not ("losses" in hints or takes_any):
+        return build(node, "objective", Objective)  # type: ignore[no-any-return]
+    _check_value("objective.losses", node.losses, Mapping, inspect.Parameter.empty)
+    terms = {str(name): _term(node.losses[name], f"objective.losses.{name}") for name in node.losses}
+    return build(_without(node, ["losses"]), "objective", Objective, losses=terms)  # type: ignore[no-any-return]
+
+
+def _term(node: DictConfig, key: str) -> Term:
+    _check_value(key, node, Term, inspect.Parameter.empty)
+    hints, _ = signature(TermSettings)
+    given = {name: node[name] for name in hints if name in node}
+    for name, value in given.items():
+        _check_value(f"{key}.{name}", value, *hints[name])
+    try:
+        settings = TermSettings(**given)
+    except RequestError as error:
+        raise RequestError(f"{key}.{error}") from error
+    try:
+        loss = build(_without(node, given), key)
+    except RequestError as error:  # a loss names its arguments, and does not know what it is called here
+        raise error if str(error).startswith(key) else RequestError(f"{key}.{error}") from error
+    if not callable(loss):
+        raise RequestError(f"{key}._target_={node._target_} makes a {type(loss).__name__}: expected a torch.nn.Module")
+    return Term(loss, settings)
+
+
+def _without(node: DictConfig, keys: Collection[str]) -> DictConfig:
+    rest = copy.deepcopy(node)
+    OmegaConf.set_struct(rest, False)
+    for key in keys:
+        del rest[key]
+    return rest
 
 
 def _check_arguments(node: DictConfig, key: str, extra: Collection[str] = ()) -> None:
@@ -167,19 +205,32 @@ def check_model(model: nn.Module, lr: torch.Tensor, *, scale: int, precision: Pr
         model.train(training)
 
 
-def check_loss(objective: object, *, patch: int) -> None:
-    """Raises `RequestError` unless a loss of one's own makes one number of an SR and an HR batch."""
-    if not isinstance(objective, PixelObjective) or type(objective.loss).__module__.startswith("torch."):
-        return
-    loss = objective.loss
-    name, batch = type(loss).__name__, f"1 x 3 x {patch} x {patch}"
-    try:
-        made = loss(torch.full((1, 3, patch, patch), 0.5), torch.zeros(1, 3, patch, patch))
-    except Exception as error:
-        raise RequestError(f"objective.loss: {name} fails on two batches of {batch}: {error!r}") from error
-    if not isinstance(made, torch.Tensor) or made.numel() != 1:
-        shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
-        raise RequestError(f"objective.loss: {name} makes {shape} of two batches of {batch}; expected one number")
+def check_losses(losses: Losses, *, patch: int, device: torch.device, precision: Precision) -> None:
+    """Raises `RequestError` unless each term makes a number of SR and HR batches in training, on `device`."""
+    shape = (2, 3, patch, patch)
+    sr, hr = torch.full(shape, 0.5, device=device, requires_grad=True), torch.zeros(shape, device=device)
+    batch = " x ".join(map(str, shape))
+    before = copy.deepcopy(losses.state())
+    for key, term in losses.terms.items():
+        name = f"objective.losses.{key}: {type(term.loss).__name__}"
+        try:
+            with autocast(device.type, precision) if term.settings.autocast else nullcontext():
+                value = term.of(sr, hr)
+        except Stopped:
+            raise
+        except Exception as error:
+            raise RequestError(f"{name} fails on two batches of {batch}: {error!r}") from error
+        if not isinstance(value, torch.Tensor) or value.numel() not in (1, len(sr)):
+            found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise RequestError(
+                f"{name} makes {found} of two batches of {batch}; expected one number, or one for each image"
+            )
+        if not value.requires_grad and term.settings.weight:
+            raise RequestError(
+                f"{name} makes a number that has no gradient; expected one to train by, or "
+                f"objective.losses.{key}.weight=0, which only measures"
+            )
+    losses.restore(before)
 
 
 def _check_patch_sizes(networks: Mapping[str, nn.Module], sizes: Sequence[int]) -> None:
@@ -264,16 +315,17 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     model: nn.Module = build(config.model, "model")
     if not isinstance(model, nn.Module):
         raise RequestError(f"model._target_ makes a {type(model).__name__}: expected a torch.nn.Module")
-    objective: Objective = build(config.objective, "objective", Objective)
+    objective = build_objective(config.objective)
     # Called later, with what the config cannot know.
     optimizer = build(config.optimizer, "optimizer", _partial_=True)
     scheduler = build(config.scheduler, "scheduler", _partial_=True)
     data: Data = build(config.data, "data", Data)
     checks.divisible("data.batch_size", data.batch_size, world.size)
     patch_sizes = sorted(getattr(data, "patch_sizes", {data.patch_size}))
-    for patch in patch_sizes:
-        check_loss(objective, patch=patch)
     memory_format = torch.channels_last if trainer.channels_last else torch.contiguous_format
+    objective.losses.to(device).to(memory_format=memory_format)
+    for patch in patch_sizes:
+        check_losses(objective.losses, patch=patch, device=device, precision=precision)
 
     def learner(name: str, network: nn.Module) -> Learner:
         own = objective.trained_by(name)

@@ -169,6 +169,8 @@ def _read(word: str, text: str) -> Any:
 
 def _written(option: Field[Any]) -> str:
     default = option.default if option.default_factory is MISSING else option.default_factory()
+    if isinstance(default, tuple):
+        return str(list(default)).replace(" ", "")
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sr_runner.commands.arguments import options_help
-from sr_runner.config.settings import CheckpointSettings, RunSettings, SweepSettings, TrainerSettings
+from sr_runner.config.settings import CheckpointSettings, RunSettings, SweepSettings, TermSettings, TrainerSettings
 
 _GROUPS = {
     "model": "the network",
@@ -56,6 +56,9 @@ Groups
 
 Keys that every run has, with their defaults
 {keys}
+
+Of each term of the loss, beside the arguments of its class
+{options_help(TermSettings, prefix="objective.losses.TERM.", indent=44)}
 
 Common keys of the other groups; sr-run group=option --cfg job -p group prints all of them
   data.batch_size, data.patch_size (HR pixels), data.train, data.valid, data.workers, data.valid_images

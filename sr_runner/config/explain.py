@@ -144,6 +144,10 @@ class Explainer:
             if added := re.match(rf"(hydra\.job\.env_set|hydra\.callbacks)(=|\.{re.escape(key)}\b)", each):
                 return f"{each}: there is no key {key} yet; expected +{added[1]}.{key}, which adds it"
         given = next((o for o in overrides if re.match(rf"[+~]*([\w./@]+\.)?{re.escape(key)}(=|$)", o)), None)
+        for one in parse(overrides):
+            value = None if one.is_delete() or one.is_sweep_override() or one.is_add() or given else one.value()
+            if isinstance(value, dict) and any(key in each.split(".") for each in flatten(value)):
+                return f"{one.input_line}: there is no key {key} yet; expected ++{one.input_line}, which adds it"
         full, file = given.lstrip("+~").partition("=")[0] if given else key, None
         if given is None:
             full, file = next(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +15,12 @@ from sr_runner.config import types
 from sr_runner.config.identity import flatten
 from sr_runner.config.options import as_written
 from sr_runner.config.overrides import parse
+from sr_runner.config.settings import TermSettings
 from sr_runner.config.targets import locate, signature
 from sr_runner.errors import RequestError
 
 _GROUPS = ("model", "objective", "optimizer", "scheduler", "data", "data/degradation", "tracker", "checkpoint")
+_OF_A_TERM = {each.name for each in dataclasses.fields(TermSettings)}
 
 
 def located(node: DictConfig, key: str) -> Callable[..., Any]:
@@ -50,7 +54,8 @@ def fitted(config: DictConfig, overrides: Sequence[str], *, resolve: bool = True
         hints, takes_any = signature(located(node, part))
         for name in [each for each in map(str, node) if each[0] != "_"]:
             full = f"{part}.{name}"
-            if any(f"{each}.".startswith(f"{full}.") for each in given):
+            is_setting = re.fullmatch(r"objective\.losses\.[^.]+", part) and name in _OF_A_TERM
+            if is_setting or any(f"{each}.".startswith(f"{full}.") for each in given):
                 continue
             hint, default = hints.get(name, (Any, inspect.Parameter.empty))
             is_taken = types.fits(node[name], hint) if name in hints else takes_any

@@ -129,6 +129,22 @@ class TrainerSettings:
 
 
 @dataclass(kw_only=True)
+class TermSettings:
+    """`objective.losses.TERM.*`, beside `_target_` and the arguments of that class."""
+
+    weight: float = 1.0
+    """Its factor in the loss. 0: measured, but not trained by. Below 0: for what is better the larger it is."""
+    range: tuple[float, float] = (0.0, 1.0)
+    """What black and white are to it, such as [-1,1]."""
+    autocast: bool = False
+    """Computed in trainer.precision, as the network is, and not in fp32."""
+
+    def __post_init__(self) -> None:
+        black, white = self.range
+        _check("range", list(self.range), black < white, "[black, white], the smaller number first")
+
+
+@dataclass(kw_only=True)
 class Retention:
     """Which checkpoints stay: those of a run, and those that `sr-ckpt prune` leaves."""
 

@@ -8,11 +8,15 @@ from torch.nn.utils import skip_init
 
 from sr_runner.errors import check_choice
 
-LAYERS = {"VGG22": (2, 2), "VGG54": (5, 4)}
-"""Name -> (block, convolution): the features are what follows that convolution's ReLU."""
-
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """Channels and number of convolutions of each block; a 2x2 max pooling lies between blocks."""
+
+LAYERS = {
+    f"VGG{block}{conv}": (block, conv)
+    for block, (_, count) in enumerate(BLOCKS, start=1)
+    for conv in range(1, count + 1)
+}
+"""Name -> (block, convolution): the features are what follows that convolution's ReLU."""
 
 # Mean and divisor of an RGB image in [0, 1]. Keras' weights take 0..255 minus the mean (and BGR: when they are
 # converted, the first kernel is reversed instead).
@@ -23,13 +27,13 @@ NORMALISATIONS = {
 
 
 class VGG19Features(nn.Module):
-    """N x 3 x H x W RGB in [0, 1] -> features: N x 128 x H/2 x W/2 (VGG22) or N x 512 x H/16 x W/16 (VGG54).
+    """N x 3 x H x W RGB in [0, 1] -> features, such as N x 128 x H/2 x W/2 (VGG22) or N x 512 x H/16 x W/16 (VGG54).
 
     Frozen: its parameters take no gradients, though its input's gradients pass through. State names are
     torchvision's (`features.0.weight`, ...). Built empty: load a state, or take `seeded`.
 
     Args:
-        layer: `VGG22` or `VGG54`.
+        layer: the last, one of `LAYERS`.
         normalisation: the input that the weights were trained for, `torchvision` or `keras`.
 
     Raises:
@@ -38,7 +42,7 @@ class VGG19Features(nn.Module):
 
     def __init__(self, *, layer: str = "VGG54", normalisation: str = "torchvision") -> None:
         super().__init__()
-        check_choice("objective.vgg_layer", layer, LAYERS)
+        check_choice("layer", layer, LAYERS)
         self.layer, self.normalisation = layer, normalisation
         mean, divisor = NORMALISATIONS[normalisation]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

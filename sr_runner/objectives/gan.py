@@ -1,4 +1,4 @@
-"""A generator against a discriminator, beside a content loss: SRGAN, ESRGAN and their kin."""
+"""A generator against a discriminator, beside other losses: SRGAN, ESRGAN and their kin."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from sr_runner.models import Discriminator
 from sr_runner.models.layers import MOST
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
-from sr_runner.objectives.content import CRITERIA, ContentLoss, check_content
 from sr_runner.objectives.learner import Learner, OptimizerFactory, SchedulerFactory
+from sr_runner.objectives.losses import Loss, Losses, Row, Term, mean, total
 
 log = logging.getLogger(__name__)
 
 DISCRIMINATOR = "discriminator"
-"""The learner of the second network."""
+"""The learner of the second network, and its loss."""
+
+ADVERSARIAL = "adversarial"
+"""The generator's part of that."""
 
 
 class GanObjective:
     """Trains any generator (the model) and the SRGAN discriminator against each other.
 
-    The generator minimises `content_weight` x content + `pixel_weight` x pixel + `adversarial_weight` x adversarial
-    loss, the discriminator its half of the adversarial loss and the gradient penalty. As in krasserm/super-resolution
+    The generator minimises the weighted sum of `losses` plus `adversarial_weight` x adversarial loss, the
+    discriminator its half of the adversarial loss and the gradient penalty. As in krasserm/super-resolution
     one forward pass of either network serves both losses, both gradients are taken at the weights before the step,
     and then both networks are updated, each by its own optimizer and schedule. So neither comes first. The
     discriminator sees photographs and SR patches as two batches, each with BatchNorm statistics of its own.
@@ -37,17 +40,9 @@ class GanObjective:
     def __init__(
         self,
         *,
+        losses: Mapping[str, Term | Loss],
         adversarial: str = "vanilla",
         adversarial_weight: float = 1e-3,
-        content_weight: float = 1.0,
-        vgg_layer: str = "VGG54",
-        vgg_scale: float = 1 / 12.75,
-        vgg_criterion: str = "mse",
-        vgg_before_activation: bool = False,
-        vgg_weights: str | Path | None = None,
-        vgg_seed: int | None = None,
-        pixel_weight: float = 0.0,
-        pixel_criterion: str = "l1",
         gradient_penalty: float = 0.0,
         discriminator_filters: int = 64,
         discriminator_initialization: str = "torch",
@@ -57,44 +52,27 @@ class GanObjective:
     ):
         """Arguments:
 
+        losses: of SR and HR patches, such as `PerceptualLoss`; there may be none.
         adversarial: `vanilla` (SRGAN), `relativistic` (ESRGAN) or `hinge`: see `adversarial.py`.
-        vgg_*: the content loss, see `ContentLoss`; with `content_weight` 0 VGG19 is not needed. `vgg_weights` is a
-            file or URL in torchvision's or Keras' layout, None torchvision's own from torch.hub; `vgg_seed` takes
-            random weights instead, for smoke tests.
-        pixel_criterion: `l1` or `mse` between SR and HR in [0, 1].
         gradient_penalty: gamma of R1 (Mescheder et al. 2018), gamma / 2 x mean over photographs of the squared norm of
             the logit's gradient by the photograph's pixels. It costs a further pass of the discriminator, in fp32.
         discriminator_weights: file or URL to start the discriminator from, in Keras' or sr-run's layout.
         discriminator_optimizer, discriminator_scheduler: called with the parameters, and with the optimizer; None:
             as the generator's.
 
-        Raises `RequestError` for values out of range, and where VGG19 has no weights.
+        Raises `RequestError` for values out of range.
         """
         check_choice("objective.adversarial", adversarial, ADVERSARIAL_LOSSES)
-        check_choice("objective.pixel_criterion", pixel_criterion, CRITERIA)
-        check_content(vgg_layer, vgg_seed, vgg_scale, vgg_criterion)
-        for name, weight in (
-            ("adversarial_weight", adversarial_weight),
-            ("content_weight", content_weight),
-            ("pixel_weight", pixel_weight),
-            ("gradient_penalty", gradient_penalty),
-        ):
+        for name, weight in (("adversarial_weight", adversarial_weight), ("gradient_penalty", gradient_penalty)):
             if not weight >= 0:
                 raise RequestError(f"objective.{name}={weight}: expected 0 or a number above")
         if not 1 <= discriminator_filters <= MOST:
             raise RequestError(f"objective.discriminator_filters={discriminator_filters}: expected 1 to {MOST}")
+        for name in (ADVERSARIAL, DISCRIMINATOR):
+            if name in losses:
+                raise RequestError(f"objective.losses.{name}: expected another name; the GAN has a loss of that one")
+        self.losses = Losses(losses)
         self.adversarial, self.adversarial_weight = ADVERSARIAL_LOSSES[adversarial](), adversarial_weight
-        self.content_weight, self.content = content_weight, None
-        if content_weight:
-            self.content = ContentLoss(
-                layer=vgg_layer,
-                weights=vgg_weights,
-                seed=vgg_seed,
-                scale=vgg_scale,
-                criterion=vgg_criterion,
-                before_activation=vgg_before_activation,
-            )
-        self.pixel_weight, self.pixel = pixel_weight, CRITERIA[pixel_criterion]
         self.gradient_penalty = gradient_penalty
         self.discriminator_filters = discriminator_filters
         self.discriminator_initialization = discriminator_initialization
@@ -104,11 +82,8 @@ class GanObjective:
     @property
     def file_contents(self) -> dict[str, str | None]:
         """For a run's identity: the digests of the files that the arguments name, wherever these lie."""
-        discriminator = self._discriminator_weights
-        return {
-            "vgg_weights": self.content.digest if self.content is not None else None,
-            "discriminator_weights": discriminator.digest if discriminator is not None else None,
-        }
+        loaded = self._discriminator_weights
+        return self.losses.file_contents | {"discriminator_weights": loaded.digest if loaded is not None else None}
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
         """Raises `RequestError` for patches that the discriminator cannot halve four times."""
@@ -132,38 +107,28 @@ class GanObjective:
         rows = [self._backward(learners, lr, hr, share=1 / len(batches)) for lr, hr in batches]
         norm = learners[MODEL].step(measure=measure)
         learners[DISCRIMINATOR].step()
-        terms = rows[0] if len(rows) == 1 else {k: torch.stack([row[k] for row in rows]).mean() for k in rows[0]}
+        found = mean(rows)
         if measure and norm is not None:
-            terms["grad_norm"] = norm
-        return terms
+            found["grad_norm"] = norm
+        return found
 
-    def _backward(self, learners: Mapping[str, Learner], lr: Tensor, hr: Tensor, *, share: float) -> dict[str, Tensor]:
+    def _backward(self, learners: Mapping[str, Learner], lr: Tensor, hr: Tensor, *, share: float) -> Row:
         """Add one batch's gradients, as `share` of the step's, to those of both networks; the batch's losses."""
         model, discriminator = learners[MODEL], learners[DISCRIMINATOR]
         sr = model(lr)
         # A batch's memory format and BatchNorm statistics are its own: two passes, not one over both.
         real, fake = discriminator(hr), discriminator(sr)
-        terms = self._generator_terms(model, sr, hr, real, fake)
+        terms = self.losses(sr, hr, model.autocast)
+        adversarial = self.adversarial.generator(real, fake)
+        loss = total([*self.losses.weighted(terms), self.adversarial_weight * adversarial])
         against = self.adversarial.discriminator(real, fake)
         if self.gradient_penalty:
             against = against + self.gradient_penalty / 2 * squared_gradient_norm(discriminator.network, hr)
-        terms["loss_discriminator"] = against
         # Each loss reaches into both networks; each network gets only the gradients of its own.
-        model.backward(terms["loss"] * share, own=True, retain_graph=True)
+        model.backward(loss * share, own=True, retain_graph=True)
         discriminator.backward(against * share, own=True)
-        return {name: term.detach() for name, term in terms.items()}
-
-    def _generator_terms(self, model: Learner, sr: Tensor, hr: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """The generator's `loss` and, before their weights, what it is made of."""
-        weighted: dict[str, tuple[float, Tensor]] = {}
-        if self.content is not None:
-            with model.autocast():
-                weighted["loss_content"] = self.content_weight, self.content(sr, hr)
-        if self.pixel_weight:
-            weighted["loss_pixel"] = self.pixel_weight, self.pixel(sr, hr)
-        weighted["loss_adversarial"] = self.adversarial_weight, self.adversarial.generator(real, fake)
-        loss = torch.stack([weight * term for weight, term in weighted.values()]).sum()
-        return {"loss": loss} | {name: term for name, (_, term) in weighted.items()}
+        terms |= {ADVERSARIAL: adversarial, DISCRIMINATOR: against}
+        return {"loss": loss.detach()} | {f"loss/{name}": term.detach() for name, term in terms.items()}
 
 
 def _discriminator(file: str | Path) -> weights.LoadedWeights:

@@ -1,4 +1,4 @@
-"""One network and a loss between its output and the HR patch."""
+"""One network and the loss between its output and the HR patch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from sr_runner.errors import RequestError
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
 from sr_runner.objectives.learner import Learner
+from sr_runner.objectives.losses import Loss, Losses, Row, Term, mean, total
 
 
 class PixelObjective:
-    """Minimises `loss(sr, hr)`: `torch.nn.L1Loss`, `torch.nn.MSELoss`, or anyone's module of two batches in [0, 1]."""
+    """Minimises the weighted sum of its terms: `torch.nn.L1Loss`, `torch.nn.MSELoss`, or anyone's of (SR, HR)."""
 
-    def __init__(self, loss: nn.Module):
-        self.loss = loss
+    def __init__(self, losses: Mapping[str, Term | Loss]):
+        """Raises `RequestError` where there is none."""
+        if not losses:
+            raise RequestError("objective.losses={}: expected a term or more, {pixel: {_target_: torch.nn.L1Loss}}")
+        self.losses = Losses(losses)
+
+    @property
+    def file_contents(self) -> dict[str, str | None]:
+        return self.losses.file_contents
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
         return {MODEL: model}
@@ -26,13 +35,15 @@ class PixelObjective:
     def train_step(
         self, learners: Mapping[str, Learner], batches: MicroBatches, *, measure: bool
     ) -> dict[str, torch.Tensor]:
-        model, losses = learners[MODEL], []
+        model = learners[MODEL]
+        rows: list[Row] = []
         for lr, hr in batches:
-            loss = self.loss(model(lr), hr)
+            terms = self.losses(model(lr), hr, model.autocast)
+            loss = total(self.losses.weighted(terms))
             model.backward(loss if len(batches) == 1 else loss / len(batches))
-            losses.append(loss.detach())
+            rows.append({"loss": loss.detach()} | {f"loss/{name}": term.detach() for name, term in terms.items()})
         norm = model.step(measure=measure)
-        terms = {"loss": losses[0] if len(losses) == 1 else torch.stack(losses).mean()}
+        found = mean(rows)
         if measure and norm is not None:
-            terms["grad_norm"] = norm
-        return terms
+            found["grad_norm"] = norm
+        return found

@@ -18,7 +18,7 @@ from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RunError
 from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.objectives import Learner, MicroBatches, Objective
-from sr_runner.objectives.base import MODEL
+from sr_runner.objectives.base import LOSSES, MODEL
 from sr_runner.objectives.ema import Ema
 from sr_runner.signals import StopSignal
 from sr_runner.tracking import RunRecord, Tracker
@@ -259,8 +259,10 @@ class Orchestrator:
             return
         position, loss = next(iter(bad.items()))
         step, count = self.step - len(self._window) + 1 + position, self._samples_per_step
+        terms = self._window.blamed(position)
+        by = f", as {' and '.join(terms)} {'are' if len(terms) > 1 else 'is'} not finite" if terms else ""
         raise RunError(
-            f"the loss is {loss} at step {step} (samples {(step - 1) * count} to {step * count - 1}). "
+            f"the loss is {loss} at step {step} (samples {(step - 1) * count} to {step * count - 1}){by}. "
             "Checkpoints before it stay. A smaller optimizer.lr, trainer.grad_clip or trainer.precision=fp32 may help, "
             "trainer.on_nan=skip leaves such updates out"
         )
@@ -332,6 +334,8 @@ class Orchestrator:
         networks = {name: learner.network.state_dict() for name, learner in self.learners.items()}
         evaluated = self._evaluated
         exported = networks.pop(MODEL) if evaluated is self.model else evaluated.state_dict()
+        if changing := self.objective.losses.state():
+            networks[LOSSES] = changing
         run = RunState(
             step=self.step,
             networks=networks,
@@ -350,6 +354,8 @@ class Orchestrator:
         if self.ema is not None:
             self.ema.network.load_state_dict(state.model)
         networks = {MODEL: state.model} | dict(run.networks)
+        if not fork:
+            self.objective.losses.restore(networks.pop(LOSSES, {}))
         for name, learner in self.learners.items():
             if fork and name not in networks:
                 continue  # a network that the other run did not have

@@ -78,6 +78,11 @@ class Window:
             return {}
         return {position: loss for position, loss in enumerate(losses.tolist()) if not math.isfinite(loss)}
 
+    def blamed(self, position: int) -> list[str]:
+        """The terms of the loss that are not finite at the step of that position."""
+        terms = self._losses[position]
+        return [name.partition("/")[2] for name in terms if "/" in name and not math.isfinite(float(terms[name]))]
+
     # -- checkpoint ------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ _ADVICE = {
 def vgg19_features(
     *, layer: str = "VGG54", weights: str | Path | None = None, seed: int | None = None
 ) -> VGG19Features:
-    """VGG19 up to `layer` (`VGG22` or `VGG54`) with trained weights, frozen, in evaluation mode.
+    """VGG19 up to `layer` (such as `VGG54`) with trained weights, frozen, in evaluation mode.
 
     Args:
         weights: a file in torchvision's or Keras' layout, each used with its own input normalisation. None takes

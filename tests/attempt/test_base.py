@@ -85,8 +85,8 @@ def test_options_that_were_changed_since_have_the_recorded_values() -> None:
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("objective.loss._target_=torch.nn.MSELoss", "names code"),
-        ("objective.loss={_target_: torch.nn.MSELoss}", "names code"),
+        ("objective.losses.pixel._target_=torch.nn.MSELoss", "names code"),
+        ("objective.losses.pixel={_target_: torch.nn.MSELoss}", "names code"),
         ("tracker.experiment=${oc.env:HOME}", "reads the environment"),
         ("hydra.searchpath=[pkg://hydra]", "names code"),
     ],
@@ -102,8 +102,8 @@ def test_a_record_is_believed_neither_code_nor_the_environment_unless_they_are_a
 
 
 def test_a_recorded_config_that_names_another_class_than_its_options_do_is_refused() -> None:
-    recorded("seed=0", change={"objective.loss._target_": "torch.nn.MSELoss"})
-    with pytest.raises(RequestError, match=r"objective.loss._target_=torch.nn.MSELoss, which names code"):
+    recorded("seed=0", change={"objective.losses.pixel._target_": "torch.nn.MSELoss"})
+    with pytest.raises(RequestError, match=r"objective.losses.pixel._target_=torch.nn.MSELoss, which names code"):
         asked(RESUME)
 
 

@@ -14,10 +14,11 @@ import torch
 from omegaconf import OmegaConf
 from support import TINY
 
-from sr_runner.attempt.build import Parts, build_parts, check_loss, check_model
+from sr_runner.attempt.build import Parts, build_parts, check_losses, check_model
 from sr_runner.config.compose import composed
+from sr_runner.config.settings import TermSettings
 from sr_runner.errors import RequestError
-from sr_runner.objectives.pixel import PixelObjective
+from sr_runner.objectives import Losses, Term
 
 OWN = """
 import random
@@ -110,7 +111,7 @@ class Charbonnier(torch.nn.Module):
 
 class Weighted(PixelObjective):
     def __init__(self, weight=1.0):
-        super().__init__(torch.nn.L1Loss())
+        super().__init__({"pixel": torch.nn.L1Loss()})
 
 
 class Photographs(SampleData):
@@ -201,7 +202,7 @@ def test_what_others_refer_to_may_be_dropped(build: Build) -> None:
     ("target", "kept"),
     [
         ("scheduler._target_=torch.optim.lr_scheduler.PolynomialLR", set()),
-        ("objective.loss._target_=own_parts.Charbonnier", {"loss"}),
+        ("objective.losses.pixel._target_=own_parts.Charbonnier", {"losses"}),
         ("objective._target_=own_parts.Weighted", set()),
         ("data._target_=own_parts.Photographs", {"scale", "seed", "batch_size", "patch_size", "cache_dir"}),
         ("tracker._target_=own_parts.Notebook", {"run_name"}),
@@ -238,7 +239,7 @@ def test_a_key_that_is_given_by_hand_has_to_be_taken(arguments: list[str], said:
         ("tracker.experiment=2024", "expected text. In quotes it is text: tracker.experiment=\"'2024'\""),
         ("tracker.experiment=null", "expected text. In quotes it is text: tracker.experiment=\"'null'\""),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: expected a list of 2, each a number."),
-        ("objective.loss=5", "objective.loss=5: expected {_target_: package.module.Class}."),
+        ("objective.losses.pixel=5", "objective.losses.pixel=5: expected {_target_: package.module.Class}."),
         ("scheduler.anneal_strategy=coz", "expected cos or linear. Did you mean 'cos'?"),
         ("optimizer.eps=nan", "optimizer.eps=nan: expected a finite number"),
         ("optimizer.betas=[0.9,1e400]", "optimizer.betas=inf: expected a finite number"),
@@ -265,10 +266,10 @@ def test_an_argument_without_an_annotation_takes_anything(build: Build) -> None:
 
 
 def test_a_class_and_its_keys_may_be_given_as_one_value(build: Build) -> None:
-    loss = build("++objective.loss={_target_: own_parts.Charbonnier, eps: 0.5}").objective.loss
-    assert loss.eps == 0.5
-    with pytest.raises(RequestError, match=r"objective\.loss\.epz=0\.5: .* Did you mean 'eps'\?"):
-        build("++objective.loss={_target_: own_parts.Charbonnier, epz: 0.5}")
+    loss = build("++objective.losses.pixel={_target_: own_parts.Charbonnier, eps: 0.5}").objective.losses
+    assert str(loss) == "Charbonnier" and loss.terms["pixel"].loss.eps == 0.5
+    with pytest.raises(RequestError, match=r"objective\.losses\.pixel\.epz=0\.5: .* Did you mean 'eps'\?"):
+        build("++objective.losses.pixel={_target_: own_parts.Charbonnier, epz: 0.5}")
 
 
 def test_a_class_that_an_option_file_names_has_to_take_all_of_its_keys(build: Build, tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_an_argument_that_no_file_gives_is_named_with_the_line_that_would(build:
     with pytest.raises(RequestError, match=expected):
         build_parts(composed(overrides)[0], overrides)
     with pytest.raises(RequestError, match=r"own_parts has no 'Charbonier'\. Did you mean 'Charbonnier'"):
-        build("objective.loss._target_=own_parts.Charbonier")
+        build("objective.losses.pixel._target_=own_parts.Charbonier")
 
 
 def test_a_class_that_takes_any_argument_gets_all_of_them(build: Build) -> None:
@@ -326,7 +327,7 @@ def test_dropped_keys_are_no_part_of_the_identity_and_those_of_the_class_are(bui
     ("argument", "said"),
     [
         ("objective._target_=torch.nn.L1Loss",
-         "objective._target_=torch.nn.L1Loss has no networks, trained_by, train_step: "
+         "objective._target_=torch.nn.L1Loss has no losses, networks, trained_by, train_step: "
          "expected a sr_runner.objectives.base.Objective"),
         ("data._target_=own_parts.Lister ~data.batch_size ~data.patch_size ~data.cache_dir",
          "data._target_=own_parts.Lister has no batch_size, patch_size, prepare, summary, fingerprint, valid, "
@@ -408,17 +409,90 @@ class Failing(torch.nn.Module):
         return sr.reshape(7) - hr
 
 
+class Detached(torch.nn.Module):
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        return (sr - hr).detach().abs().mean()
+
+
+class Counting(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return (sr - hr).abs().mean(dim=(1, 2, 3), keepdim=True)  # one number for each image, as LPIPS
+
+
+def check(loss: torch.nn.Module, **settings: float) -> None:
+    losses = Losses({"own": Term(loss, TermSettings(**settings))})
+    check_losses(losses, patch=16, device=torch.device("cpu"), precision="fp32")
+
+
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (Unreduced(), r"Unreduced makes \(1, 3, 16, 16\) of two batches of 1 x 3 x 16 x 16; expected one number"),
-        (Failing(), "objective.loss: Failing fails on two batches of 1 x 3 x 16 x 16: RuntimeError"),
+        (Unreduced(), r"own: Unreduced makes \(2, 3, 16, 16\) of two batches of 2 x 3 x 16 x 16; expected one number"),
+        (Failing(), "objective.losses.own: Failing fails on two batches of 2 x 3 x 16 x 16: RuntimeError"),
+        (Detached(), "own: Detached makes a number that has no gradient; .* objective.losses.own.weight=0"),
     ],
 )
 def test_a_loss_that_is_none_is_refused_before_the_start(loss: torch.nn.Module, said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        check_loss(PixelObjective(loss), patch=16)
-    check_loss(PixelObjective(torch.nn.L1Loss()), patch=16)
+        check(loss)
+
+
+def test_a_loss_that_is_one_is_left_as_it_was() -> None:
+    counting = Counting()
+    check(counting)
+    assert counting.calls == 0
+    check(Detached(), weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("objective.losses=5", "objective.losses=5: expected a mapping, {key: value}"),
+        ("+objective.losses.fft={weight: 1}", "expected {_target_: package.module.Class}"),
+        ("objective.losses.pixel.weight=strong", "objective.losses.pixel.weight=strong: expected a number"),
+        ("+objective.losses.pixel.range=[1,-1]", "losses.pixel.range=[1, -1]: expected [black, white]"),
+        ("+objective.losses.pixel.range=[1]", "losses.pixel.range=[1]: expected a list of 2, each a number"),
+        ("+objective.losses.pixel.autocast=1", "objective.losses.pixel.autocast=1: expected true or false"),
+        ("+objective.losses.pixel.reduction=none", "objective.losses.pixel: L1Loss makes (2, 3, 32, 32)"),
+        ("+objective.losses.a-b={_target_: torch.nn.L1Loss}", "losses.a-b: expected a name of letters, digits and _"),
+        ("+objective.losses.net={_target_: builtins.dict}", "losses.net._target_=builtins.dict makes a dict"),
+        (
+            "+objective.losses.x={_target_: no_such.SSIM}",
+            "x._target_=no_such.SSIM: there is no module 'no_such'",
+        ),
+        ("+objective.losses.x={_target_: own_parts.Charbonnier, epz: 1}", "objective.losses.x.epz=1: own_parts.Char"),
+        (
+            "+objective.losses.vgg={_target_: sr_runner.objectives.PerceptualLoss, vgg_seed: 0, layers: [VGG45]}",
+            "objective.losses.vgg.layers=VGG45: expected VGG11, VGG12",
+        ),
+        ("objective._target_=own_parts.Weighted ++objective.losses.pixel.weight=2", "Weighted has no such argument"),
+    ],
+)
+def test_what_is_wrong_with_a_term_is_said_with_its_key(argument: str, said: str, build: Build) -> None:
+    with pytest.raises(RequestError) as refused:
+        build(*(argument.split(" ") if "{" not in argument else [argument]))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_term_keeps_its_settings_where_its_class_is_named_by_hand(build: Build) -> None:
+    losses = build("objective.losses.pixel._target_=own_parts.Charbonnier", "objective.losses.pixel.weight=3").objective
+    assert str(losses.losses) == "3 Charbonnier"
+    more = "+objective.losses.own={_target_: own_parts.Charbonnier, weight: 0.5, range: [-1, 1]}"
+    parts = build(more)
+    assert str(parts.objective.losses) == "L1Loss + 0.5 Charbonnier"
+    assert parts.objective.losses.terms["own"].settings == TermSettings(weight=0.5, range=(-1, 1))
+    parts.data.prepare(progress=False)
+    facts = parts.identity_facts()
+    assert {key: value for key, value in facts.items() if key.startswith("objective.losses.own.")} == {
+        "objective.losses.own._target_": "own_parts.Charbonnier",
+        "objective.losses.own.weight": 0.5,
+        "objective.losses.own.range": [-1, 1],
+    }
 
 
 def test_a_key_of_the_option_file_that_the_new_class_takes_as_something_else_is_dropped(build: Build) -> None:

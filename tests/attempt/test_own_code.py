@@ -24,7 +24,7 @@ def loss(sr, hr):
 """
 OWN = (
     *[each for each in TINY if not each.startswith("model.")], "model._target_=mine.Net", "tracker=none",
-    "objective.loss._target_=mine.loss", "+objective.loss._partial_=true", "scheduler=constant",
+    "objective.losses.pixel._target_=mine.loss", "+objective.losses.pixel._partial_=true", "scheduler=constant",
 )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from sr_runner.config.compose import composed
 from sr_runner.config.identity import identity_facts
 from sr_runner.models import VGG19Features
 
-GAN = ("objective=srgan", "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=2")
+CONTENT = "objective.losses.content"
+GAN = ("objective=srgan", f"{CONTENT}.vgg_seed=0", f"{CONTENT}.layers=[VGG22]", "objective.discriminator_filters=2")
 """SRGAN with random features and a small discriminator."""
 
 
@@ -37,7 +38,7 @@ def test_a_generator_is_pre_trained_and_fine_tuned_in_two_commands(sr_run: SrRun
     (pre_trained,) = (tmp_path / "pre-trained" / "checkpoints").glob("*/*/step-00000006")
     done = sr_run(
         *tiny, *model, *GAN, f"checkpoint.init_from={pre_trained}", "trainer.ema_decay=0.9", "optimizer.lr=1e-5",
-        "objective.pixel_weight=0.1",
+        "+objective.losses.pixel={_target_: torch.nn.L1Loss, weight: 0.1}",
     )  # fmt: skip
     assert "tensors loaded, 0 skipped, 0 new" in done.stderr and "loaded: " not in done.stderr
     (log,) = (tmp_path / "outputs" / "runs").glob("*/*/run.log")
@@ -45,7 +46,7 @@ def test_a_generator_is_pre_trained_and_fine_tuned_in_two_commands(sr_run: SrRun
     assert listed == set(load_file(pre_trained / "model.safetensors"))
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    for term in ("loss", "loss_content", "loss_pixel", "loss_adversarial", "loss_discriminator", "grad_norm"):
+    for term in ("loss", "loss/content", "loss/pixel", "loss/adversarial", "loss/discriminator", "grad_norm"):
         assert [p.step for p in client.get_metric_history(run.info.run_id, f"train/{term}")] == [2, 4, 6], term
     assert client.list_artifacts(run.info.run_id, "images")
 
@@ -57,22 +58,28 @@ def test_a_run_goes_on_with_the_same_vgg19_wherever_the_file_lies(sr_run: SrRun,
         torch.save(VGG19Features.seeded(seed, layer="VGG22").state_dict(), tmp_path / f"{seed}.pth")
     gan = [argument for argument in GAN if "seed" not in argument]
     arguments = (*TINY, *gan, "scheduler=constant", "trainer.resume=true")
-    sr_run(*arguments, "objective.vgg_weights=1.pth")
+    sr_run(*arguments, f"{CONTENT}.vgg_weights=1.pth")
     (tmp_path / "1.pth").rename(tmp_path / "moved.bin")
-    moved = sr_run(*arguments, "objective.vgg_weights=moved.bin", "trainer.steps=8")
+    moved = sr_run(*arguments, f"{CONTENT}.vgg_weights=moved.bin", "trainer.steps=8")
     assert "resumed at step 6 of 8" in moved.stderr
-    other = sr_run(*arguments, "objective.vgg_weights=2.pth", "trainer.steps=8")
-    assert "near miss: " in other.stderr and "differs in objective.vgg_weights=" in other.stderr
+    other = sr_run(*arguments, f"{CONTENT}.vgg_weights=2.pth", "trainer.steps=8")
+    assert "near miss: " in other.stderr and "differs in objective.losses.content.vgg_weights=" in other.stderr
     assert len(list((tmp_path / "outputs" / "checkpoints").iterdir())) == 2
 
 
 def test_the_identity_holds_what_a_vgg19_file_contains_and_not_its_place(tmp_path: Path) -> None:
     torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg19.pth")
-    arguments = [*TINY, *GAN, "objective.vgg_seed=null", f"objective.vgg_weights={tmp_path}/vgg19.pth", "tracker=none"]
+    arguments = [
+        *TINY,
+        *GAN,
+        f"{CONTENT}.vgg_seed=null",
+        f"{CONTENT}.vgg_weights={tmp_path}/vgg19.pth",
+        "tracker=none",
+    ]
     parts = build_parts(composed(arguments)[0], arguments)
     parts.data.prepare(progress=False)
     facts = parts.identity_facts()
-    assert re.fullmatch("[0-9a-f]{16}", facts["objective.vgg_weights"])
+    assert re.fullmatch("[0-9a-f]{16}", facts[f"{CONTENT}.vgg_weights"])
     assert str(tmp_path) not in str(facts)
 
 
@@ -128,7 +135,7 @@ def test_on_photographs_the_losses_of_generator_and_discriminator_stay_in_balanc
     sr_run(*small, "objective=l1", "trainer.steps=600", "tracker=none", timeout=900)
     (generator,) = (tmp_path / "outputs" / "runs").iterdir()
     sr_run(
-        *small, *GAN, "objective.vgg_scale=1", "objective.adversarial_weight=5e-3",
+        *small, *GAN, f"{CONTENT}.scale=1", "objective.adversarial_weight=5e-3",
         "objective.discriminator_filters=16", f"checkpoint.init_from={generator.name}", "optimizer.lr=1e-4",
         "scheduler=constant", "trainer.steps=300", timeout=900,
     )  # fmt: skip
@@ -138,7 +145,7 @@ def test_on_photographs_the_losses_of_generator_and_discriminator_stay_in_balanc
     def values(key: str) -> list[float]:
         return [p.value for p in sorted(client.get_metric_history(run.info.run_id, key), key=lambda p: p.step)]
 
-    content, against = values("train/loss_content"), values("train/loss_discriminator")
+    content, against = values("train/loss/content"), values("train/loss/discriminator")
     assert all(math.isfinite(value) for value in content + against + values("train/loss"))
     assert sum(content[-5:]) < 1.2 * sum(content[:5])
     assert all(0.7 < value < 2.1 for value in against)  # a coin toss costs 2 ln 2 = 1.39
@@ -147,8 +154,8 @@ def test_on_photographs_the_losses_of_generator_and_discriminator_stay_in_balanc
 
 
 def test_missing_vgg_weights_are_said_before_anything_is_written(sr_run: SrRun, tmp_path: Path) -> None:
-    refused = sr_run(*TINY, "objective=srgan", "objective.vgg_weights=/nope/vgg19.pth", code=2)
-    assert "objective.vgg_weights=/nope/vgg19.pth" in refused.stderr
+    refused = sr_run(*TINY, "objective=srgan", f"{CONTENT}.vgg_weights=/nope/vgg19.pth", code=2)
+    assert f"{CONTENT}.vgg_weights=/nope/vgg19.pth" in refused.stderr
     assert not (tmp_path / "outputs").exists()
 
 

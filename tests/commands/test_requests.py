@@ -44,8 +44,11 @@ WRONG = {
     "optimizer.lr=-1": ["optimizer.lr=-1", "a number above 0"],
     "optimizer._target_=torch.optim.Admam": ["Did you mean 'Adam'?"],
     "optimizer._target_=\\": ["optimizer._target_=\\", "package.module.Class"],
-    "objective.loss._target_=None": ["objective.loss._target_=None", "package.module.Class"],
-    "objective.loss._target_=torch.nn.L2Loss": ["objective.loss._target_=torch.nn.L2Loss", "Did you mean"],
+    "objective.losses.pixel._target_=None": ["objective.losses.pixel._target_=None", "package.module.Class"],
+    "objective.losses.pixel._target_=torch.nn.L2Loss": [
+        "objective.losses.pixel._target_=torch.nn.L2Loss",
+        "Did you mean",
+    ],
     "model._target_=no.such.Net": ["model._target_=no.such.Net", "no module"],
     "+model.fliters=5": ["model.fliters=5", "Did you mean 'num_filters'?"],
     "model.num_filters=${nope}": ["model.num_filters", "'nope' not found"],
@@ -111,11 +114,11 @@ WRONG = {
     "+model._partial_=abc": ["model._partial_=abc", "expected true or false"],
     "+model._convert_=abc": ["model._convert_=abc", "expected none, partial, object or all"],
     "+model._args_=5": ["model._args_=5", "expected a list"],
-    "+objective.loss._recursive_=null": ["objective.loss._recursive_", "expected true or false"],
+    "+objective.losses.pixel._recursive_=null": ["objective.losses.pixel._recursive_", "expected true or false"],
     "optimizer._target_=builtins.print": ["optimizer._target_=builtins.print", "expected a class"],
     "optimizer._target_=torch.nn.Identity": ["optimizer._target_ makes a Identity", "torch.optim.Optimizer"],
     "objective._target_=sys.exit": ["objective._target_=sys.exit", "expected a class"],
-    "objective.loss._target_=sys.exit": ["objective.loss._target_=sys.exit", "expected a class"],
+    "objective.losses.pixel._target_=sys.exit": ["objective.losses.pixel._target_=sys.exit", "expected a class"],
     "lr=1e-4": ["no key lr. Did you mean 'optimizer.lr'?"],
     "data.train=photos": ["no key data.train. data=div2k or data=folder has it"],
     "--resume": ["--resume: no such option; expected trainer.resume=true"],
@@ -198,7 +201,7 @@ def test_a_process_ends_with_that_message_and_status_as_well(request_: str, sr_r
         ("raise ValueError('1\\n2')", "refuses this: 1 2"),
     ],
 )
-@pytest.mark.parametrize("part", ["model", "optimizer", "objective.loss"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "objective.losses.pixel"])
 def test_whatever_making_a_part_raises_is_one_sentence_that_says_where(
     part: str, body: str, message: str, refused: Refused, tmp_path: Path
 ) -> None:

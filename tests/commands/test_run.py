@@ -409,7 +409,7 @@ def test_own_network_loss_and_optimizer_are_a_target_away(sr_run: SrRun, tmp_pat
     )
     rest = [argument for argument in TINY if not argument.startswith("model.")]
     done = sr_run(
-        *rest, "model._target_=mine.Net", "+model.width=12", "objective.loss._target_=mine.Charbonnier",
+        *rest, "model._target_=mine.Net", "+model.width=12", "objective.losses.pixel._target_=mine.Charbonnier",
         "optimizer._target_=torch.optim.RMSprop", "tracker=none",
     )  # fmt: skip
     assert "Identity net-x2-" in done.stdout and " net x2 " in done.stdout

@@ -23,7 +23,7 @@ from sr_runner.attempt.build import build
 from sr_runner.checkpoint import BestN
 from sr_runner.config.compose import composed
 from sr_runner.config.identity import flatten
-from sr_runner.config.settings import CheckpointSettings, RunSettings, TrainerSettings, config_dir
+from sr_runner.config.settings import CheckpointSettings, RunSettings, TermSettings, TrainerSettings, config_dir
 from sr_runner.errors import RequestError
 from sr_runner.objectives import Learner
 
@@ -95,8 +95,11 @@ def test_every_key_of_an_option_is_explained_where_it_is_defined(option: str) ->
     group, _, name = option.partition("=")
     settings = (("trainer", TrainerSettings), ("checkpoint", CheckpointSettings))
     known = {f"{prefix}.{field.name}" for prefix, kind in settings for field in fields(kind)}
+    of_a_term = {field.name for field in fields(TermSettings)}
     for path in chain(group, name):
         for key, value in own_keys(path).items():
+            if re.fullmatch(r"losses\.\w+\.\w+", key) and key.rpartition(".")[2] in of_a_term:
+                continue
             if key in known or f"{group}.{key}" in known or (isinstance(value, str) and value.startswith("${")):
                 continue
             assert key.rpartition(".")[2] in explained(path), f"{path}: {key}"
@@ -133,7 +136,8 @@ def test_config_and_class_have_the_same_defaults_or_only_one_of_them_has(option:
     group, _, name = option.partition("=")
     *bases, own = chain(group, name)
     is_based = any(not path.stem.startswith("_") for path in bases)
-    on_purpose = {"fused", *(own_keys(own) if is_based else ()), *ON_PURPOSE.get(option, ())}
+    changed = [key.rpartition(".")[2] for key in own_keys(own)] if is_based else []
+    on_purpose = {"fused", *changed, *ON_PURPOSE.get(option, ())}
     for key, node in parts_in(OmegaConf.to_container(config_of(option)[group.partition("/")[0]], resolve=False), group):
         parameters = inspect.signature(get_object(node["_target_"])).parameters
         for argument, value in node.items():

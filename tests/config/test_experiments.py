@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import DictConfig
 from support import SrRun
 
-from sr_runner.attempt.build import build
+from sr_runner.attempt.build import build, build_objective
 from sr_runner.config.compose import composed
 from sr_runner.config.settings import config_dir
 from sr_runner.errors import RequestError
@@ -27,7 +26,7 @@ RECIPES: dict[str, tuple[str, str, int, int, int, float, list[int] | None]] = {
     "srgan": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
     "srgan_krasserm_pretrain": ("srresnet", "mse", 4, 96, 1_000_000, 1e-4, None),
     "srgan_krasserm": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
-    "esrgan": ("msrresnet", "srgan", 4, 128, 400_000, 1e-4, [50_000, 100_000, 200_000, 300_000]),
+    "esrgan": ("msrresnet", "esrgan", 4, 128, 400_000, 1e-4, [50_000, 100_000, 200_000, 300_000]),
     "span_x4": ("spandrel", "l1", 4, 256, 1_000_000, 5e-4, [200_000, 400_000, 600_000, 800_000]),
     "swinir_light_x4": ("spandrel", "l1", 4, 256, 500_000, 2e-4, [250_000, 400_000, 450_000, 475_000]),
 }
@@ -53,7 +52,7 @@ def recipe(name: str, *overrides: str) -> DictConfig:
 def night(tmp_path: Path) -> Path:
     """A recipe of one's own with a loss of its own."""
     (tmp_path / "experiment").mkdir()
-    loss = "objective: {loss: {_target_: torch.nn.HuberLoss, delta: 0.1}}"
+    loss = "objective: {losses: {pixel: {_target_: torch.nn.HuberLoss, delta: 0.1}}}"
     (tmp_path / "experiment" / "night.yaml").write_text(f"# @package _global_\n{loss}\nmodel: {{num_filters: 8}}\n")
     return tmp_path
 
@@ -61,11 +60,16 @@ def night(tmp_path: Path) -> Path:
 def test_an_option_that_a_recipe_leaves_without_effect_is_refused(night: Path) -> None:
     with pytest.raises(RequestError) as refused:
         composed(["experiment=night", "objective=mse"], config_dir=str(night))
-    assert "objective=mse has no effect: " in str(refused.value) and "night.yaml sets objective.loss._target_=" in str(
+    assert "objective=mse has no effect: " in str(
         refused.value
-    )
-    given = ["experiment=night", "objective=mse", "objective.loss._target_=torch.nn.MSELoss", "~objective.loss.delta"]
-    assert composed(given, config_dir=str(night))[0].objective.loss._target_ == "torch.nn.MSELoss"
+    ) and "night.yaml sets objective.losses.pixel._target_=" in str(refused.value)
+    given = [
+        "experiment=night",
+        "objective=mse",
+        "objective.losses.pixel._target_=torch.nn.MSELoss",
+        "~objective.losses.pixel.delta",
+    ]
+    assert composed(given, config_dir=str(night))[0].objective.losses.pixel._target_ == "torch.nn.MSELoss"
     chosen = composed(["experiment=night", "model=wdsr_b", "optimizer=sgd"], config_dir=str(night))[0]
     assert (chosen.model.num_filters, chosen.optimizer._target_) == (8, "torch.optim.SGD")  # these have their effect
 
@@ -133,8 +137,9 @@ def test_krasserms_recipes_have_the_reference_initialisation_and_range() -> None
     assert (edsr.model.initialization, edsr.model.rgb_range) == ("keras", 2)
     assert (wdsr.model.initialization, wdsr.model.num_res_blocks, wdsr.model.res_block_expansion) == ("keras", 32, 6)
     assert srgan.objective.discriminator_initialization == "keras"
-    assert (srgan.objective.content_weight, srgan.objective.adversarial_weight) == (1.0, 1e-3)
-    assert srgan.objective.vgg_scale == pytest.approx(1 / 12.75) and srgan.scheduler.gamma == 0.1
+    content = srgan.objective.losses.content
+    assert (content.weight, srgan.objective.adversarial_weight) == (1.0, 1e-3)
+    assert content.scale == pytest.approx(1 / 12.75) and srgan.scheduler.gamma == 0.1
 
 
 def test_the_command_line_wins_over_a_recipe() -> None:
@@ -154,9 +159,9 @@ def test_the_command_line_wins_over_a_recipe() -> None:
     assert (config.data.patch_size, config.data.batch_size) == (96, 16)
 
 
-@pytest.mark.parametrize("name", [name for name, facts in RECIPES.items() if facts[1] == "srgan"])
+@pytest.mark.parametrize("name", [name for name, facts in RECIPES.items() if facts[1].endswith("gan")])
 def test_the_objective_of_every_gan_recipe_can_be_built(name: str) -> None:
-    objective: Any = build(recipe(name, "objective.vgg_seed=0").objective, "objective")
+    objective = build_objective(recipe(name, "objective.losses.content.vgg_seed=0").objective)
     assert objective.networks(build(recipe(name).model, "model"), patch_size=32).keys() == {
         "model",
         "discriminator",
@@ -183,7 +188,8 @@ def test_the_three_stages_of_srgan_run_one_after_another(sr_run: SrRun, tmp_path
     (generator,) = (tmp_path / "outputs" / "runs").iterdir()
     arguments = (
         "+experiment=srgan_krasserm", *SMALL, "data.patch_size=32", f"checkpoint.init_from={generator.name}",
-        "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=4",
+        "objective.losses.content.vgg_seed=0", "objective.losses.content.layers=[VGG22]",
+        "objective.discriminator_filters=4",
         "scheduler.milestones=[1]",
     )  # fmt: skip
     assert "tensors loaded, 0 skipped, 0 new" in sr_run(*arguments).stderr

@@ -191,10 +191,14 @@ def test_a_declared_key_stands_for_itself_and_not_for_those_that_begin_like_it()
 
 
 def test_a_file_counts_by_what_was_read_and_not_by_its_place() -> None:
-    parts = {"objective": SimpleNamespace(file_contents={"vgg_weights": "d1"}), "model": SimpleNamespace()}
-    here, there = (composed(["objective=srgan", f"objective.vgg_weights={place}"])[0] for place in ("a.pth", "b.pth"))
+    parts = {
+        "objective": SimpleNamespace(file_contents={"losses.content.vgg_weights": "d1"}),
+        "model": SimpleNamespace(),
+    }
+    key = "objective.losses.content.vgg_weights"
+    here, there = (composed(["objective=srgan", f"{key}={place}"])[0] for place in ("a.pth", "b.pth"))
     assert identity_facts(here, parts, "") == identity_facts(there, parts, "") != identity_facts(here, {}, "")
-    assert identity_facts(here, parts, "")["objective.vgg_weights"] == "d1"
+    assert identity_facts(here, parts, "")[key] == "d1"
 
 
 def test_scale_and_seed_are_named_once_where_the_data_have_the_same() -> None:

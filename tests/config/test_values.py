@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from sr_runner.attempt.build import build
+from sr_runner.attempt.build import build, build_objective
 from sr_runner.config.compose import _check_booleans, composed
 from sr_runner.config.identity import flatten
 from sr_runner.config.overrides import as_override, parse
@@ -22,7 +22,8 @@ from sr_runner.objectives import Learner
 OPTIONS = (
     "model=edsr optimizer=adam scheduler=cosine checkpoint=local",
     "model=srresnet optimizer=rmsprop scheduler=multistep data=folder data.train={train} checkpoint=s3 checkpoint.root=memory://x",
-    "model=wdsr_b optimizer=sgd data=div2k checkpoint=mlflow objective=srgan objective.content_weight=0",
+    "model=wdsr_b optimizer=sgd data=div2k checkpoint=mlflow objective=srgan objective.losses.content.layers=[VGG22] "
+    "objective.losses.content.vgg_seed=0 +objective.losses.content.range=[0,1]",
     "model=msrresnet optimizer=nadam objective=mse",
 )
 """In these every key of a shipped part occurs, but for those of degradations, which are lists of parts."""
@@ -33,18 +34,19 @@ VALUES: dict[str, Any] = {
 TEXT = {
     "outputs", "checkpoint.root", "tracker.uri", "tracker.experiment", "tracker.run_name", "tracker.outputs",
     "data.cache_dir", "data.train", "data.valid", "data.train_lr", "data.valid_lr", "data.valid_list", "data.root",
-    "checkpoint.store.experiment", "checkpoint.store.outputs", "objective.vgg_weights", "sweep.name",
+    "checkpoint.store.experiment", "checkpoint.store.outputs", "objective.losses.content.vgg_weights", "sweep.name",
 }  # fmt: skip
 SENSIBLE = {
-    "below zero": {"outputs"},  # a folder may be called so
+    # A folder may be called so, and what is better the larger it is has such a weight.
+    "below zero": {"outputs", "objective.losses.content.weight", "objective.losses.pixel.weight"},
     "not a number": {"sweep.name"},  # and a sweep nan
     "zero": {
         "outputs", "seed", "sweep.name", "data.seed", "data.workers", "data.valid_images", "data.preview",
         "trainer.pictures", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.store.retry_seconds",
         "checkpoint.store.wait_for_run", "optimizer.weight_decay", "optimizer.momentum",
         "optimizer.momentum_decay", "optimizer.alpha", "scheduler.total_iters",
-        "objective.adversarial_weight", "objective.content_weight", "objective.pixel_weight",
-        "objective.gradient_penalty", "objective.vgg_seed", "data.valid_fraction",
+        "objective.adversarial_weight", "objective.losses.content.weight", "objective.losses.pixel.weight",
+        "objective.gradient_penalty", "objective.losses.content.vgg_seed", "data.valid_fraction",
     },
     "a word": TEXT,
     "a mapping": {"checkpoint.store.options", "checkpoint.init_options"},
@@ -54,13 +56,13 @@ SENSIBLE = {
         "checkpoint.lease_seconds", "checkpoint.init_options", "checkpoint.store.options", "checkpoint.store.uri",
         "optimizer.fused", "tracker.uri", "tracker.run_name", "sweep.name", "data.valid",
         "data.train_lr", "data.valid_lr", "data.valid_list", "data.lr_pattern", "data.valid_images",
-        "objective.vgg_weights", "objective.vgg_seed", "objective.discriminator_weights",
+        "objective.losses.content.vgg_weights", "objective.losses.content.vgg_seed", "objective.discriminator_weights",
         "objective.discriminator_optimizer", "objective.discriminator_scheduler",
     },
 }  # fmt: skip
 LATER = {"trainer.resume", "checkpoint.init_from", "checkpoint.best_metric", "checkpoint.root", "checkpoint.store"}
 """What they name is looked up when the run begins."""
-CLASSES = ("model", "objective", "data", "tracker")
+CLASSES = ("model", "data", "tracker")
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +88,10 @@ def answer(config: DictConfig, key: str, value: Any) -> str:
         OmegaConf.update(config, key, value, merge=False)
         check(config)
         network = torch.nn.Conv2d(3, 3, 3)
-        if group in CLASSES:
-            part = build(config[group], group)
-            if group == "objective":
-                part.networks(network, patch_size=32)
+        if group == "objective":
+            build_objective(config.objective).networks(network, patch_size=32)
+        elif group in CLASSES:
+            build(config[group], group)
         elif group == "checkpoint":
             build(config.checkpoint.store, "checkpoint.store", root=config.checkpoint.root)
         elif group == "trainer":

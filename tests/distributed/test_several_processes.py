@@ -47,12 +47,12 @@ def weights_after_steps(objective: Objective, part: slice, steps: int = 3, **opt
 def test_two_processes_with_half_a_batch_each_learn_what_one_learns_from_the_whole(
     options: dict[str, object], tmp_path: Path
 ) -> None:
-    alone = weights_after_steps(PixelObjective(nn.L1Loss()), slice(None), **options)
+    alone = weights_after_steps(PixelObjective({"pixel": nn.L1Loss()}), slice(None), **options)
 
     def work(rank: int) -> None:
         world = join(StopSignal())
         mine = weights_after_steps(
-            PixelObjective(nn.L1Loss()),
+            PixelObjective({"pixel": nn.L1Loss()}),
             slice(2 * rank, 2 * rank + 2),
             gradient_average=world.gradient_average,
             **options,
@@ -66,7 +66,7 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_learns_from_the_who
 
 
 def test_both_networks_of_a_gan_are_the_same_in_all_processes_batch_norm_included(tmp_path: Path) -> None:
-    objective = GanObjective(content_weight=0.0, pixel_weight=1.0, gradient_penalty=1.0, discriminator_filters=2)
+    objective = GanObjective(losses={"pixel": nn.L1Loss()}, gradient_penalty=1.0, discriminator_filters=2)
 
     def work(rank: int) -> None:
         world = join(StopSignal())

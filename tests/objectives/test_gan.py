@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_runner.checkpoint import codec
+from sr_runner.config.settings import TermSettings
 from sr_runner.errors import RequestError
 from sr_runner.models import EDSR, WDSRB, Discriminator, SRResNet, VGG19Features
-from sr_runner.objectives import GanObjective, Learner
+from sr_runner.objectives import GanObjective, Learner, PerceptualLoss, Term
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
-from sr_runner.objectives.content import ContentLoss
 from sr_runner.objectives.gan import DISCRIMINATOR, squared_gradient_norm
 from sr_runner.weights import export
 
@@ -31,9 +31,14 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 ADAM = partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 
-def objective(**arguments: Any) -> GanObjective:
-    settings: dict[str, Any] = {"vgg_layer": "VGG22", "vgg_seed": 0, "discriminator_filters": 2}
-    return GanObjective(**settings | arguments)
+def objective(*, pixel: float = 0.0, content: float = 1.0, **arguments: Any) -> GanObjective:
+    losses: dict[str, Term] = {}
+    if content:
+        perceptual = PerceptualLoss(layers=["VGG22"], vgg_seed=0)
+        losses["content"] = Term(perceptual, TermSettings(weight=content, autocast=True))
+    if pixel:
+        losses["pixel"] = Term(nn.L1Loss(), TermSettings(weight=pixel))
+    return GanObjective(losses=losses, **{"discriminator_filters": 2} | arguments)
 
 
 def learners(
@@ -88,12 +93,12 @@ def by_the_book(
         f"{name}/{key}": value
         for name, network in (("model", generator), (DISCRIMINATOR, discriminator))
         for key, value in network.state_dict().items()
-    } | {"loss": loss.detach(), "loss_content": content.detach(), "loss_discriminator": against.detach()}
+    } | {"loss": loss.detach(), "loss/content": content.detach(), "loss/discriminator": against.detach()}
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_a_step_is_the_references_simultaneous_update_of_both_networks(generator: str) -> None:
-    gan = objective(adversarial_weight=0.01, pixel_weight=0.5)
+    gan = objective(adversarial_weight=0.01, pixel=0.5)
     trained = learners(gan, generator)
     expected = by_the_book(gan, trained, *batch(), rate=0.1)
     terms = gan.train_step(trained, [batch()], measure=True)
@@ -101,16 +106,16 @@ def test_a_step_is_the_references_simultaneous_update_of_both_networks(generator
         if name in expected:
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
     assert set(terms) == {
-        "loss", "loss_content", "loss_pixel", "loss_adversarial", "loss_discriminator", "grad_norm",
+        "loss", "loss/content", "loss/pixel", "loss/adversarial", "loss/discriminator", "grad_norm",
     }  # fmt: skip
     assert not any(term.requires_grad for term in terms.values())
 
 
 def test_neither_network_takes_gradients_of_the_others_loss() -> None:
     """Without a loss of its own that reaches it, a network stays as it is."""
-    trained = learners(objective(adversarial_weight=0.0, content_weight=0.0))
+    trained = learners(objective(adversarial_weight=0.0, content=0.0))
     before = weights(trained)
-    objective(adversarial_weight=0.0, content_weight=0.0).train_step(trained, [batch()], measure=False)
+    objective(adversarial_weight=0.0, content=0.0).train_step(trained, [batch()], measure=False)
     changed = {name.split("/")[0] for name, value in weights(trained).items() if not torch.equal(value, before[name])}
     assert changed == {DISCRIMINATOR}
     assert all(p.grad is None for learner in trained.values() for p in learner.parameters)
@@ -118,7 +123,7 @@ def test_neither_network_takes_gradients_of_the_others_loss() -> None:
 
 @pytest.mark.parametrize("adversarial", ADVERSARIAL_LOSSES)
 def test_accumulated_batches_count_as_their_mean(adversarial: str) -> None:
-    gan = objective(adversarial=adversarial, pixel_weight=1.0, gradient_penalty=1.0)
+    gan = objective(adversarial=adversarial, pixel=1.0, gradient_penalty=1.0)
     results = []
     for batches in ([batch()], [batch(), batch()]):
         trained = learners(gan)
@@ -164,42 +169,14 @@ def test_the_gradient_penalty_trains_the_discriminator_alone() -> None:
         terms = gan.train_step(trained, [batch()], measure=False)
         results.append((weights(trained), terms))
     (plain, plain_terms), (penalised, penalised_terms) = results
-    assert penalised_terms["loss_discriminator"] > plain_terms["loss_discriminator"]
+    assert penalised_terms["loss/discriminator"] > plain_terms["loss/discriminator"]
     assert torch.equal(penalised["model/head.weight"], plain["model/head.weight"])
     assert not torch.equal(penalised["discriminator/blocks.0.conv.weight"], plain["discriminator/blocks.0.conv.weight"])
 
 
-def test_the_content_loss_is_the_scaled_distance_of_features() -> None:
-    lr, hr = batch()
-    sr = F.interpolate(lr, scale_factor=2)
-    for layer in ("VGG22", "VGG54"):
-        vgg = VGG19Features.seeded(3, layer=layer)
-        loss = ContentLoss(layer=layer, seed=3)
-        torch.testing.assert_close(loss(sr, hr), F.mse_loss(vgg(sr) / 12.75, vgg(hr) / 12.75))
-        assert loss(hr, hr) == 0
-        l1 = ContentLoss(layer=layer, seed=3, scale=1.0, criterion="l1", before_activation=True)
-        deeper = [
-            module(vgg.features[:-1]((x - vgg.mean) / vgg.divisor))
-            for module, x in ((nn.Identity(), sr), (nn.Identity(), hr))
-        ]
-        torch.testing.assert_close(l1(sr, hr), F.l1_loss(*deeper))
-        assert torch.any(deeper[0] < 0)
-
-
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
-def test_the_network_of_the_content_loss_follows_the_images_to_their_device_and_memory_format(layout: Any) -> None:
-    """`meta` is a device that every machine has: of shapes and strides without numbers."""
-    loss = ContentLoss(layer="VGG22", seed=0)
-    hr = torch.empty(1, 3, 16, 16, device="meta").contiguous(memory_format=layout)
-    assert loss(hr, hr).device == hr.device
-    weights = [parameter for parameter in loss.vgg.parameters() if parameter.dim() == 4]
-    assert len(weights) == 4 and all(weight.is_contiguous(memory_format=layout) for weight in weights)
-    assert not any(weight.is_contiguous() == (layout is torch.channels_last) for weight in weights)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_every_term_is_fp32_and_finite_in_reduced_precision(precision: Any) -> None:
-    gan = objective(gradient_penalty=1.0, pixel_weight=1.0, adversarial="relativistic")
+    gan = objective(gradient_penalty=1.0, pixel=1.0, adversarial="relativistic")
     trained = learners(gan, optimizer=ADAM, precision=precision)
     before = weights(trained)
     for step in range(3):
@@ -214,7 +191,7 @@ def test_every_term_is_fp32_and_finite_in_reduced_precision(precision: Any) -> N
 def test_the_whole_state_is_that_of_the_learners_and_goes_on_bit_for_bit() -> None:
     def start() -> tuple[GanObjective, dict[str, Learner]]:
         gan = objective(
-            pixel_weight=0.1,
+            pixel=0.1,
             discriminator_optimizer=partial(torch.optim.AdamW, lr=3e-4),
             discriminator_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
         )
@@ -255,15 +232,8 @@ def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None
     ("arguments", "message"),
     [
         ({"adversarial": "relativstic"}, "objective.adversarial=relativstic: .*Did you mean 'relativistic'"),
-        ({"pixel_criterion": "l3"}, "objective.pixel_criterion=l3"),
-        ({"vgg_criterion": "mae"}, "objective.vgg_criterion=mae"),
-        ({"vgg_layer": "VGG45"}, "objective.vgg_layer=VGG45: .*Did you mean 'VGG54'"),
-        ({"vgg_seed": None, "vgg_weights": "/nope.pth"}, "objective.vgg_weights=/nope.pth"),
         ({"adversarial_weight": -1.0}, "objective.adversarial_weight=-1.0"),
         ({"gradient_penalty": float("nan")}, "objective.gradient_penalty=nan"),
-        ({"vgg_scale": 0.0}, "objective.vgg_scale=0.0"),
-        ({"vgg_seed": -1}, "objective.vgg_seed=-1"),
-        ({"content_weight": 0.0, "vgg_layer": "VGG45"}, "objective.vgg_layer=VGG45"),
         ({"discriminator_filters": 0}, "objective.discriminator_filters=0"),
         ({"discriminator_weights": "/nope.h5"}, "objective.discriminator_weights=/nope.h5: no such file"),
     ],
@@ -271,32 +241,6 @@ def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None
 def test_a_wrong_argument_is_named_by_its_key(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         objective(**arguments)
-
-
-def test_a_content_loss_says_what_it_lacks_and_what_it_does_not_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(RequestError, match=r"vgg_scale=-1"):
-        ContentLoss(layer="VGG22", seed=0, scale=-1)
-    (tmp_path / "no.pth").write_text("no weights")
-    with pytest.raises(RequestError, match=r"objective\.vgg_weights=.*no\.pth: ") as refused:
-        ContentLoss(layer="VGG22", weights=tmp_path / "no.pth")
-    assert "smoke test" not in str(refused.value)
-    monkeypatch.setenv("TORCH_HOME", "/dev/null/none")  # nothing can be downloaded there
-    with pytest.raises(RequestError, match=r"objective\.vgg_weights=null: .*smoke test use objective\.vgg_seed=0"):
-        ContentLoss(layer="VGG22")
-    torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg.pth")
-    ContentLoss(layer="VGG22", weights=tmp_path / "vgg.pth")
-    ContentLoss(layer="VGG22", seed=0)
-    assert "random features" not in caplog.text
-    ContentLoss(layer="VGG22", weights=tmp_path / "vgg.pth", seed=0)
-    assert "vgg_seed=0: random features are used instead of objective.vgg_weights" in caplog.text
-
-
-def test_without_a_content_loss_no_vgg_weights_are_needed() -> None:
-    gan = GanObjective(content_weight=0.0, pixel_weight=1.0, discriminator_filters=2)
-    terms = gan.train_step(learners(gan), [batch()], measure=False)
-    assert set(terms) == {"loss", "loss_pixel", "loss_adversarial", "loss_discriminator"}
 
 
 def test_the_discriminator_starts_from_a_file_of_one(tmp_path: Path) -> None:
@@ -317,16 +261,11 @@ def test_the_discriminator_starts_from_a_file_of_one(tmp_path: Path) -> None:
 
 
 def test_files_stand_in_the_identity_by_their_content(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        torch.save(VGG19Features.seeded(seed, layer="VGG22").state_dict(), tmp_path / f"{seed}.pth")
-    (tmp_path / "moved").write_bytes((tmp_path / "1.pth").read_bytes())
+    torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg.pth")
     export(Discriminator(patch_size=16, num_filters=2), tmp_path / "d.safetensors")
-
-    def contents(**arguments: Any) -> dict[str, str | None]:
-        return objective(**{"vgg_seed": None} | arguments).file_contents
-
-    one, moved, other = (contents(vgg_weights=tmp_path / name) for name in ("1.pth", "moved", "2.pth"))
-    assert one == moved and one["vgg_weights"] != other["vgg_weights"]
-    assert contents(vgg_seed=0, vgg_weights=tmp_path / "1.pth")["vgg_weights"] is None  # not read
-    assert contents(content_weight=0.0) == {"vgg_weights": None, "discriminator_weights": None}
-    assert contents(vgg_seed=0, discriminator_weights=tmp_path / "d.safetensors")["discriminator_weights"] is not None
+    content = PerceptualLoss(layers=["VGG22"], vgg_weights=tmp_path / "vgg.pth")
+    gan = GanObjective(losses={"style": content}, discriminator_weights=tmp_path / "d.safetensors")
+    found = gan.file_contents
+    assert found.keys() == {"losses.style.vgg_weights", "discriminator_weights"} and None not in found.values()
+    assert found["losses.style.vgg_weights"] == content.file_contents["vgg_weights"]
+    assert objective().file_contents == {"losses.content.vgg_weights": None, "discriminator_weights": None}

@@ -65,7 +65,7 @@ def batch(scale: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(learner: Learner, steps: int) -> None:
-    objective = PixelObjective(nn.L1Loss())
+    objective = PixelObjective({"pixel": nn.L1Loss()})
     for _ in range(steps):
         objective.train_step({"model": learner}, [batch()], measure=False)
 
@@ -155,7 +155,7 @@ def test_accumulated_batches_update_like_one_large_batch() -> None:
     for batches in ([(lr, hr)], [(lr[:2], hr[:2]), (lr[2:], hr[2:])]):
         torch.manual_seed(0)
         learner = Learner(NETWORKS["edsr"](), partial(torch.optim.SGD, lr=1.0), None)
-        terms = PixelObjective(nn.L1Loss()).train_step({"model": learner}, batches, measure=True)
+        terms = PixelObjective({"pixel": nn.L1Loss()}).train_step({"model": learner}, batches, measure=True)
         results.append((terms["loss"], terms["grad_norm"], learner.network.state_dict()["head.weight"].clone()))
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two)
@@ -165,7 +165,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
     torch.manual_seed(0)
     learner = Learner(NETWORKS["edsr"](), partial(torch.optim.SGD, lr=1.0), None, grad_clip=1e-3)
     before = torch.cat([p.detach().flatten() for p in learner.parameters])
-    terms = PixelObjective(nn.L1Loss()).train_step({"model": learner}, [batch()], measure=True)
+    terms = PixelObjective({"pixel": nn.L1Loss()}).train_step({"model": learner}, [batch()], measure=True)
     after = torch.cat([p.detach().flatten() for p in learner.parameters])
     assert terms["grad_norm"] > 1e-3
     assert torch.linalg.vector_norm(after - before).item() == pytest.approx(1e-3, rel=1e-3)
@@ -198,7 +198,9 @@ def test_an_update_that_is_not_finite_is_left_out_where_asked_for() -> None:
     train(learner, 1)
     before = copy.deepcopy(learner.network.state_dict())
     lr, hr = batch()
-    terms = PixelObjective(nn.L1Loss()).train_step({"model": learner}, [(lr * float("nan"), hr)], measure=False)
+    terms = PixelObjective({"pixel": nn.L1Loss()}).train_step(
+        {"model": learner}, [(lr * float("nan"), hr)], measure=False
+    )
     assert terms["loss"].isnan()
     assert all(torch.equal(mine, before[name]) for name, mine in learner.network.state_dict().items())
     train(learner, 1)

@@ -25,7 +25,7 @@ def train(learner: Learner, steps: int = 3) -> None:
     torch.manual_seed(1)
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
     for _ in range(steps):
-        PixelObjective(nn.L1Loss()).train_step({"model": learner}, [(lr, hr)], measure=False)
+        PixelObjective({"pixel": nn.L1Loss()}).train_step({"model": learner}, [(lr, hr)], measure=False)
 
 
 def rates(learner: Learner) -> dict[str, float]:

@@ -96,10 +96,10 @@ class Lines:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         config = OmegaConf.to_container(composed([])[0])
-        self.parts = ["objective.loss", "checkpoint.store", "data.degradation", *GROUPS[:5], "tracker"]
+        self.parts = ["objective.losses.pixel", "checkpoint.store", "data.degradation", *GROUPS[:5], "tracker"]
         hydra = [f"hydra.{key}" for key in HYDRA]
         inner = [f"{part}.{key}" for part in self.parts for key in HYDRAS]
-        self.keys = sorted({*flatten(config), *PLACES, *hydra, *inner, "objective.loss", "model", "trainer"})
+        self.keys = sorted({*flatten(config), *PLACES, *hydra, *inner, "objective.losses.pixel", "model", "trainer"})
         self.options = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in GROUPS}
 
     def line(self) -> tuple[list[str], bool]:

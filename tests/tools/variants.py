@@ -8,7 +8,8 @@ _SMALL = ("model.num_res_blocks=1", "model.num_filters=8")
 _EDSR = ("model=edsr", *_SMALL, "trainer.precision=fp32", "trainer.ema_decay=0.9")
 _SRRESNET = ("model=srresnet", *_SMALL, "trainer.precision=fp32")
 _SRGAN = (
-    "objective=srgan", "objective.vgg_seed=0", "objective.vgg_layer=VGG22", "objective.discriminator_filters=2",
+    "objective=srgan", "objective.losses.content.vgg_seed=0", "objective.losses.content.layers=[VGG22]",
+    "objective.discriminator_filters=2",
     "scheduler=multistep", "scheduler.milestones=[5]", "trainer.ema_decay=0.9",
     "trainer.checkpoint_activations=body.*",
 )  # fmt: skip
@@ -19,7 +20,7 @@ VARIANTS = {
     "srresnet": _SRRESNET,
     "srgan": (*_SRRESNET, *_SRGAN),
     "replace": (*_EDSR, "checkpoint.when_busy=replace", "checkpoint.every=1"),
-    "skip": (*_EDSR, "trainer.on_nan=skip", "objective.loss._target_=variants.OftenInfinite"),
+    "skip": (*_EDSR, "trainer.on_nan=skip", "objective.losses.pixel._target_=variants.OftenInfinite"),
     "workers": (*_EDSR, "data.workers=4"),
     "accumulate": (*_EDSR, "trainer.accumulate=3"),
     "augment": (

@@ -86,8 +86,8 @@ class Bench:
         )  # fmt: skip
         manager = CheckpointManager(self.store, ATTEMPT, keep=[LastN(keep)], scratch=self.folder / "scratch")
         return Orchestrator(
-            objective=PixelObjective(loss or nn.L1Loss()), learners={"model": learner}, data=data, tracker=Recorder(),
-            checkpoints=manager, settings=known, stop=stop,
+            objective=PixelObjective({"pixel": loss or nn.L1Loss()}), learners={"model": learner}, data=data,
+            tracker=Recorder(), checkpoints=manager, settings=known, stop=stop,
         )  # fmt: skip
 
     def record(self) -> RunRecord:
@@ -311,6 +311,33 @@ def test_what_a_loss_draws_goes_on_after_a_resume_as_if_it_had_not_been_stopped(
     assert second.files(6)["model.safetensors"] == bench.files(6)["model.safetensors"]
 
 
+class Harder(nn.Module):
+    """L1 times the number of calls, which is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.calls * nn.functional.l1_loss(sr, hr)
+
+
+def test_what_a_loss_keeps_in_buffers_goes_on_after_a_resume_and_starts_afresh_in_a_fork(
+    bench: Bench, second: Bench
+) -> None:
+    bench.make(loss=Harder()).train(bench.record())
+    second.make(loss=Harder(), steps=3).train(second.record())
+    resumed = second.make(loss=Harder())
+    resumed.train(second.record(), second.newest())
+    assert second.files(6) == bench.files(6) and resumed.objective.losses.state() == {"pixel.loss.calls": 6}
+    fork = second.make(loss=Harder(), steps=9)
+    fork.restore(second.newest(), fork=True)
+    assert fork.objective.losses.state() == {"pixel.loss.calls": 0}
+    with pytest.raises(RunError, match=r"does not fit .* state of other losses: pixel\.loss\.calls$"):
+        second.make().restore(second.newest())
+
+
 def test_the_average_of_the_weights_is_what_is_evaluated_and_exported(bench: Bench) -> None:
     orchestrator = bench.make(ema_decay=0.5, steps=3)
     average = weights(orchestrator)
@@ -339,7 +366,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_its_step_and_samples_befo
     bench: Bench,
 ) -> None:
     orchestrator = bench.make(loss=NanAt(3), log_every=100, eval_every=3)
-    with pytest.raises(RunError, match=r"the loss is nan at step 3 \(samples 4 to 5\)"):
+    with pytest.raises(RunError, match=r"the loss is nan at step 3 \(samples 4 to 5\), as pixel is not finite\."):
         orchestrator.train(bench.record())
     assert bench.store.list() == []
 

@@ -16,14 +16,15 @@ def window(*losses: float, **terms: float) -> Window:
 
 
 def test_a_point_is_the_mean_of_its_steps() -> None:
-    assert window(1.0, 2.0, 6.0, loss_pixel=4.0).metrics(16)["train/loss"] == 3.0
-    assert window(1.0, 2.0, 6.0, loss_pixel=4.0).metrics(16)["train/loss_pixel"] == 4.0
+    assert window(1.0, 2.0, 6.0, **{"loss/pixel": 4.0}).metrics(16)["train/loss"] == 3.0
+    assert window(1.0, 2.0, 6.0, **{"loss/pixel": 4.0}).metrics(16)["train/loss/pixel"] == 4.0
 
 
 def test_steps_without_a_finite_loss_are_left_out_of_the_mean_and_named() -> None:
     made = window(1.0, math.nan, 3.0, math.inf)
     assert made.metrics(16)["train/loss"] == 2.0
     assert list(made.not_finite()) == [1, 3] and made.not_finite()[3] == math.inf
+    assert window(math.nan, **{"loss/a": 1.0, "loss/b": math.inf}).blamed(0) == ["b"]
     assert math.isnan(window(math.nan).metrics(16)["train/loss"])
 
 
@@ -53,12 +54,12 @@ def test_rates_leave_out_the_time_of_an_evaluation(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_window_goes_on_from_its_saved_state() -> None:
-    saved = window(1.0, 2.0, loss_pixel=4.0).state()
+    saved = window(1.0, 2.0, **{"loss/pixel": 4.0}).state()
     restored = Window()
     restored.restore(saved)
-    restored.add({"loss": torch.tensor(6.0), "loss_pixel": torch.tensor(1.0)})
+    restored.add({"loss": torch.tensor(6.0), "loss/pixel": torch.tensor(1.0)})
     assert len(restored) == 3 and restored.metrics(1)["train/loss"] == 3.0
-    assert restored.metrics(1)["train/loss_pixel"] == 3.0
+    assert restored.metrics(1)["train/loss/pixel"] == 3.0
     restored.clear()
     assert len(restored) == 0 and restored.not_finite() == {}
 

@@ -101,7 +101,7 @@ def test_a_published_file_is_checked_against_its_published_hash(server, model_fi
 
 
 def test_the_keras_vgg19_that_a_recipe_names_has_a_published_hash():
-    recipe = composed(["+experiment=srgan_krasserm"])[0].objective.vgg_weights
+    recipe = composed(["+experiment=srgan_krasserm"])[0].objective.losses.content.vgg_weights
     assert recipe == sources.KERAS_VGG19_URL
     assert sources.MD5[recipe] == "253f8cb515780f3b799900260a226db6"
 
