@@ -83,6 +83,7 @@ SUBSTITUTED = {
     r"(?<=[=\[ ])/(?=data/|a/|b\b)": "",
     r"\bURI\b": "{server}",
     r"device=cuda": "device=cpu",
+    r"(?<=lpips\.LPIPS, )": "pnet_rand: true, ",
     r"n_trials=(40|27)": "n_trials=4",
     r"(trainer\.steps=\d+)00\b": r"\g<1>0",
 }  # fmt: skip

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from support import options_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_runner.attempt.build import build_objective
+from sr_runner.config.compose import composed
 from sr_runner.config.settings import TermSettings
 from sr_runner.errors import RequestError
-from sr_runner.objectives import Learner, Losses, PixelObjective, Term
+from sr_runner.objectives import CharbonnierLoss, FrequencyLoss, Learner, Losses, PixelObjective, Term
+from sr_runner.objectives.losses import total
 
 Terms = dict[str, Term | Callable[[Tensor, Tensor], Tensor]]
 
@@ -125,3 +129,44 @@ def test_what_is_no_name_of_a_term_is_refused(name: str) -> None:
         Losses({name: nn.L1Loss()})
     with pytest.raises(RequestError, match=r"objective\.losses=\{\}: expected a term or more"):
         PixelObjective({})
+
+
+def test_the_distances_are_those_of_their_papers() -> None:
+    sr, hr = images()
+    torch.testing.assert_close(CharbonnierLoss(eps=0.1)(sr, hr), ((sr - hr) ** 2 + 0.01).sqrt().mean())
+    difference = torch.fft.rfft2(sr - hr)
+    torch.testing.assert_close(FrequencyLoss()(sr, hr), (difference.real.abs() + difference.imag.abs()).mean() / 2)
+    with pytest.raises(ValueError, match=r"eps=0\.0: expected a number above 0"):
+        CharbonnierLoss(eps=0.0)
+
+
+OPTIONS = {
+    "l1": {"pixel": 1.0},
+    "mse": {"pixel": 1.0},
+    "charbonnier": {"pixel": 1.0},
+    "l1_fft": {"pixel": 1.0, "fft": 0.05},
+    "perceptual": {"pixel": 0.01, "content": 1.0},
+    "ms_ssim_l1": {"pixel": 0.16, "ms_ssim": -0.84},
+    "srgan": {"content": 1.0},
+    "esrgan": {"content": 1.0, "pixel": 0.01},
+}
+"""The weights of each option's terms."""
+
+
+def test_every_option_is_described_here() -> None:
+    assert options_of("objective") == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_weighs_its_terms_and_trains(option: str) -> None:
+    is_vgg = "content" in OPTIONS[option]
+    content = ["objective.losses.content.vgg_seed=0", "objective.losses.content.layers=[VGG22]"] if is_vgg else []
+    if option == "ms_ssim_l1":
+        pytest.importorskip("pytorch_msssim")
+    objective = build_objective(composed([f"objective={option}", *content])[0].objective)
+    assert {name: term.settings.weight for name, term in objective.losses.terms.items()} == OPTIONS[option]
+    size = 176 if option == "ms_ssim_l1" else 16
+    sr, hr = torch.rand(2, 1, 3, size, size)
+    found = objective.losses(sr.requires_grad_(), hr)
+    total(objective.losses.weighted(found)).backward()  # type: ignore[no-untyped-call]
+    assert sr.grad is not None and 0 < sr.grad.abs().sum() < torch.inf
