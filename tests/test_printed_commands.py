@@ -119,10 +119,10 @@ def substituted(line: str, names: Mapping[str, str]) -> str:
 
 
 def parts_of_ones_own(folder: Path) -> None:
-    """`mine.py` and `my_conf/`, as README.md shows them."""
-    (mine,) = (each for each in re.findall(r"(?s)```python\n(.*?)```", README) if "class Net" in each)
-    (folder / "mine.py").write_text(mine)
-    for name, text in re.findall(r"(?s)`(my_conf/[\w/]+\.yaml)`.*?```yaml\n(.*?)```", README):
+    """`mine.py` and the like and `my_conf/`, as README.md and docs/parts.md show them."""
+    pages = README + (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+    code = re.findall(r"(?s)`(\w+\.py)` in the current folder:\n\n```python\n(.*?)```", pages)
+    for name, text in code + re.findall(r"(?s)`(my_conf/[\w/]+\.yaml)`[^`]*```yaml\n(.*?)```", pages):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 

@@ -62,12 +62,15 @@ def params(
     `facts` are what determines the weights, `overrides` those of the command line, `swept` the keys of
     a sweep.
     """
-    values, asked = flatten(OmegaConf.to_container(config, resolve=True)), given(overrides)
+    values = flatten(OmegaConf.to_container(config, resolve=True))
+    asked = [key for key in given(overrides) if key not in choices]
     written = {f"{group}.{key}": value for group in _GROUPS for key, value in flatten(as_written(group)).items()}
 
     def is_shown(key: str) -> bool:
         group = key.partition(".")[0]
-        if key in ("scale", "seed", *swept) or (key in asked and key in facts):
+        if key in ("scale", "seed", *swept):
+            return True
+        if key in facts and any(f"{key}.".startswith(f"{each}.") for each in asked):  # `{...}` gives several at once
             return True
         if key not in facts or values[key] is None or str(written.get(key)).startswith("${"):
             return False

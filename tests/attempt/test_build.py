@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support import TINY
+from support import ROOT, TINY
 
 from sr_runner.attempt.build import Parts, build_parts, check_losses, check_model
 from sr_runner.config.compose import composed
@@ -477,6 +477,21 @@ def test_what_is_wrong_with_a_term_is_said_with_its_key(argument: str, said: str
     with pytest.raises(RequestError) as refused:
         build(*(argument.split(" ") if "{" not in argument else [argument]))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_loss_of_ones_own_in_the_docs_is_a_term_and_has_a_name(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "parts.md").read_text()
+    (code,) = (block for block in re.findall(r"(?s)```python\n(.*?)```", page) if "class EdgeLoss" in block)
+    (own,) = re.findall(r"(?s)`my_conf/objective/l1_edges\.yaml`:\n\n```yaml\n(.*?)```", page)
+    (tmp_path / "edges.py").write_text(code)
+    (tmp_path / "my_conf" / "objective").mkdir(parents=True)
+    (tmp_path / "my_conf" / "objective" / "l1_edges.yaml").write_text(own)
+    (given,) = re.findall(r"sr-run '(\+objective\.losses\.edges=.*)'", page)
+    named = build(f"hydra.searchpath=['file://{tmp_path / 'my_conf'}']", "objective=l1_edges")
+    assert str(named.objective.losses) == str(build(given).objective.losses) == "L1Loss + 0.2 EdgeLoss"
+    monkeypatch.delitem(sys.modules, "edges")
 
 
 def test_a_term_keeps_its_settings_where_its_class_is_named_by_hand(build: Build) -> None:

@@ -69,3 +69,14 @@ def test_what_somebody_chose_is_a_param_and_plumbing_and_copies_are_none() -> No
     assert (
         not {"scheduler.max_lr", "data.seed", "checkpoint.every", "data.workers", "outputs", "tracker"} & shown.keys()
     )
+
+
+def test_the_terms_of_a_loss_that_somebody_weighed_or_added_are_params() -> None:
+    _, shown = labels(
+        *SMALL, "objective.losses.pixel.weight=2", "+objective.losses.mse={_target_: torch.nn.MSELoss, weight: 0.5}"
+    )
+    assert {key: value for key, value in shown.items() if key.startswith("objective.")} == {
+        "objective.losses.pixel.weight": 2,
+        "objective.losses.mse._target_": "torch.nn.MSELoss",
+        "objective.losses.mse.weight": 0.5,
+    }
