@@ -96,7 +96,7 @@ APPENDED = (
     # Lines, what they must not have, what is appended unless its key is given.
     (r"sr-run\b", _AS_IT_IS, [*OTHERS, "trainer.eval_every=100"]),
     (r"sr-run\b", rf"{_AS_IT_IS}|mine\.Net|model=net|=night|spandrel|swinir_light", NETWORK),
-    (r"objective=srgan", "never", ["objective.losses.content.vgg_seed=0", "objective.discriminator_filters=4"]),
+    (r"objective=srgan", "never", ["objective.losses.content.vgg_seed=0", "objective.discriminator.num_filters=4"]),
     (r"python -m sr_runner", "never", ["--version"]),
 )  # fmt: skip
 

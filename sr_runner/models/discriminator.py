@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_runner.errors import RequestError, check_choice
-from sr_runner.models.layers import INITIALIZATIONS, Network, keras_defaults_
+from sr_runner.models.layers import INITIALIZATIONS, Network, check_filters, keras_defaults_
 from sr_runner.models.srresnet import BLOCK_MOMENTUM, batch_norm
 
 SLOPE = 0.2
@@ -38,7 +38,8 @@ class Discriminator(Network):
                 f"data.patch_size={patch_size}: expected a multiple of 16, such as 96, since the SRGAN discriminator"
                 " halves a patch four times"
             )
-        check_choice("objective.discriminator_initialization", initialization, INITIALIZATIONS)
+        check_filters(num_filters)
+        check_choice("objective.discriminator.initialization", initialization, INITIALIZATIONS)
         self.patch_size, self.num_filters = patch_size, num_filters
         channels = [3, *(width * num_filters for width in WIDTHS)]
         self.blocks = nn.Sequential(

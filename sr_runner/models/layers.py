@@ -64,6 +64,12 @@ def check_number(network: str, name: str, value: float, *, most: float) -> float
     return float(value)
 
 
+def check_filters(count: int) -> None:
+    """Refuses a discriminator of less than one filter, or of more than anybody means."""
+    if not 1 <= count <= MOST:
+        raise RequestError(f"objective.discriminator.num_filters={count}: expected 1 to {MOST}")
+
+
 def conv2d(in_channels: int, out_channels: int, kernel_size: int, initialization: str = "torch") -> nn.Conv2d:
     """A convolution with bias that keeps the image size (zero padding).
 

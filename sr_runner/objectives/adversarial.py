@@ -1,6 +1,7 @@
 """What a discriminator's logits cost the generator and the discriminator.
 
-All take logits N x 1 of photographs (`real`) and of SR patches (`fake`), in fp32, and give scalars. The logistic
+All take logits of photographs (`real`) and of SR patches (`fake`), in fp32, N x 1 or as many for each patch as the
+discriminator makes, and give scalars. The logistic
 losses are written with softplus: log(1 + e^x) = -log sigmoid(-x), which is binary cross-entropy on a logit without
 its overflow.
 """

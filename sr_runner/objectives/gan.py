@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from sr_runner import weights
 from sr_runner.errors import RequestError, check_choice
-from sr_runner.models import Discriminator
-from sr_runner.models.layers import MOST
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.base import MODEL, MicroBatches, TrainedBy
 from sr_runner.objectives.learner import Learner, OptimizerFactory, SchedulerFactory
@@ -28,7 +26,7 @@ ADVERSARIAL = "adversarial"
 
 
 class GanObjective:
-    """Trains any generator (the model) and the SRGAN discriminator against each other.
+    """Trains any generator (the model) and any discriminator against each other.
 
     The generator minimises the weighted sum of `losses` plus `adversarial_weight` x adversarial loss, the
     discriminator its half of the adversarial loss and the gradient penalty. As in krasserm/super-resolution
@@ -41,11 +39,10 @@ class GanObjective:
         self,
         *,
         losses: Mapping[str, Term | Loss],
+        discriminator: nn.Module,
         adversarial: str = "vanilla",
         adversarial_weight: float = 1e-3,
         gradient_penalty: float = 0.0,
-        discriminator_filters: int = 64,
-        discriminator_initialization: str = "torch",
         discriminator_weights: str | Path | None = None,
         discriminator_optimizer: OptimizerFactory | None = None,
         discriminator_scheduler: SchedulerFactory | None = None,
@@ -53,10 +50,12 @@ class GanObjective:
         """Arguments:
 
         losses: of SR and HR patches, such as `PerceptualLoss`; there may be none.
+        discriminator: maps N x 3 x P x P patches in [0, 1] to logits, high for photographs, as many as it likes.
         adversarial: `vanilla` (SRGAN), `relativistic` (ESRGAN) or `hinge`: see `adversarial.py`.
         gradient_penalty: gamma of R1 (Mescheder et al. 2018), gamma / 2 x mean over photographs of the squared norm of
             the logit's gradient by the photograph's pixels. It costs a further pass of the discriminator, in fp32.
-        discriminator_weights: file or URL to start the discriminator from, in Keras' or sr-run's layout.
+        discriminator_weights: file or URL to start the discriminator from, in sr-run's layout; SRGAN's
+            also in Keras'.
         discriminator_optimizer, discriminator_scheduler: called with the parameters, and with the optimizer; None:
             as the generator's.
 
@@ -66,16 +65,13 @@ class GanObjective:
         for name, weight in (("adversarial_weight", adversarial_weight), ("gradient_penalty", gradient_penalty)):
             if not weight >= 0:
                 raise RequestError(f"objective.{name}={weight}: expected 0 or a number above")
-        if not 1 <= discriminator_filters <= MOST:
-            raise RequestError(f"objective.discriminator_filters={discriminator_filters}: expected 1 to {MOST}")
         for name in (ADVERSARIAL, DISCRIMINATOR):
             if name in losses:
                 raise RequestError(f"objective.losses.{name}: expected another name; the GAN has a loss of that one")
         self.losses = Losses(losses)
         self.adversarial, self.adversarial_weight = ADVERSARIAL_LOSSES[adversarial](), adversarial_weight
         self.gradient_penalty = gradient_penalty
-        self.discriminator_filters = discriminator_filters
-        self.discriminator_initialization = discriminator_initialization
+        self.discriminator = discriminator
         self._discriminator_weights = None if discriminator_weights is None else _discriminator(discriminator_weights)
         self._discriminator_trained_by = TrainedBy(discriminator_optimizer, discriminator_scheduler)
 
@@ -86,19 +82,15 @@ class GanObjective:
         return self.losses.file_contents | {"discriminator_weights": loaded.digest if loaded is not None else None}
 
     def networks(self, model: nn.Module, *, patch_size: int) -> dict[str, nn.Module]:
-        """Raises `RequestError` for patches that the discriminator cannot halve four times."""
-        discriminator = Discriminator(
-            patch_size=patch_size,
-            num_filters=self.discriminator_filters,
-            initialization=self.discriminator_initialization,
-        )
+        """Raises `RequestError` where the discriminator makes no logits of patches of that size."""
         if self._discriminator_weights is not None:
             try:
-                report = weights.apply(discriminator, self._discriminator_weights)
+                report = weights.apply(self.discriminator, self._discriminator_weights)
             except RequestError as error:
                 raise RequestError(f"objective.discriminator_weights: {error}") from error
             report.log(log)
-        return {MODEL: model, DISCRIMINATOR: discriminator}
+        check_discriminator(self.discriminator, patch_size)
+        return {MODEL: model, DISCRIMINATOR: self.discriminator}
 
     def trained_by(self, name: str) -> TrainedBy:
         return self._discriminator_trained_by if name == DISCRIMINATOR else TrainedBy()
@@ -136,13 +128,34 @@ def _discriminator(file: str | Path) -> weights.LoadedWeights:
         loaded = weights.read(file)
     except RequestError as error:
         raise RequestError(f"objective.discriminator_weights={error}") from error
-    if loaded.network != "discriminator":
-        raise RequestError(f"objective.discriminator_weights={loaded} is not an SRGAN discriminator")
+    if loaded.network not in ("discriminator", None):
+        raise RequestError(f"objective.discriminator_weights={loaded} is no discriminator")
     return loaded
 
 
+@torch.no_grad()
+def check_discriminator(discriminator: object, patch_size: int) -> None:
+    """Raises `RequestError` unless it makes logits of patches, before a run is started for nothing."""
+    if not isinstance(discriminator, nn.Module):
+        kind = type(discriminator).__name__
+        raise RequestError(f"objective.discriminator._target_ makes a {kind}: expected a torch.nn.Module")
+    name, batch = f"objective.discriminator: {type(discriminator).__name__}", f"2 x 3 x {patch_size} x {patch_size}"
+    training = discriminator.training
+    discriminator.eval()  # a pass in training would change BatchNorm's statistics
+    try:
+        made = discriminator(torch.zeros(2, 3, patch_size, patch_size))
+    except Exception as error:
+        raise RequestError(f"{name} fails on patches of {batch}: {error}") from error
+    finally:
+        discriminator.train(training)
+    if not isinstance(made, Tensor) or not made.is_floating_point() or made.dim() == 0 or len(made) != 2:
+        found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise RequestError(f"{name} makes {found} of patches of {batch}; expected logits of each, 2 x ...")
+
+
 def squared_gradient_norm(discriminator: nn.Module, images: Tensor) -> Tensor:
-    """Mean over N x 3 x P x P `images` of |d logit / d image|^2, differentiable by the discriminator's weights.
+    """Mean over N x 3 x P x P `images` of |d logit / d image|^2, differentiable by the discriminator's weights; of the
+    sum of an image's logits, where it has several.
 
     In fp32 and on the plain module: fp16 would overflow in the square, and compiled networks have no second
     derivative. Where BatchNorm ties a batch together, a logit's gradient by the other images counts as well.

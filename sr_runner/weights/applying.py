@@ -202,5 +202,5 @@ def _check_outcome(report: Report, rule: Rule, upsampler: tuple[str, ...], weigh
 
 def _config_key(network: str, name: str) -> str:
     if network == "discriminator":
-        return {"patch_size": "data.patch_size", "num_filters": "objective.discriminator_filters"}[name]
+        return {"patch_size": "data.patch_size", "num_filters": "objective.discriminator.num_filters"}[name]
     return name if name == "scale" else f"model.{name}"

@@ -21,7 +21,7 @@ from sr_runner.config.identity import identity_facts
 from sr_runner.models import VGG19Features
 
 CONTENT = "objective.losses.content"
-GAN = ("objective=srgan", f"{CONTENT}.vgg_seed=0", f"{CONTENT}.layers=[VGG22]", "objective.discriminator_filters=2")
+GAN = ("objective=srgan", f"{CONTENT}.vgg_seed=0", f"{CONTENT}.layers=[VGG22]", "objective.discriminator.num_filters=2")
 """SRGAN with random features and a small discriminator."""
 
 
@@ -136,7 +136,7 @@ def test_on_photographs_the_losses_of_generator_and_discriminator_stay_in_balanc
     (generator,) = (tmp_path / "outputs" / "runs").iterdir()
     sr_run(
         *small, *GAN, f"{CONTENT}.scale=1", "objective.adversarial_weight=5e-3",
-        "objective.discriminator_filters=16", f"checkpoint.init_from={generator.name}", "optimizer.lr=1e-4",
+        "objective.discriminator.num_filters=16", f"checkpoint.init_from={generator.name}", "optimizer.lr=1e-4",
         "scheduler=constant", "trainer.steps=300", timeout=900,
     )  # fmt: skip
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")

@@ -143,7 +143,7 @@ def test_config_and_class_have_the_same_defaults_or_only_one_of_them_has(option:
         parameters = inspect.signature(get_object(node["_target_"])).parameters
         for argument, value in node.items():
             default = parameters[argument].default if argument in parameters else inspect.Parameter.empty
-            refers = re.search(r"\$\{(optimizer|trainer)\.", str(value))
+            refers = re.search(r"\$\{(optimizer|trainer|data)\.", str(value))
             if default is inspect.Parameter.empty or argument in on_purpose or refers or isinstance(value, dict):
                 continue
             plain = list(default) if isinstance(default, tuple) else default

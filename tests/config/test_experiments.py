@@ -136,7 +136,7 @@ def test_krasserms_recipes_have_the_reference_initialisation_and_range() -> None
     edsr, wdsr, srgan = (recipe(name) for name in ("edsr_x4_krasserm", "wdsr_b_x4_krasserm", "srgan_krasserm"))
     assert (edsr.model.initialization, edsr.model.rgb_range) == ("keras", 2)
     assert (wdsr.model.initialization, wdsr.model.num_res_blocks, wdsr.model.res_block_expansion) == ("keras", 32, 6)
-    assert srgan.objective.discriminator_initialization == "keras"
+    assert srgan.objective.discriminator.initialization == "keras"
     content = srgan.objective.losses.content
     assert (content.weight, srgan.objective.adversarial_weight) == (1.0, 1e-3)
     assert content.scale == pytest.approx(1 / 12.75) and srgan.scheduler.gamma == 0.1
@@ -161,8 +161,9 @@ def test_the_command_line_wins_over_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", [name for name, facts in RECIPES.items() if facts[1].endswith("gan")])
 def test_the_objective_of_every_gan_recipe_can_be_built(name: str) -> None:
-    objective = build_objective(recipe(name, "objective.losses.content.vgg_seed=0").objective)
-    assert objective.networks(build(recipe(name).model, "model"), patch_size=32).keys() == {
+    config = recipe(name, "objective.losses.content.vgg_seed=0")
+    objective = build_objective(config.objective)
+    assert objective.networks(build(config.model, "model"), patch_size=config.data.patch_size).keys() == {
         "model",
         "discriminator",
     }
@@ -189,7 +190,7 @@ def test_the_three_stages_of_srgan_run_one_after_another(sr_run: SrRun, tmp_path
     arguments = (
         "+experiment=srgan_krasserm", *SMALL, "data.patch_size=32", f"checkpoint.init_from={generator.name}",
         "objective.losses.content.vgg_seed=0", "objective.losses.content.layers=[VGG22]",
-        "objective.discriminator_filters=4",
+        "objective.discriminator.num_filters=4",
         "scheduler.milestones=[1]",
     )  # fmt: skip
     assert "tensors loaded, 0 skipped, 0 new" in sr_run(*arguments).stderr

@@ -46,7 +46,7 @@ SENSIBLE = {
         "checkpoint.store.wait_for_run", "optimizer.weight_decay", "optimizer.momentum",
         "optimizer.momentum_decay", "optimizer.alpha", "scheduler.total_iters",
         "objective.adversarial_weight", "objective.losses.content.weight", "objective.losses.pixel.weight",
-        "objective.gradient_penalty", "objective.losses.content.vgg_seed", "data.valid_fraction",
+        "objective.gradient_penalty", "data.valid_fraction",
     },
     "a word": TEXT,
     "a mapping": {"checkpoint.store.options", "checkpoint.init_options"},
@@ -56,12 +56,16 @@ SENSIBLE = {
         "checkpoint.lease_seconds", "checkpoint.init_options", "checkpoint.store.options", "checkpoint.store.uri",
         "optimizer.fused", "tracker.uri", "tracker.run_name", "sweep.name", "data.valid",
         "data.train_lr", "data.valid_lr", "data.valid_list", "data.lr_pattern", "data.valid_images",
-        "objective.losses.content.vgg_weights", "objective.losses.content.vgg_seed", "objective.discriminator_weights",
+        "objective.losses.content.vgg_weights", "objective.discriminator_weights",
+        "objective.losses.content.layer_weights",
         "objective.discriminator_optimizer", "objective.discriminator_scheduler",
     },
 }  # fmt: skip
-LATER = {"trainer.resume", "checkpoint.init_from", "checkpoint.best_metric", "checkpoint.root", "checkpoint.store"}
-"""What they name is looked up when the run begins."""
+LATER = {
+    "trainer.resume", "checkpoint.init_from", "checkpoint.best_metric", "checkpoint.root", "checkpoint.store",
+    "objective.losses.content.vgg_seed",
+}  # fmt: skip
+"""What they name is looked up when the run begins; without its seed VGG19 would be downloaded."""
 CLASSES = ("model", "data", "tracker")
 
 
@@ -89,7 +93,7 @@ def answer(config: DictConfig, key: str, value: Any) -> str:
         check(config)
         network = torch.nn.Conv2d(3, 3, 3)
         if group == "objective":
-            build_objective(config.objective).networks(network, patch_size=32)
+            build_objective(config.objective).networks(network, patch_size=config.data.patch_size)
         elif group in CLASSES:
             build(config[group], group)
         elif group == "checkpoint":

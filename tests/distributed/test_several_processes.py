@@ -14,7 +14,7 @@ from support import wait_until
 from torch import nn
 
 from sr_runner.distributed.world import join
-from sr_runner.models import EDSR
+from sr_runner.models import EDSR, Discriminator
 from sr_runner.objectives import GanObjective, Learner, PixelObjective
 from sr_runner.objectives.base import Objective
 from sr_runner.signals import StopSignal
@@ -66,11 +66,11 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_learns_from_the_who
 
 
 def test_both_networks_of_a_gan_are_the_same_in_all_processes_batch_norm_included(tmp_path: Path) -> None:
-    objective = GanObjective(losses={"pixel": nn.L1Loss()}, gradient_penalty=1.0, discriminator_filters=2)
-
     def work(rank: int) -> None:
         world = join(StopSignal())
         torch.manual_seed(0)
+        discriminator = Discriminator(patch_size=32, num_filters=2)
+        objective = GanObjective(losses={"pixel": nn.L1Loss()}, discriminator=discriminator, gradient_penalty=1.0)
         trained = learners(
             objective, EDSR(scale=2, num_filters=4, num_res_blocks=1), gradient_average=world.gradient_average
         )

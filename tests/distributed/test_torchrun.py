@@ -28,7 +28,7 @@ from sr_runner.commands import run as cli
 LONG = (*TINY, "trainer.steps=400", "trainer.log_every=50", "trainer.eval_every=200", "checkpoint.every=40")
 GAN = (
     "objective=srgan", "objective.losses.content.vgg_seed=0", "objective.losses.content.layers=[VGG22]",
-    "objective.discriminator_filters=4",
+    "objective.discriminator.num_filters=4",
     "data.patch_size=96",
 )  # fmt: skip
 NETWORKS = {

@@ -8,13 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_runner.checkpoint import codec
 from sr_runner.config.settings import TermSettings
 from sr_runner.errors import RequestError
-from sr_runner.models import EDSR, WDSRB, Discriminator, SRResNet, VGG19Features
+from sr_runner.models import (
+    EDSR,
+    WDSRB,
+    Discriminator,
+    PatchDiscriminator,
+    SRResNet,
+    UNetDiscriminator,
+    VGG19Features,
+)
 from sr_runner.objectives import GanObjective, Learner, PerceptualLoss, Term
 from sr_runner.objectives.adversarial import ADVERSARIAL_LOSSES
 from sr_runner.objectives.gan import DISCRIMINATOR, squared_gradient_norm
@@ -38,14 +47,15 @@ def objective(*, pixel: float = 0.0, content: float = 1.0, **arguments: Any) -> 
         losses["content"] = Term(perceptual, TermSettings(weight=content, autocast=True))
     if pixel:
         losses["pixel"] = Term(nn.L1Loss(), TermSettings(weight=pixel))
-    return GanObjective(losses=losses, **{"discriminator_filters": 2} | arguments)
+    torch.manual_seed(0)
+    return GanObjective(losses=losses, **{"discriminator": Discriminator(patch_size=16, num_filters=2)} | arguments)
 
 
 def learners(
     gan: GanObjective, generator: str = "edsr", optimizer: Any = SGD, scheduler: Any = None, **arguments: Any
 ) -> dict[str, Learner]:
     torch.manual_seed(0)
-    networks = gan.networks(GENERATORS[generator](), patch_size=16)
+    networks = copy.deepcopy(gan.networks(GENERATORS[generator](), patch_size=16))
     result = {}
     for name, network in networks.items():
         own = gan.trained_by(name)
@@ -188,15 +198,26 @@ def test_every_term_is_fp32_and_finite_in_reduced_precision(precision: Any) -> N
         assert not torch.equal(before[name], after[name])
 
 
-def test_the_whole_state_is_that_of_the_learners_and_goes_on_bit_for_bit() -> None:
+@pytest.mark.parametrize(("kind", "precision"), [("vgg", "fp32"), ("unet", "bf16"), ("spectral patch", "fp32")])
+def test_the_whole_state_is_that_of_the_learners_and_goes_on_bit_for_bit(kind: str, precision: str) -> None:
+    def discriminator() -> nn.Module:
+        torch.manual_seed(3)
+        if kind == "unet":
+            return UNetDiscriminator(num_filters=2)
+        if kind == "vgg":
+            return Discriminator(patch_size=16, num_filters=2)
+        return PatchDiscriminator(num_filters=2, halvings=1, spectral=True)
+
     def start() -> tuple[GanObjective, dict[str, Learner]]:
         gan = objective(
             pixel=0.1,
+            discriminator=discriminator(),
+            gradient_penalty=1.0,
             discriminator_optimizer=partial(torch.optim.AdamW, lr=3e-4),
             discriminator_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
         )
         multistep = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[2, 5])
-        return gan, learners(gan, "srresnet (BatchNorm)", ADAM, multistep)
+        return gan, learners(gan, "srresnet (BatchNorm)", ADAM, multistep, precision=precision)
 
     gan, unbroken = start()
     for step in range(3):
@@ -218,14 +239,9 @@ def test_the_whole_state_is_that_of_the_learners_and_goes_on_bit_for_bit() -> No
     assert [each.lr for each in resumed.values()] == [each.lr for each in unbroken.values()]
     assert resumed["model"].lr != resumed[DISCRIMINATOR].lr
     assert not any("vgg" in name or "features" in name for name in tensors)
-
-
-def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None:
-    networks = objective(discriminator_filters=3).networks(GENERATORS["edsr"](), patch_size=48)
-    built = networks[DISCRIMINATOR]
-    assert isinstance(built, Discriminator) and (built.patch_size, built.num_filters) == (48, 3)
-    with pytest.raises(RequestError, match=r"data\.patch_size=40.*multiple of 16"):
-        objective().networks(GENERATORS["edsr"](), patch_size=40)
+    spectral = [name for name in expected if name.endswith("._u")]
+    assert bool(spectral) == (kind != "vgg")
+    assert all(not torch.equal(expected[name], saved[DISCRIMINATOR]["weights"][name[14:]]) for name in spectral)
 
 
 @pytest.mark.parametrize(
@@ -234,29 +250,87 @@ def test_the_discriminator_is_built_for_the_patches_and_refuses_others() -> None
         ({"adversarial": "relativstic"}, "objective.adversarial=relativstic: .*Did you mean 'relativistic'"),
         ({"adversarial_weight": -1.0}, "objective.adversarial_weight=-1.0"),
         ({"gradient_penalty": float("nan")}, "objective.gradient_penalty=nan"),
-        ({"discriminator_filters": 0}, "objective.discriminator_filters=0"),
         ({"discriminator_weights": "/nope.h5"}, "objective.discriminator_weights=/nope.h5: no such file"),
     ],
 )
 def test_a_wrong_argument_is_named_by_its_key(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         objective(**arguments)
+    with pytest.raises(RequestError, match=r"objective\.losses\.adversarial: expected another name"):
+        GanObjective(losses={"adversarial": nn.L1Loss()}, discriminator=Discriminator(patch_size=16, num_filters=2))
 
 
-def test_the_discriminator_starts_from_a_file_of_one(tmp_path: Path) -> None:
-    trained = Discriminator(patch_size=16, num_filters=2)
-    export(trained, tmp_path / "discriminator.safetensors")
-    gan = objective(discriminator_weights=tmp_path / "discriminator.safetensors")
-    built = gan.networks(GENERATORS["edsr"](), patch_size=16)[DISCRIMINATOR]
+class Sentence(nn.Module):
+    def forward(self, images: Tensor) -> str:
+        return "a photograph"
+
+
+class Sum(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sum()
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "message"),
+    [
+        (
+            Discriminator(patch_size=32, num_filters=2),
+            r"Discriminator fails on patches of 2 x 3 x 16 x 16: .* 32 pixels",
+        ),
+        (UNetDiscriminator(num_filters=2).train(), None),
+        (PatchDiscriminator(num_filters=2, halvings=1), None),
+        (PatchDiscriminator(num_filters=2, halvings=4), "PatchDiscriminator fails on patches of 2 x 3 x 16 x 16: "),
+        (Sentence(), r"Sentence makes str of patches of 2 x 3 x 16 x 16; expected logits of each"),
+        (Sum(), r"Sum makes \(\) of patches"),
+        (len, r"objective\.discriminator\._target_ makes a builtin_function_or_method: expected a torch\.nn\.Module"),
+    ],
+)
+def test_what_makes_no_logits_of_patches_is_refused_and_what_does_is_left_as_it_was(
+    discriminator: Any, message: str | None
+) -> None:
+    gan = objective(discriminator=discriminator)
+    if message is None:
+        before = copy.deepcopy(discriminator.state_dict())
+        assert gan.networks(GENERATORS["edsr"](), patch_size=16)[DISCRIMINATOR] is discriminator
+        assert discriminator.training
+        assert all(torch.equal(value, before[key]) for key, value in discriminator.state_dict().items())
+        return
+    with pytest.raises(RequestError, match=message):
+        gan.networks(GENERATORS["edsr"](), patch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (Discriminator, {"patch_size": 16, "num_filters": 2}),
+        (UNetDiscriminator, {"num_filters": 2}),
+        (PatchDiscriminator, {"num_filters": 2, "spectral": True}),
+    ],
+)
+def test_the_discriminator_starts_from_a_file_of_one(
+    kind: type[nn.Module], arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    patch, trained = 32 if kind is PatchDiscriminator else 16, kind(**arguments)
+    save_file(trained.state_dict(), tmp_path / "discriminator.safetensors")
+    gan = objective(discriminator=kind(**arguments), discriminator_weights=tmp_path / "discriminator.safetensors")
+    built = gan.networks(GENERATORS["edsr"](), patch_size=patch)[DISCRIMINATOR]
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in built.state_dict().items())
+
+
+def test_a_file_of_another_discriminator_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    export(Discriminator(patch_size=16, num_filters=2), tmp_path / "discriminator.safetensors")
+
+    def networks(patch_size: int, num_filters: int) -> None:
+        discriminator = Discriminator(patch_size=patch_size, num_filters=num_filters)
+        gan = objective(discriminator=discriminator, discriminator_weights=tmp_path / "discriminator.safetensors")
+        gan.networks(GENERATORS["edsr"](), patch_size=patch_size)
+
     with pytest.raises(RequestError, match=r"objective\.discriminator_weights: .*Set data\.patch_size=16"):
-        gan.networks(GENERATORS["edsr"](), patch_size=32)
-    with pytest.raises(RequestError, match=r"Set objective\.discriminator_filters=2$"):
-        objective(discriminator_weights=tmp_path / "discriminator.safetensors", discriminator_filters=3).networks(
-            GENERATORS["edsr"](), patch_size=16
-        )
+        networks(32, 2)
+    with pytest.raises(RequestError, match=r"Set objective\.discriminator\.num_filters=2$"):
+        networks(16, 3)
     export(GENERATORS["edsr"](), tmp_path / "edsr.safetensors")
-    with pytest.raises(RequestError, match=r"edsr\.safetensors .* is not an SRGAN discriminator"):
+    with pytest.raises(RequestError, match=r"edsr\.safetensors .* is no discriminator"):
         objective(discriminator_weights=tmp_path / "edsr.safetensors")
 
 
@@ -264,7 +338,10 @@ def test_files_stand_in_the_identity_by_their_content(tmp_path: Path) -> None:
     torch.save(VGG19Features.seeded(1, layer="VGG22").state_dict(), tmp_path / "vgg.pth")
     export(Discriminator(patch_size=16, num_filters=2), tmp_path / "d.safetensors")
     content = PerceptualLoss(layers=["VGG22"], vgg_weights=tmp_path / "vgg.pth")
-    gan = GanObjective(losses={"style": content}, discriminator_weights=tmp_path / "d.safetensors")
+    discriminator = Discriminator(patch_size=16, num_filters=2)
+    gan = GanObjective(
+        losses={"style": content}, discriminator=discriminator, discriminator_weights=tmp_path / "d.safetensors"
+    )
     found = gan.file_contents
     assert found.keys() == {"losses.style.vgg_weights", "discriminator_weights"} and None not in found.values()
     assert found["losses.style.vgg_weights"] == content.file_contents["vgg_weights"]
