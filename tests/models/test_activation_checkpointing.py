@@ -17,9 +17,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 from sr_runner.errors import RequestError
 from sr_runner.models import EDSR, WDSRA, SRResNet
 from sr_runner.models.activation_checkpointing import checkpoint_activations
+from sr_runner.models.discriminator import Discriminator
 from sr_runner.objectives import GanObjective, Learner, PixelObjective
 from sr_runner.objectives.ema import Ema
 from sr_runner.objectives.learner import Precision
+from sr_runner.objectives.perceptual import PerceptualLoss
 
 
 class Block(nn.Module):
@@ -80,7 +82,7 @@ def trained(make: Callable[[], nn.Module], pattern: str | None, precision: Preci
     if pattern is not None:
         assert checkpoint_activations(network, pattern)
     learner = Learner(network, partial(torch.optim.Adam, lr=1e-2), None, precision=precision)
-    objective = PixelObjective(nn.L1Loss())
+    objective = PixelObjective({"pixel": nn.L1Loss()})
     terms = [objective.train_step({"model": learner}, [batch(2 * i), batch(2 * i + 1)], measure=True) for i in range(3)]
     generators = torch.rand(()), random.random(), np.random.random()  # noqa: NPY002
     return network.state_dict(), [{k: float(v) for k, v in each.items()} for each in terms], generators
@@ -123,7 +125,8 @@ def test_a_chosen_module_keeps_nothing_but_its_output() -> None:
 def test_a_generator_against_a_discriminator_is_trained_to_the_same_bits() -> None:
     def steps(pattern: str | None) -> dict[str, Tensor]:
         seed()
-        objective = GanObjective(vgg_seed=0, vgg_layer="VGG22", discriminator_filters=2, pixel_weight=1.0)
+        losses = {"content": PerceptualLoss(layers=["VGG22"], vgg_seed=0), "pixel": nn.L1Loss()}
+        objective = GanObjective(losses=losses, discriminator=Discriminator(patch_size=16, num_filters=2))
         networks = objective.networks(SRResNet(scale=2, num_filters=8, num_res_blocks=2), patch_size=16)
         if pattern is not None:
             checkpoint_activations(networks["model"], pattern)

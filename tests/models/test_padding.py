@@ -82,7 +82,7 @@ def test_a_windowed_network_trains_on_patches_of_any_size_and_so_does_its_copy()
     learner = Learner(Windowed(), partial(torch.optim.SGD, lr=0.1), None)
     lr, hr = torch.rand(2, 3, 13, 13), torch.rand(2, 3, 26, 26)
     before = copy.deepcopy(learner.network)
-    PixelObjective(nn.L1Loss()).train_step({"model": learner}, [(lr, hr)], measure=False)
+    PixelObjective({"pixel": nn.L1Loss()}).train_step({"model": learner}, [(lr, hr)], measure=False)
     assert list(learner.network.state_dict()) == ["mix.weight", "mix.bias"]
     assert not torch.equal(before(lr), learner.network(lr))
 
