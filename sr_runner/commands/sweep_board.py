@@ -4,6 +4,7 @@ terminal, `sweep.csv`, `sweep.html`, and the run of the tracking server that sta
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -89,11 +90,22 @@ def read_job(folder: Path) -> Job | None:
 
     A PSNR or gain that is no number (a diverged job's) is None: no order has a place for it.
     """
+    path = folder / RECORD
     try:
-        job = None if folder.is_symlink() else Job(**plain_json(read_file(folder / RECORD)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        found = path.lstat()
+        return None if folder.is_symlink() else _read_job(path, found.st_ino, found.st_mtime_ns, found.st_size)
+    except OSError:
         return None
-    if job is None or not all(types.fits(getattr(job, name), hint) for name, hint in _HINTS.items()):
+
+
+@functools.lru_cache(maxsize=100_000)
+def _read_job(path: Path, file: int, modified: int, size: int) -> Job | None:
+    """A record is looked at every few seconds, and is another file once it is replaced."""
+    try:
+        job = Job(**plain_json(read_file(path)))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if not all(types.fits(getattr(job, name), hint) for name, hint in _HINTS.items()):
         return None
     psnr, gain = (value if value is not None and math.isfinite(value) else None for value in (job.psnr, job.gain))
     return replace(job, psnr=psnr, gain=gain)
@@ -172,9 +184,9 @@ class Board:
         """What a job is called: `edsr lr=0.003 seed=1`."""
         return " ".join(short_names(values, self.groups).values()) or "job"
 
-    def swept(self) -> dict[str, str]:
-        """Per key its values, those of earlier starts included."""
-        jobs = sorted(self.jobs(), key=lambda job: job.number)
+    def swept(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Per key its values among all `jobs`, those of earlier starts included."""
+        jobs = sorted(jobs, key=lambda job: job.number)
         return {key: ", ".join(dict.fromkeys(job.values.get(key, "") for job in jobs)) for key in self.keys}
 
     def of_this_start(self) -> list[Job]:
@@ -327,9 +339,10 @@ class SweepRun:
                 name, self._began = f"sweep/{board.folder.name}-{uuid.uuid4().hex[:8]}", time.time()
                 write_file(board.folder / _FILE, json.dumps({"id": name, "time": self._began}) + "\n")
         words = [key.rpartition(".")[2] for key in board.keys]
+        tags = {SWEEP_TAG: board.folder.name, "sr_run.swept": json.dumps(board.swept(board.jobs()))}
         record = RunRecord(
-            run_dir=board.folder, attempt=name, run_name=" ".join(["sweep", *words]), params={},
-            tags={SWEEP_TAG: board.folder.name, "sr_run.swept": json.dumps(board.swept())}, sweep=board.folder,
+            run_dir=board.folder, attempt=name, run_name=" ".join(["sweep", *words]), params={}, tags=tags,
+            sweep=board.folder,
         )  # fmt: skip
         self._tracker.start(record)
         self._thread.start()
@@ -412,7 +425,7 @@ def _description(board: Board, jobs: Sequence[Job]) -> str:
     keys = list(board.keys)
     best = jobs[0] if jobs and jobs[0].psnr is not None else None
     head = f"**Best: {board.best(jobs)}.** " if best is not None else ""
-    lines = [f"{head}{count(jobs)}", "", *(f"- {key}: {values}" for key, values in board.swept().items()), ""]
+    lines = [f"{head}{count(jobs)}", "", *(f"- {key}: {values}" for key, values in board.swept(jobs).items()), ""]
     lines += [f"    {board.command}", ""]
     lines += [f"| {' | '.join([*keys, 'PSNR', 'gain', 'status', 'time', 'run'])} |", "|---" * (len(keys) + 5) + "|"]
     rows = ([*_cells(job, keys)] for job in jobs[:100])

@@ -57,7 +57,7 @@ def test_the_best_job_comes_first_then_those_that_failed_and_are_left(board: Boa
 
 def test_a_sweep_that_grew_has_the_jobs_of_both_grids_and_its_status_is_that_of_the_new_one(board: Board) -> None:
     board = replace(board, planned=planned({"optimizer.lr": ["1e-4", "1e-2"], "seed": ["0", "1"]}))
-    assert len(board.jobs()) == 5 and board.swept()["optimizer.lr"] == "1e-4, 1e-3, 1e-2"
+    assert len(board.jobs()) == 5 and board.swept(board.jobs())["optimizer.lr"] == "1e-4, 1e-3, 1e-2"
     assert [job.name for job in board.of_this_start()] == [
         "lr=1e-4 seed=1", "lr=1e-4 seed=0", "lr=1e-2 seed=0", "lr=1e-2 seed=1",
     ]  # fmt: skip
