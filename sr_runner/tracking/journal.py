@@ -86,6 +86,12 @@ class JournalWriter:
             self._write(_sealed(self._unwritten[0], self.size))
             self._unwritten.popleft()
 
+    def holds(self, line: Line) -> bool:
+        """Whether `line`, which is not the first, stands where it was written."""
+        whole = b"\n%b\n" % line.raw
+        at = line.at or 0
+        return at > 0 and os.pread(self._file, len(whole), at - 1) == whole
+
     def sync(self) -> None:
         """Returns when all lines are on the disk, not only in the system's memory."""
         self._keep()
@@ -189,7 +195,8 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[Line]:
 
 def points(run_dir: Path, key: str) -> list[tuple[int, float]]:
     """The points of the metric `key` in the journal of `run_dir`, in order; none where there is no journal."""
-    events = (line.event for line in read_lines(run_dir / JOURNAL) if line.kind == "metrics")
+    name = _encode(key).encode()  # looked for first: most lines need not be parsed
+    events = (line.event for line in read_lines(run_dir / JOURNAL) if line.kind == "metrics" and name in line.raw)
     found = {event["step"]: float(event["values"][key]) for event in events if event and key in event["values"]}
     return sorted(found.items())
 

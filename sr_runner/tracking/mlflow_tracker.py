@@ -258,7 +258,8 @@ class MlflowTracker:
         state = run.state or {}
         saved = pending if isinstance(pending := state.get("pending"), list) else []
         lines = [line_from(raw.encode(errors="replace")) for raw in saved if isinstance(raw, str)]
-        events = [event for line in lines if (event := line.event) and event["event"] == "metrics"]
+        lacking = [line for line in lines if not self._started().holds(line)]
+        events = [event for line in lacking if (event := line.event) and event["event"] == "metrics"]
         first = min([run.resumed_at, *(event["step"] for event in events)])
         self._logged = _points_from(read_lines(self._started().path), first)
         added = 0
@@ -272,8 +273,8 @@ class MlflowTracker:
                 self._logged.setdefault(key, set()).add(step)
         if added:
             logger.warning("tracking: the journal lacked %d points that the checkpoint holds; they are added", added)
-        if len(events) < len(saved):
-            logger.warning("tracking: %d damaged lines in the checkpoint are passed over", len(saved) - len(events))
+        if damaged := len(saved) - len(lines) + len(lacking) - len(events):
+            logger.warning("tracking: %d damaged lines in the checkpoint are passed over", damaged)
 
     def _known_ids(self, run: RunRecord) -> dict[str, Any]:
         """The ids that an earlier life was given, if it spoke to the same server."""

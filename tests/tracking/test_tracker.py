@@ -168,6 +168,18 @@ def test_points_that_the_journal_lost_come_back_from_the_checkpoint_as_they_were
     ) == bool(lacked)
 
 
+def test_a_line_that_ran_into_a_damaged_one_comes_back_from_the_checkpoint(tmp_path: Path, start: Start) -> None:
+    tracker = start()
+    for step in range(6):
+        tracker.log(step, {"loss": float(step)})
+    state = json.loads(json.dumps(tracker.state()))
+    tracker.finish("KILLED", wait=0)
+    path, lines = tmp_path / JOURNAL, (tmp_path / JOURNAL).read_bytes().splitlines()
+    path.write_bytes(b"\n".join(lines[:3]) + b" " + b"\n".join(lines[3:]) + b"\n")  # each is where it was
+    start(resumed_at=6, state=state)
+    assert sorted(_points(tmp_path)) == [(step, {"loss": float(step)}) for step in range(6)]
+
+
 def test_bytes_that_are_no_text_block_no_resume(tmp_path: Path, start: Start) -> None:
     tracker = start()
     for step in range(3):
