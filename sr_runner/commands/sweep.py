@@ -210,7 +210,9 @@ def sweep(
             jobs = run.finish(status, wait, drawn)
             if any(each.status != "left" for each in jobs):
                 print_report(
-                    lambda: _as_json(jobs) if in_json else board.table(jobs) + _where(tracker, jobs, board.runs) + "\n",
+                    lambda: (
+                        _as_json(jobs) if in_json else board.table(jobs) + compared(tracker, jobs, board.runs) + "\n"
+                    ),
                     folder / CSV, "the sweep has ended",
                 )  # fmt: skip
 
@@ -415,10 +417,17 @@ def _is_of_the_start(key: str) -> bool:
     return f"{key}.".startswith(("trainer.resume.", "sweep.", "hydra.", "hydra/", "outputs.", "checkpoint", "tracker"))
 
 
-def _where(tracker: Tracker, jobs: Sequence[Job], runs: Path) -> str:
-    """Where the jobs are compared."""
-    hint = tracker.ui_hint([runs / each.run for each in jobs if each.run])
+_MOST_COMPARED = 50
+"""Each makes the address of the page longer by 41 characters, and the page slower."""
+
+
+def compared(tracker: Tracker, jobs: Sequence[Job], runs: Path) -> str:
+    """Where the jobs, of which the best come first, are compared."""
+    begun = [runs / each.run for each in jobs if each.run]
+    hint = tracker.ui_hint(begun[:_MOST_COMPARED])
     if hint is None:
         return ""
     command, address = hint
-    return f"\nCompare     {command}\n            then open {address}" if command else f"\nCompare     {address}"
+    best = [f"the best {_MOST_COMPARED} of {len(begun):,} jobs"] * (len(begun) > _MOST_COMPARED)
+    lines = [*best, *([command, f"then open {address}"] if command else [address])]
+    return "\nCompare     " + "\n            ".join(lines)

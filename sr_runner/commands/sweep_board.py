@@ -184,10 +184,10 @@ class Board:
         """What a job is called: `edsr lr=0.003 seed=1`."""
         return " ".join(short_names(values, self.groups).values()) or "job"
 
-    def swept(self, jobs: Sequence[Job]) -> dict[str, str]:
+    def swept(self, jobs: Sequence[Job]) -> dict[str, list[str]]:
         """Per key its values among all `jobs`, those of earlier starts included."""
         jobs = sorted(jobs, key=lambda job: job.number)
-        return {key: ", ".join(dict.fromkeys(job.values.get(key, "") for job in jobs)) for key in self.keys}
+        return {key: list(dict.fromkeys(job.values.get(key, "") for job in jobs)) for key in self.keys}
 
     def of_this_start(self) -> list[Job]:
         """The jobs that this start was asked for; where they are not known beforehand, all."""
@@ -339,7 +339,8 @@ class SweepRun:
                 name, self._began = f"sweep/{board.folder.name}-{uuid.uuid4().hex[:8]}", time.time()
                 write_file(board.folder / _FILE, json.dumps({"id": name, "time": self._began}) + "\n")
         words = [key.rpartition(".")[2] for key in board.keys]
-        tags = {SWEEP_TAG: board.folder.name, "sr_run.swept": json.dumps(board.swept(board.jobs()))}
+        swept = {key: ", ".join(values) for key, values in board.swept(board.jobs()).items()}
+        tags = {SWEEP_TAG: board.folder.name, "sr_run.swept": json.dumps(swept)}
         record = RunRecord(
             run_dir=board.folder, attempt=name, run_name=" ".join(["sweep", *words]), params={}, tags=tags,
             sweep=board.folder,
@@ -425,13 +426,28 @@ def _description(board: Board, jobs: Sequence[Job]) -> str:
     keys = list(board.keys)
     best = jobs[0] if jobs and jobs[0].psnr is not None else None
     head = f"**Best: {board.best(jobs)}.** " if best is not None else ""
-    lines = [f"{head}{count(jobs)}", "", *(f"- {key}: {values}" for key, values in board.swept(jobs).items()), ""]
+    lines = [
+        f"{head}{count(jobs)}",
+        "",
+        *(f"- {key}: {_some(values)}" for key, values in board.swept(jobs).items()),
+        "",
+    ]
     lines += [f"    {board.command}", ""]
     lines += [f"| {' | '.join([*keys, 'PSNR', 'gain', 'status', 'time', 'run'])} |", "|---" * (len(keys) + 5) + "|"]
     rows = ([*_cells(job, keys)] for job in jobs[:100])
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     lines += ["", *(f"    {text}" for text in board.over_seeds(jobs) if text)]
     return "\n".join(map(printable, lines))
+
+
+def _some(values: Sequence[str]) -> str:
+    """Those that a person reads."""
+    if len(values) <= _MOST_VALUES:
+        return ", ".join(values)
+    return f"{', '.join(values[: _MOST_VALUES - 1])}, …, {values[-1]} ({len(values):,} values)"
+
+
+_MOST_VALUES = 20
 
 
 def quoted(words: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,9 @@ import pytest
 from PIL import Image
 from support import TINY, SrRun
 
-from sr_runner.commands.sweep_board import Board, Job, planned, quoted, write_job
+from sr_runner.commands.sweep import compared
+from sr_runner.commands.sweep_board import Board, Job, SweepRun, planned, quoted, write_job
+from sr_runner.tracking import NoTracker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -57,10 +59,45 @@ def test_the_best_job_comes_first_then_those_that_failed_and_are_left(board: Boa
 
 def test_a_sweep_that_grew_has_the_jobs_of_both_grids_and_its_status_is_that_of_the_new_one(board: Board) -> None:
     board = replace(board, planned=planned({"optimizer.lr": ["1e-4", "1e-2"], "seed": ["0", "1"]}))
-    assert len(board.jobs()) == 5 and board.swept(board.jobs())["optimizer.lr"] == "1e-4, 1e-3, 1e-2"
+    assert len(board.jobs()) == 5 and board.swept(board.jobs())["optimizer.lr"] == ["1e-4", "1e-3", "1e-2"]
     assert [job.name for job in board.of_this_start()] == [
         "lr=1e-4 seed=1", "lr=1e-4 seed=0", "lr=1e-2 seed=0", "lr=1e-2 seed=1",
     ]  # fmt: skip
+
+
+class Notes(NoTracker):
+    """Keeps what it is told to tag, and knows where runs are compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: dict[str, str] = {}
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self.tags |= tags
+
+    def ui_hint(self, runs: Sequence[Path] = ()) -> tuple[str, str]:
+        return "mlflow ui", " ".join(path.parent.name for path in runs)
+
+
+def test_of_many_jobs_the_page_of_the_sweep_and_the_address_name_the_best(tmp_path: Path) -> None:
+    plan = planned({"seed": [str(seed) for seed in range(1000)]})
+    board, tracker = Board(tmp_path, ["seed"], "sr-run", plan), Notes()
+    for number in range(60):
+        job = Job(number, board.name(plan[number]), plan[number], [], "finished")
+        (tmp_path / str(number)).mkdir()
+        write_job(
+            tmp_path / str(number), replace(job, psnr=20 + number / 10, run=f"net{number}-x2-0123456789ab/a0001-00")
+        )
+    run = SweepRun(tracker, board)
+    run.start()
+    jobs = run.finish("KILLED", 0)
+    page = tracker.tags["mlflow.note.content"]
+    assert len(page) < 8000 and "18, …, 999 (1,000 values)" in page and "| 59 | 25.90" in page
+    *_, first, command, address = compared(tracker, jobs, board.runs).splitlines()
+    assert first == "Compare     the best 50 of 60 jobs" and command.strip() == "mlflow ui"
+    assert address.split()[2:] == [f"net{number}-x2-0123456789ab" for number in range(59, 9, -1)]
+    short = compared(tracker, jobs[:3], board.runs)
+    assert "best" not in short and short.count("net") == 3
 
 
 def test_a_record_that_cannot_be_read_is_a_job_that_is_left(board: Board) -> None:
