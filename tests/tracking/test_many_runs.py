@@ -38,14 +38,18 @@ def test_a_first_run_makes_the_database_and_a_run_whose_page_is_known(tmp_path: 
 
 
 @pytest.mark.slow
-def test_eight_first_runs_at_once_are_eight_whole_runs_below_that_of_their_sweep(tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_sixteen_first_runs_at_once_are_sixteen_whole_runs_below_that_of_their_sweep(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
     outputs, sweep = tmp_path / "outputs", tmp_path / "sweep"
-    options = ("--steps", 30, "--sweep", sweep, "--wait", 200)
-    jobs = [launch(tmp_path / str(n), outputs, *options, "--attempt", f"tiny/{n}") for n in range(8)]
+    uri = f"sqlite:///{outputs}/mlflow.db" if kind == "sqlite" else request.getfixturevalue("database")
+    options = ("--steps", 30, "--sweep", sweep, "--wait", 900, "--uri", uri)
+    jobs = [launch(tmp_path / str(n), outputs, *options, "--attempt", f"tiny/{n}") for n in range(16)]
     jobs.append(launch(sweep, outputs, *options, "--attempt", "sweep/1"))
-    assert [job.wait(280) for job in jobs] == [0] * 9
-    uri = f"sqlite:///{outputs}/mlflow.db"
-    runs = [the_run(uri, f"tiny/{n}") for n in range(8)]
+    assert [job.wait(1000) for job in jobs] == [0] * 17
+    runs = [the_run(uri, f"tiny/{n}") for n in range(16)]
     for run in runs:
         assert_one_point_a_step(uri, run.info.run_id, 30)
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {the_run(uri, "sweep/1").info.run_id}
