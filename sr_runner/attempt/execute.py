@@ -83,7 +83,8 @@ def execute(
         catalogue = _catalogue(parts, scratch)
         facts = parts.identity_facts(pretrained)
         identify = partial(identity_of, choices.get("model", "model"), config.scale)
-        lock = AttemptLock(parts, catalogue, stop)
+        # The job of a sweep that was killed may live on, in Slurm or for a second: its sweep goes on all the same.
+        lock = AttemptLock(parts, catalogue, stop, waits=sweep is not None)
         with lock:
             chosen = choose(parts, catalogue, facts, identify, lock.hold, in_sweep=sweep is not None)
             own_code.warn_of_changes(parts.config, chosen, catalogue)

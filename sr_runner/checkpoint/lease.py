@@ -100,7 +100,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        """Raises `RequestError` that names the holder where there is one that lives, `RunError` for a store that is
+        """Raises `InUse` that names the holder where there is one that lives, `RunError` for a store that is
         silent."""
         if not self._fresh:
             try:
@@ -132,7 +132,7 @@ class Lease:
         holder = Holder.parse(found) if found is not None else None
         if holder is not None and holder.is_here:
             if holder.lives:
-                raise RequestError(in_use(self._attempt, holder))
+                raise in_use(self._attempt, holder)
             self._write()
             return
         if found is not None:
@@ -144,10 +144,10 @@ class Lease:
         time.sleep(_SETTLE)
         self._look()
         if self._lost is not None:
-            raise RequestError(in_use(self._attempt, self._lost))
+            raise in_use(self._attempt, self._lost)
 
     def _wait_until_free(self, found: bytes, holder: Holder | None) -> None:
-        """Return once the holder is known to be gone. Raises `RequestError` as soon as it is known to live."""
+        """Return once the holder is known to be gone. Raises `InUse` as soon as it is known to live."""
         promised = holder.seconds if holder is not None else self._me.seconds
         log.warning(
             "%s was last written by %s, which may still run: waiting up to %.0f s for a sign of life",
@@ -160,7 +160,7 @@ class Lease:
             if now is None:
                 return
             if now != found:
-                raise RequestError(in_use(self._attempt, Holder.parse(now) or holder or "another process"))
+                raise in_use(self._attempt, Holder.parse(now) or holder or "another process")
         log.warning("no sign of life: this process takes over")
 
     def _renew(self) -> None:
@@ -204,9 +204,13 @@ class Lease:
             log.debug("the lease of %s could not be given up: %s", self._attempt, error)
 
 
-def in_use(attempt: str, holder: object) -> str:
+class InUse(RequestError):
+    """Another process works on the attempt."""
+
+
+def in_use(attempt: str, holder: object) -> InUse:
     """The refusal where `holder` works on the attempt."""
-    return (
+    return InUse(
         f"run {attempt} is in use by {holder}: two processes cannot train one run. Wait for it or stop it; "
         "trainer.resume=false starts an attempt of its own"
     )

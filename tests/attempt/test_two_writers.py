@@ -36,3 +36,25 @@ def test_a_second_process_is_refused_by_name_and_a_killed_holder_blocks_nobody(
     said = re.search(r"resumed at step (\d+) ", log.read_text())
     assert said is not None and int(said[1]) == newest
     assert len(list(root.glob("*/*"))) == 1, "it went on with another attempt"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_job_of_a_sweep_waits_for_whoever_trains_its_run_and_goes_on_where_that_ended(
+    start: Start, tmp_path: Path
+) -> None:
+    root, logs = tmp_path / "outputs" / "checkpoints", [tmp_path / "log", tmp_path / "swept"]
+    run = (*RUN, "trainer.steps=100000", "tracker=none", "trainer.resume=true")
+    first = start(*run, log=logs[0])
+    wait_for(lambda: saved(root), first, logs[0])
+    sweep = start("-m", *run, "seed=0", log=logs[1])
+    wait_for(lambda: "This job waits" in logs[1].read_text(), sweep, logs[1])
+    assert f"is in use by process {first.pid} on {platform.node()}" in logs[1].read_text()
+    assert first.poll() is None, "the one that was there first goes on"
+    first.kill()
+    first.wait()
+    newest = max(saved(root))
+    wait_for(lambda: max(saved(root)) > newest, sweep, logs[1])
+    (job_log,) = tmp_path.glob("outputs/sweeps/*/*/job.log")
+    assert f"resumed at step {newest} of" in job_log.read_text()
+    assert len(list(root.glob("*/*"))) == 1, "it went on with another attempt"

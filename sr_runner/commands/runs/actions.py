@@ -230,7 +230,7 @@ def _delete(record: Record, found: Found, uri: str) -> str:
             left = _delete_in_mlflow(record, uri, ids) if ids.get("run_id") else ""
             shutil.rmtree(record.folder)
     except Busy as holder:
-        raise RequestError(in_use(str(record.attempt), holder)) from None
+        raise in_use(str(record.attempt), holder) from None
     for root in (found.catalogue.runs, *([store.root] if isinstance(store, LocalStore) else [])):
         with suppress(OSError):  # there are other attempts
             (root / record.attempt.identity).rmdir()
