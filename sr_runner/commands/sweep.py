@@ -198,8 +198,10 @@ def sweep(
                     raise
         status = "FINISHED" if board.is_complete(board.of_this_start()) else "FAILED"
         return int(status == "FAILED")
-    except Stopped as stopped:
-        stop.note(stopped.signum)  # its job was told: the next Ctrl-C is the second
+    except SystemExit as ended:
+        if isinstance(ended, Stopped):
+            stop.note(ended.signum)  # its job was told: the next Ctrl-C is the second
+        stop.raise_if_requested()  # a launcher (Ray's) may make another exit of a `Stopped`
         raise
     finally:
         with stop.deferred():  # what came is being heeded, or there is nothing left to stop

@@ -10,6 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,43 +78,62 @@ def test_a_sweep_that_is_to_stop_at_a_failure_starts_no_further_job_and_one_of_a
     assert "1 of 3 jobs finished, 1 failed, 1 left" in done.stdout and "sweep.on_failure=stop" in done.stdout
 
 
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4")
+RAY = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=4")
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4")], ids=["", "joblib"])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("launcher", [(), JOBLIB, RAY], ids=["", "joblib", "ray"])
 def test_a_sweep_that_is_killed_at_random_instants_and_repeated_ends_like_one_that_was_not(
     launcher: tuple[str, ...], run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:
+    if launcher == RAY:
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="sr-run[ray] is not installed")
     sweep = (
-        "-m", *TINY, "trainer.steps=60", "trainer.eval_every=30", "checkpoint.every=10", "trainer.log_every=10",
-        "model=edsr,wdsr_b", "optimizer.lr=1e-3,3e-3", "seed=0,1", f"data.cache_dir={image_cache}",
-        *launcher,
+        "-m", *TINY, "trainer.steps=90", "trainer.eval_every=30", "checkpoint.every=10", "trainer.log_every=10",
+        "model=edsr,wdsr_b", "optimizer.lr=1e-3,3e-3", "seed=0,1,2", f"data.cache_dir={image_cache}",
     )  # fmt: skip
 
-    def started(outputs: str) -> Run:
+    def started(outputs: str, *launcher: str) -> Run:
         said = [tmp_path / f"{outputs}-{stream}" for stream in ("report", "said")]
-        return run_server.start([*sweep, f"outputs={outputs}", "trainer.resume=true"], tmp_path, *said)
+        return run_server.start([*sweep, *launcher, f"outputs={outputs}", "trainer.resume=true"], tmp_path, *said)
+
+    def saved() -> set[Path]:
+        return set((tmp_path / "killed").glob("checkpoints/*/*/step-*"))
 
     def final(outputs: str) -> dict[str, list[bytes]]:
         attempts = (tmp_path / outputs / "checkpoints").glob("*/*")
         return {
-            attempt.parent.name: [
+            f"{attempt.parent.name}/{attempt.name[:5]}": [
                 file.read_bytes() for file in sorted(max(attempt.glob("step-*")).glob("*.safetensors"))
             ]
             for attempt in attempts
         }
 
-    generator, kills = random.Random(7), 0
-    while kills < 10 and started("killed").wait(generator.uniform(2, 15)) is None:  # it is killed then
+    generator, kills, amid_training = random.Random(7), 0, 0
+    for number in range(10):
+        there, run = saved(), started("killed", *launcher)
+        process = psutil.Process(run.pid)
+        while number % 4 and not saved() - there and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 3))
+        amid_training += bool(saved() - there)
+        for each in process.children(recursive=True) if number % 2 else ():  # or what it has started lives on for a bit
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        if run.kill() != -signal.SIGKILL:
+            break
         kills += 1
-    assert kills >= 3
-    assert [started(outputs).wait() for outputs in ("killed", "whole")] == [0, 0]
-    assert len(final("whole")) == 8 and final("killed") == final("whole")
+    assert kills >= 6 and amid_training >= 5
+    assert started("killed", *launcher).wait(600) == 0, (tmp_path / "killed-said").read_text()
+    assert started("whole").wait(600) == 0
+    assert len(final("whole")) == 12 and final("killed") == final("whole")
     client = MlflowClient(f"sqlite:///{tmp_path}/killed/mlflow.db")
     runs = client.search_runs(["1"])
-    assert len(runs) == 9 and {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        points = client.get_metric_history(run.info.run_id, "train/loss")
-        assert [point.step for point in points] in ([], [10, 20, 30, 40, 50, 60])
+    assert len(runs) == 13 and {run.info.status for run in runs} == {"FINISHED"}
+    points = [[point.step for point in client.get_metric_history(each.info.run_id, "train/loss")] for each in runs]
+    assert sorted(points) == [[], *[list(range(10, 91, 10))] * 12]
 
 
 @pytest.mark.slow
