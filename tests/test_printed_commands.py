@@ -41,9 +41,22 @@ NOT_RUN = {
     "pip install 'sr-run[slurm]'": "needs a package index",
     "pip install 'sr-run[joblib]'": "needs a package index",
     "pip install 'sr-run[optuna]'": "needs a package index",
+    "pip install 'sr-run[ray]'": "needs a package index",
+    "pip install mlflow psycopg2-binary boto3": "needs a package index",
+    "mlflow server --host 0.0.0.0 --backend-store-uri postgresql://mlflow@database/mlflow "
+    "--artifacts-destination s3://bucket/artifacts":
+        "needs PostgreSQL and a bucket; tests/tracking/test_many_runs.py has a server on PostgreSQL",
+    "export MLFLOW_TRACKING_URI=http://mlflow:5000": "of one's own shell",
+    "sr-run -m model=edsr,wdsr_a optimizer.lr=1e-4,3e-4 checkpoint=s3 checkpoint.root=s3://bucket/runs "
+    "hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1":
+        "needs Slurm, a server and a bucket; each has tests of its own",
     "sr-run -m model=edsr,wdsr_a hydra/launcher=submitit_slurm hydra.launcher.partition=gpu "
     "hydra.launcher.gpus_per_node=1 hydra.launcher.timeout_min=240 hydra.launcher.max_num_timeout=20":
-        "needs Slurm; tests/attempt/test_slurm.py has as much of it as submitit uses",
+        "needs Slurm; tests/attempt/test_slurm.py runs a sweep in it, where it is installed",
+    "sr-run -m model=edsr,wdsr_a optimizer.lr=1e-4,3e-4 hydra/launcher=ray "
+    "+hydra.launcher.ray.remote.num_gpus=1": "needs GPUs; tests/commands/test_sweep_ends.py runs a sweep on Ray",
+    "sr-run -m model=edsr,wdsr_a optimizer.lr=1e-4,3e-4 hydra/launcher=ray hydra.launcher.ray.init.address=auto":
+        "needs Ray to be started; tests/commands/test_sweep_ends.py runs a sweep on Ray",
     "sr-run -m model=edsr,wdsr_a optimizer.lr=1e-4,3e-4 hydra/launcher=joblib hydra.launcher.n_jobs=4 "
     "sweep.gpu_per_job=true": "needs GPUs; tests/training/test_gpus.py shows how they are dealt out",
     'mlflow run . --env-manager=local -P overrides="model=wdsr_b trainer.steps=100"':
