@@ -32,6 +32,7 @@ TRAINER = {
     "grad_clip": True,
     "on_nan": True,
     "parameters": True,
+    "checkpoint_activations": False,  # the same bits
     "ema_decay": True,
     "grace_seconds": False,
     "pictures": False,
