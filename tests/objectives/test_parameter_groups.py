@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -114,3 +115,16 @@ def test_every_parameter_with_a_rule_is_logged_once(caplog: pytest.LogCaptureFix
 def test_a_rule_that_would_do_nothing_is_refused(rules: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Learner(network(), ADAM, None, rules=rules)
+
+
+def test_a_setting_that_an_optimizer_asks_its_groups_for_is_one_that_it_has() -> None:
+    """timm's Muon leaves to AdamW what is no matrix of at least 4 x 4, and what a rule says."""
+    muon = partial(timm.optim.Muon, lr=1e-3)
+    learner = Learner(network(), muon, None, rules={"head": {"use_fallback": True}})
+    train(learner)
+    state = learner.state_dict()["optimizer"]
+    matrices = {name for name, entry in state.items() if "momentum_buffer" in entry}
+    convolutions = {name for name in state if name.endswith(".weight")}
+    assert matrices == convolutions - {"head.weight", "tail.weight"} and "exp_avg" in state["head.weight"]
+    with pytest.raises(RequestError, match=r"use_fallbak: .*Muon has no such setting"):
+        Learner(network(), muon, None, rules={"head": {"use_fallbak": True}})
