@@ -34,6 +34,7 @@ from sr_runner.models.activation_checkpointing import checkpoint_activations
 from sr_runner.objectives import Learner, Losses, Objective, Precision, Term
 from sr_runner.objectives.base import MODEL
 from sr_runner.objectives.learner import autocast
+from sr_runner.objectives.sharpening import sharpened
 from sr_runner.signals import Stopped, StopSignal
 from sr_runner.tracking import NoTracker, Tracker
 from sr_runner.training import device as devices
@@ -215,7 +216,7 @@ def check_losses(losses: Losses, *, patch: int, device: torch.device, precision:
         name = f"objective.losses.{key}: {type(term.loss).__name__}"
         try:
             with autocast(device.type, precision) if term.settings.autocast else nullcontext():
-                value = term.of(sr, hr)
+                value = term.of(sr, sharpened(hr) if term.settings.sharpen else hr)
         except Stopped:
             raise
         except Exception as error:

@@ -138,6 +138,8 @@ class TermSettings:
     """What black and white are to it, such as [-1,1]."""
     autocast: bool = False
     """Computed in trainer.precision, as the network is, and not in fp32."""
+    sharpen: bool = False
+    """SR is compared with a sharpened HR patch, as in Real-ESRGAN; patches have more than 25 pixels then."""
 
     def __post_init__(self) -> None:
         black, white = self.range

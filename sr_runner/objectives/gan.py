@@ -139,18 +139,18 @@ def check_discriminator(discriminator: object, patch_size: int) -> None:
     if not isinstance(discriminator, nn.Module):
         kind = type(discriminator).__name__
         raise RequestError(f"objective.discriminator._target_ makes a {kind}: expected a torch.nn.Module")
-    name, batch = f"objective.discriminator: {type(discriminator).__name__}", f"2 x 3 x {patch_size} x {patch_size}"
+    name, batch = f"objective.discriminator: {type(discriminator).__name__}", f"1 x 3 x {patch_size} x {patch_size}"
     training = discriminator.training
     discriminator.eval()  # a pass in training would change BatchNorm's statistics
     try:
-        made = discriminator(torch.zeros(2, 3, patch_size, patch_size))
+        made = discriminator(torch.zeros(1, 3, patch_size, patch_size))
     except Exception as error:
         raise RequestError(f"{name} fails on patches of {batch}: {error}") from error
     finally:
         discriminator.train(training)
-    if not isinstance(made, Tensor) or not made.is_floating_point() or made.dim() == 0 or len(made) != 2:
+    if not isinstance(made, Tensor) or not made.is_floating_point() or made.dim() == 0 or len(made) != 1:
         found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-        raise RequestError(f"{name} makes {found} of patches of {batch}; expected logits of each, 2 x ...")
+        raise RequestError(f"{name} makes {found} of patches of {batch}; expected logits, 1 x ...")
 
 
 def squared_gradient_norm(discriminator: nn.Module, images: Tensor) -> Tensor:

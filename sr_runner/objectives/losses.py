@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sr_runner.config.settings import TermSettings
 from sr_runner.errors import RequestError
+from sr_runner.objectives.sharpening import sharpened
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Of SR and HR, N x 3 x H x W: one number, or one for each image, whose mean counts. An `nn.Module` or a function."""
@@ -60,9 +61,11 @@ class Losses(nn.Module):
     def forward(self, sr: Tensor, hr: Tensor, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Row:
         """Each term before its weight; those that ask for it within `autocast`."""
         found: Row = {}
+        with torch.no_grad():
+            sharp = sharpened(hr) if any(term.settings.sharpen for term in self.terms.values()) else hr
         for name, term in self.terms.items():
             with autocast() if term.settings.autocast else nullcontext():
-                found[name] = term(sr, hr)
+                found[name] = term(sr, sharp if term.settings.sharpen else hr)
         return found
 
     def weighted(self, found: Row) -> list[Tensor]:
@@ -72,8 +75,12 @@ class Losses(nn.Module):
 
     def __str__(self) -> str:
         """`L1Loss + 0.05 FrequencyLoss`"""
-        words = [(term.settings.weight, type(term.loss).__name__) for term in self.terms.values()]
-        return " + ".join(name if weight == 1 else f"{weight:g} {name}" for weight, name in words)
+        words = [
+            f"{'' if term.settings.weight == 1 else f'{term.settings.weight:g} '}{type(term.loss).__name__}"
+            f"{' to sharpened HR' if term.settings.sharpen else ''}"
+            for term in self.terms.values()
+        ]
+        return " + ".join(words)
 
     @property
     def file_contents(self) -> dict[str, str | None]:

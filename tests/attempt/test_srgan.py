@@ -91,13 +91,24 @@ def test_a_wdsr_pre_trained_in_the_same_outputs_is_named_by_its_run_id(sr_run: S
     assert "tensors loaded, 0 skipped, 0 new" in done.stderr
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+SPECTRAL = "objective.discriminator._target_=sr_runner.models.UNetDiscriminator"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("trainer.precision=fp32",),
+        pytest.param(("trainer.precision=bf16",), marks=pytest.mark.slow),
+        pytest.param((SPECTRAL, "objective.gradient_penalty=1"), marks=pytest.mark.slow),
+    ],
+    ids=["fp32", "bf16", "spectral"],
+)
 def test_srgan_killed_and_resumed_ends_with_the_same_bytes(
-    precision: str, sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
+    options: tuple[str, ...], sr_run: SrRun, run_server: RunServer, tmp_path: Path, image_cache: Path
 ) -> None:
     arguments = (
         *TINY, *GAN, "tracker=none", "trainer.steps=15", "checkpoint.every=4", "trainer.ema_decay=0.9",
-        f"trainer.precision={precision}",
+        *options,
     )  # fmt: skip
     log = tmp_path / "log"
     killed = run_server.start([*arguments, f"data.cache_dir={image_cache}"], tmp_path, log, log)

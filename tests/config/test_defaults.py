@@ -45,6 +45,14 @@ TRACKER = config_dir() / "tracker" / "mlflow.yaml"
 
 ON_PURPOSE = {
     "optimizer=muon": {"lr", "nesterov"},  # timm's rate of 0.02 is that of updates that are not adjusted
+    "objective=realesrgan": {
+        "adversarial_weight",
+        "layers",
+        "layer_weights",
+        "criterion",
+        "scale",
+        "before_activation",
+    },
     "optimizer=sgd": {"momentum"},  # torch's own is none
     "scheduler=constant": {"factor", "total_iters"},  # torch's ConstantLR begins with a third of the rate
     "scheduler=cosine": {"pct_start", "cycle_momentum", "div_factor", "final_div_factor"},

@@ -26,15 +26,19 @@ RECIPES: dict[str, tuple[str, str, int, int, int, float, list[int] | None]] = {
     "srgan": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
     "srgan_krasserm_pretrain": ("srresnet", "mse", 4, 96, 1_000_000, 1e-4, None),
     "srgan_krasserm": ("srresnet", "srgan", 4, 96, 200_000, 1e-4, [100_000]),
-    "esrgan": ("msrresnet", "esrgan", 4, 128, 400_000, 1e-4, [50_000, 100_000, 200_000, 300_000]),
     "span_x4": ("spandrel", "l1", 4, 256, 1_000_000, 5e-4, [200_000, 400_000, 600_000, 800_000]),
     "swinir_light_x4": ("spandrel", "l1", 4, 256, 500_000, 2e-4, [250_000, 400_000, 450_000, 475_000]),
+    "esrgan_pretrain": ("spandrel", "l1", 4, 128, 1_000_000, 2e-4, [200_000, 400_000, 600_000, 800_000]),
+    "esrgan": ("spandrel", "esrgan", 4, 128, 400_000, 1e-4, [50_000, 100_000, 200_000, 300_000]),
+    "realesrnet": ("spandrel", "realesrnet", 4, 256, 1_000_000, 2e-4, None),
+    "realesrgan": ("spandrel", "realesrgan", 4, 256, 400_000, 1e-4, None),
 }
-BATCHES = {"span_x4": 64, "swinir_light_x4": 64}  # of the others 16
+BATCHES = {"span_x4": 64, "swinir_light_x4": 64, "realesrnet": 48, "realesrgan": 48}  # of the others 16
 PARAMETERS = {
     "edsr_x2": 1_369_859, "edsr_x3": 1_554_499, "edsr_x4": 1_517_571, "edsr_x4_krasserm": 1_517_571,
     "wdsr_a": 1_190_100, "wdsr_b_x4_krasserm": 615_088, "srresnet": 1_550_659, "srgan_krasserm_pretrain": 1_550_659,
     "swinir_light_x4": 897_228 + 24 * 15**2 * 6,  # the paper leaves out the position tables of its 24 layers
+    "realesrnet": 16_697_987, "esrgan": 16_697_987,
 }  # fmt: skip
 SMALL_SPANDREL = {
     "span_x4": "model.arguments.feature_channels=8",
@@ -88,7 +92,9 @@ def test_a_recipe_says_what_its_source_says(name: str) -> None:
     assert (config.trainer.steps, config.optimizer.lr, config.scheduler.get("milestones")) == (steps, rate, milestones)
     assert (config.trainer.eval_every, config.data.valid_images, config.checkpoint.keep_last) == (1000, 10, 3)
     assert (config.trainer.grad_clip, config.trainer.precision) == (None, "fp32")
-    assert (list(config.optimizer.betas), config.optimizer.weight_decay) == ([0.9, 0.999], 0)
+    assert (list(config.optimizer.betas), config.optimizer.weight_decay) == ([0.9, 0.99 if is_real else 0.999], 0)
+    assert config.trainer.ema_decay == (0.999 if is_real else None)
+    assert choices["data/degradation"] == ("realesrgan" if is_real else "bicubic")
 
 
 @pytest.mark.parametrize("name", RECIPES)

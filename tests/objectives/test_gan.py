@@ -275,12 +275,12 @@ class Sum(nn.Module):
     [
         (
             Discriminator(patch_size=32, num_filters=2),
-            r"Discriminator fails on patches of 2 x 3 x 16 x 16: .* 32 pixels",
+            r"Discriminator fails on patches of 1 x 3 x 16 x 16: .* 32 pixels",
         ),
         (UNetDiscriminator(num_filters=2).train(), None),
         (PatchDiscriminator(num_filters=2, halvings=1), None),
-        (PatchDiscriminator(num_filters=2, halvings=4), "PatchDiscriminator fails on patches of 2 x 3 x 16 x 16: "),
-        (Sentence(), r"Sentence makes str of patches of 2 x 3 x 16 x 16; expected logits of each"),
+        (PatchDiscriminator(num_filters=2, halvings=4), "PatchDiscriminator fails on patches of 1 x 3 x 16 x 16: "),
+        (Sentence(), r"Sentence makes str of patches of 1 x 3 x 16 x 16; expected logits"),
         (Sum(), r"Sum makes \(\) of patches"),
         (len, r"objective\.discriminator\._target_ makes a builtin_function_or_method: expected a torch\.nn\.Module"),
     ],

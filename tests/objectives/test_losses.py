@@ -6,7 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+import skimage.data
 import torch
 from support import options_of
 from torch import Tensor, nn
@@ -59,6 +62,11 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_each_of_them_is_measured(
     assert not any(term.requires_grad for term in terms.values())
 
 
+def test_a_loss_says_what_it_is_the_sum_of() -> None:
+    sharp = Term(nn.MSELoss(), TermSettings(sharpen=True, weight=0.05))
+    assert str(Losses({"l1": nn.L1Loss(), "sharp": sharp})) == "L1Loss + 0.05 MSELoss to sharpened HR"
+
+
 def test_accumulated_batches_count_as_their_mean() -> None:
     losses: Terms = {"l1": nn.L1Loss(), "mse": Term(nn.MSELoss(), TermSettings(weight=2))}
     (once, weights), (twice, accumulated) = step(losses), step(losses, count=2)
@@ -87,6 +95,31 @@ def test_a_term_gets_images_in_its_range() -> None:
     assert torch.equal(given["sr"], sr * 2 - 1) and torch.equal(given["hr"], hr * 2 - 1)
     Term(keep)(sr, hr)
     assert given["sr"] is sr
+
+
+def test_a_term_may_compare_with_a_sharpened_hr_patch_and_others_do_not() -> None:
+    given = {}
+
+    def keep(name: str) -> Term:
+        def loss(sr: Tensor, hr: Tensor) -> Tensor:
+            given[name] = sr, hr
+            return F.l1_loss(sr, hr)
+
+        return Term(loss, TermSettings(sharpen=name == "sharp"))
+
+    photograph = torch.from_numpy(skimage.data.astronaut()[200:264, 200:280].copy()).permute(2, 0, 1)[None] / 255
+    Losses({"sharp": keep("sharp"), "plain": keep("plain")})(photograph * 0.9, photograph)
+    assert given["plain"][1] is photograph and torch.equal(given["sharp"][0], given["plain"][0])
+    # BasicSR's USMSharp in OpenCV's words.
+    image = photograph[0].permute(1, 2, 0).numpy()
+    detail = image - cv2.GaussianBlur(image, (51, 51), 0, borderType=cv2.BORDER_REFLECT_101)
+    mask = (np.abs(detail) * 255 > 10).astype(np.float32)
+    soft = cv2.GaussianBlur(mask, (51, 51), 0, borderType=cv2.BORDER_REFLECT_101)
+    expected = soft * np.clip(image + 0.5 * detail, 0, 1) + (1 - soft) * image
+    np.testing.assert_allclose(given["sharp"][1][0].permute(1, 2, 0), expected, atol=1e-5)
+    assert np.abs(expected - image).max() > 0.05
+    with pytest.raises(ValueError, match="sharpen: patches of 8 x 8 pixels, expected more than 25"):
+        Losses({"sharp": keep("sharp")})(*images())
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -149,6 +182,8 @@ OPTIONS = {
     "ms_ssim_l1": {"pixel": 0.16, "ms_ssim": -0.84},
     "srgan": {"content": 1.0},
     "esrgan": {"content": 1.0, "pixel": 0.01},
+    "realesrnet": {"pixel": 1.0},
+    "realesrgan": {"content": 1.0, "pixel": 1.0},
 }
 """The weights of each option's terms."""
 
@@ -160,12 +195,13 @@ def test_every_option_is_described_here() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_weighs_its_terms_and_trains(option: str) -> None:
     is_vgg = "content" in OPTIONS[option]
-    content = ["objective.losses.content.vgg_seed=0", "objective.losses.content.layers=[VGG22]"] if is_vgg else []
+    settings = {"vgg_seed": 0, "layers": "[VGG22]", "layer_weights": "null"} if is_vgg else {}
+    content = [f"objective.losses.content.{key}={value}" for key, value in settings.items()]
     if option == "ms_ssim_l1":
         pytest.importorskip("pytorch_msssim")
     objective = build_objective(composed([f"objective={option}", *content])[0].objective)
     assert {name: term.settings.weight for name, term in objective.losses.terms.items()} == OPTIONS[option]
-    size = 176 if option == "ms_ssim_l1" else 16
+    size = 176 if option == "ms_ssim_l1" else 32
     sr, hr = torch.rand(2, 1, 3, size, size)
     found = objective.losses(sr.requires_grad_(), hr)
     total(objective.losses.weighted(found)).backward()  # type: ignore[no-untyped-call]
