@@ -88,6 +88,7 @@ def test_a_recipe_says_what_its_source_says(name: str) -> None:
     config, choices = composed([f"+experiment={name}"])
     model, objective, scale, patch, steps, rate, milestones = RECIPES[name]
     assert (choices["model"], choices["objective"], choices["data"]) == (model, objective, "div2k")
+    is_real = name.startswith("realesr")
     assert (config.scale, config.data.patch_size, config.data.batch_size) == (scale, patch, BATCHES.get(name, 16))
     assert (config.trainer.steps, config.optimizer.lr, config.scheduler.get("milestones")) == (steps, rate, milestones)
     assert (config.trainer.eval_every, config.data.valid_images, config.checkpoint.keep_last) == (1000, 10, 3)
