@@ -29,7 +29,7 @@ from sr_runner.config.targets import signature
 from sr_runner.data import Data, checks
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RequestError, RunError, check_choice, nearest
-from sr_runner.evaluation.metrics import METRICS
+from sr_runner.evaluation.named import Measure, lower_is_better, measures
 from sr_runner.models.activation_checkpointing import checkpoint_activations
 from sr_runner.objectives import Learner, Losses, Objective, Precision, Term
 from sr_runner.objectives.base import MODEL
@@ -49,9 +49,6 @@ _HYDRAS = {
 """What Hydra takes beside the arguments of a class."""
 
 _OF_THE_RUN = ("scale", "seed", "outputs")
-
-EVALUATED = tuple(f"valid/{name}" for name in METRICS)
-"""What a checkpoint knows of the evaluations."""
 
 
 def build(node: DictConfig, key: str, kind: type | None = None, /, **extra: Any) -> Any:
@@ -280,6 +277,14 @@ class Parts:
     def parameters(self) -> int:
         return sum(each.numel() for each in self.model.parameters())
 
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """What computes those of `trainer.metrics` that are more than arithmetic, loaded when it is first asked for."""
+        trainer, main = self.trainer, self.world.is_main
+        return measures(
+            trainer.metrics if main else (), key="trainer.metrics", crop=self.config.scale, device=self.device
+        )
+
     def identity_facts(self, init_from: str | None = None) -> dict[str, Any]:
         """What determines the weights; `data` are prepared by now. `init_from`: digest of the pre-trained weights."""
         own = self.learners[MODEL]
@@ -296,6 +301,7 @@ class Parts:
             objective=self.objective, learners=self.learners, data=self.data, tracker=self.tracker,
             checkpoints=checkpoints, settings=self.trainer, save_every=self.checkpoint.every, device=self.device,
             stop=stop, world=self.world, config=self.yaml, origin=origin, judge=judge,
+            loaded=self.measures, best_metric=self.checkpoint.best_metric,
         )  # fmt: skip
 
 
@@ -307,7 +313,9 @@ def build_parts(config: DictConfig, overrides: Sequence[str], world: World | Non
     world, config = world or SingleProcess(), fitted(config, overrides)
     trainer: TrainerSettings = configs.settings(config, "trainer", TrainerSettings)
     checkpoint: CheckpointSettings = configs.settings(config, "checkpoint", CheckpointSettings)
-    check_choice("checkpoint.best_metric", checkpoint.best_metric, EVALUATED)
+    for name in trainer.metrics:
+        lower_is_better(name, "trainer.metrics")  # refuses one that is not there
+    check_choice("checkpoint.best_metric", checkpoint.best_metric, [f"valid/{name}" for name in trainer.metrics])
     keep = policies(checkpoint)
     device = devices.resolve_device(trainer.device)
     precision = devices.resolve_precision(trainer.precision, device)
@@ -371,7 +379,10 @@ def policies(settings: Retention) -> list[Policy]:
     """The retention that `checkpoint.keep_*` ask for."""
     keep: list[Policy] = [LastN(settings.keep_last)]
     if settings.keep_best:
-        keep.append(BestN(settings.keep_best, settings.best_metric, settings.best_mode))
+        name = settings.best_metric.removeprefix("valid/")
+        keep.append(
+            BestN(settings.keep_best, settings.best_metric, lower_is_better(name, f"{settings.group}best_metric"))
+        )
     if settings.keep_every is not None:
         keep.append(EverySteps(settings.keep_every))
     if settings.keep_minutes is not None:

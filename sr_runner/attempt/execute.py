@@ -74,7 +74,7 @@ def execute(
     if not world.is_main:
         return train_as_peer(parts, stop)
     _check_places(parts)
-    pretrained = _initialised(parts)  # before anything is written: a wrong request leaves nothing behind
+    pretrained, _ = _initialised(parts), parts.measures  # before anything is written: a wrong request leaves nothing
     parts.data.prepare(progress=sys.stderr.isatty())
     outputs = Path(config.outputs)
     outputs.mkdir(parents=True, exist_ok=True)

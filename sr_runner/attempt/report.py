@@ -12,7 +12,7 @@ from typing import Literal
 
 from sr_runner.attempt.build import Parts
 from sr_runner.errors import printable
-from sr_runner.evaluation.metrics import Score
+from sr_runner.evaluation.metrics import Score, title
 from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.files import plain_json, read_file
 from sr_runner.runs.folder import RESULT
@@ -67,7 +67,7 @@ def result_of(folder: Path) -> Result | None:
         scores, bicubic = (tuple(Score(**row) for row in content.pop(name)) for name in ("images", "bicubic"))
         result = Result(scores=scores, bicubic=bicubic, **content)
         numbers = [*result.metrics.values(), *result.best.values()]
-        numbers += [value for row in (*scores, *bicubic) for value in dataclasses.astuple(row)[1:]]
+        numbers += [value for row in (*scores, *bicubic) for value in row.values.values()]
         is_whole = isinstance(result.step, int) and all(isinstance(number, int | float) for number in numbers)
         return result if is_whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -96,8 +96,11 @@ def report_of(outcome: Outcome, result: Result, parts: Parts, choices: dict[str,
     lines = [f"Step {result.step} of {parts.trainer.steps}, {seconds:.0f} s. Identity {outcome.identity}"]
     if result.scores:
         lines += _table(result.scores, result.bicubic, choices.get("model", "model"), parts.config.scale)
-    if result.best and result.best["step"] != result.step:
-        lines.append(f"Best PSNR   {result.best['valid/psnr']:.2f} dB at step {result.best['step']:.0f}")
+    best, key = result.best, parts.checkpoint.best_metric
+    if key in best and best["step"] != result.step:
+        name = key.removeprefix("valid/")
+        shown = f"{best[key]:.2f} dB" if name.startswith("psnr") else f"{best[key]:.4f}"
+        lines.append(f"{f'Best {title(name)}':<12}{shown} at step {best['step']:.0f}")
     if outcome.checkpoint:
         lines.append(f"Checkpoint  {outcome.checkpoint}")
     hint = parts.tracker.ui_hint()

@@ -40,10 +40,10 @@ class BestN:
 
     count: int
     metric: str = Retention.best_metric
-    mode: str = Retention.best_mode
+    lower_is_better: bool = False
 
     def keeps(self, checkpoints: Sequence[Info]) -> set[int]:
-        sign = -1.0 if self.mode == "max" else 1.0
+        sign = 1.0 if self.lower_is_better else -1.0
         known = [
             (sign * info.metrics[self.metric], info.step)
             for info in checkpoints

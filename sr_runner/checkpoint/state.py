@@ -89,7 +89,7 @@ class RunState:
     evaluated_at: int
     """The step of the last evaluation."""
     best: Mapping[str, float]
-    """The evaluation of the highest PSNR so far, with its `step`; empty before the first."""
+    """The evaluation of the best `checkpoint.best_metric` so far, with its `step`; empty before the first."""
     scores: Rows
     """The last evaluation."""
     bicubic: Rows

@@ -19,11 +19,11 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from sr_runner.attempt.build import EVALUATED
 from sr_runner.commands.finished_jobs import determining
 from sr_runner.commands.sweep_board import Job, records
 from sr_runner.config.overrides import parse
 from sr_runner.errors import RequestError, RunError, check_choice
+from sr_runner.evaluation.metrics import METRICS
 from sr_runner.files import LinkError
 from sr_runner.masking import MASK, cause, digested_overrides
 from sr_runner.training.orchestrator import Judge
@@ -292,7 +292,7 @@ def pruning(sweeper: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, An
             "optimizer.lr='tag(log, interval(1e-5, 1e-2))'"
         )
     for name, direction in metrics.items():
-        check_choice("hydra.sweeper.metrics", name, (*EVALUATED, "parameters", "seconds"))
+        check_choice("hydra.sweeper.metrics", name, (*(f"valid/{each}" for each in METRICS), "parameters", "seconds"))
         if direction not in ("maximize", "minimize"):
             raise RequestError(f"hydra.sweeper.metrics.{name}={direction}: expected maximize or minimize")
     if not metrics:

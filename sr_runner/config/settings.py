@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,6 +104,9 @@ class TrainerSettings:
     """Average the weights with this decay (0.999) and evaluate and export the average; null: off."""
     grace_seconds: float | None = 30.0
     """After a stopping signal the process is gone within this time, with a checkpoint; null: whenever it is ready."""
+    metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim", "psnr_y", "ssim_y"])
+    """What the evaluations measure: psnr (always), ssim, psnr_y, ssim_y, lpips, dists, one of pyiqa's by its name, such
+    as niqe, or package.Class."""
     pictures: int = 4
     """Validation images whose bicubic | SR | HR strips go to the tracker at every evaluation."""
 
@@ -125,6 +128,9 @@ class TrainerSettings:
             f"a number above 0 and at most {LONGEST}, or null",
         )
         _check("trainer.grad_clip", clip, clip is None or clip > 0, "a number above 0, or null")
+        once = len({*self.metrics}) == len(self.metrics)
+        expected = "names of metrics, each once, psnr among them, which the gain over bicubic is of"
+        _check("trainer.metrics", self.metrics, once and "psnr" in self.metrics, expected)
         _check("trainer.ema_decay", decay, decay is None or 0 < decay < 1, "a number between 0 and 1, or null")
 
 
@@ -157,9 +163,7 @@ class Retention:
     keep_best: int = 1
     """The best N by `best_metric` stay as well."""
     best_metric: str = "valid/psnr"
-    """A metric of the evaluations."""
-    best_mode: str = "max"
-    """max or min."""
+    """A metric of the evaluations, `valid/` and one of trainer.metrics; lower is better where that is in its nature."""
     keep_every: int | None = None
     """Those at multiples of N steps stay as well."""
     keep_minutes: float | None = None
@@ -169,10 +173,9 @@ class Retention:
         for key, least in (("keep_every", 1), ("keep_last", 0), ("keep_best", 0)):
             value = getattr(self, key)
             _check(f"{self.group}{key}", value, value is None or value >= least, f"a whole number of at least {least}")
-        minutes, mode = self.keep_minutes, self.best_mode
+        minutes = self.keep_minutes
         in_range = minutes is None or 0 < minutes <= LONGEST
         _check(f"{self.group}keep_minutes", minutes, in_range, f"a number above 0 and at most {LONGEST}, or null")
-        _check(f"{self.group}best_mode", mode, mode in ("max", "min"), "max or min")
 
 
 @dataclass(kw_only=True)

@@ -9,8 +9,8 @@ K2 0.03, data range 255. SSIM on RGB is the mean over the three channels. `skima
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -25,6 +25,7 @@ Planes = npt.NDArray[np.float64]
 """H x W x 4: R, G, B and Y, all in 0..255."""
 
 METRICS = ("psnr", "ssim", "psnr_y", "ssim_y")
+"""What `score` computes."""
 
 WINDOW = 11
 _SIGMA = 1.5
@@ -50,6 +51,23 @@ class Score:
     ssim: float
     psnr_y: float
     ssim_y: float
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics by name, see `named`."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All metrics by name."""
+        return {name: getattr(self, name) for name in METRICS} | dict(self.others)
+
+
+def title(name: str) -> str:
+    """What the metric `name` is called in tables: PSNR-Y, LPIPS."""
+    return name.upper().replace("_", "-") if name in METRICS else name.rpartition(".")[2].upper()
+
+
+def digits(name: str) -> int:
+    """How many digits of the metric `name` after the point are worth reading."""
+    return 3 if name.startswith("psnr") else 4
 
 
 def score(name: str, sr: UInt8Image, hr: UInt8Image, *, crop: int) -> Score:

@@ -11,13 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sr_runner.evaluation.metrics import METRICS, Score, UInt8Image, score
+from sr_runner.evaluation.named import Measure
 from sr_runner.inference import OVERLAP, TILE
 from sr_runner.inference.tiling import Interrupted, Upscale, never, upscale_image
 
@@ -48,17 +50,22 @@ class Evaluation:
     """Wall time of the network per million SR pixels, results fetched from the device included."""
 
     @property
+    def metrics(self) -> list[str]:
+        """`psnr`, `ssim`, `psnr_y`, `ssim_y` and what else was measured."""
+        return [*METRICS, *(self.scores[0].others if self.scores else ())]
+
+    @property
     def mean(self) -> dict[str, float]:
-        """Mean over the images of each metric: `psnr`, `ssim`, `psnr_y`, `ssim_y`."""
-        return {name: _mean([getattr(each, name) for each in self.scores]) for name in METRICS}
+        """Mean over the images of each of `metrics`."""
+        return {name: _mean([each.values[name] for each in self.scores]) for name in self.metrics}
 
     def rows(self) -> list[dict[str, str | float]]:
-        """One dictionary per image, with the keys `image`, `psnr`, `ssim`, `psnr_y`, `ssim_y`."""
-        return [asdict(each) for each in self.scores]
+        """One dictionary per image, with the keys `image` and `metrics`."""
+        return [{"image": each.image} | each.values for each in self.scores]
 
     def as_csv(self) -> str:
         """One row per image under a header; no mean, so that a spreadsheet can take the column as it is."""
-        return as_csv(self.rows(), [field.name for field in fields(Score)])
+        return as_csv(self.rows(), ["image", *self.metrics])
 
 
 def evaluate(
@@ -70,14 +77,16 @@ def evaluate(
     tile: int = TILE,
     overlap: int = OVERLAP,
     grid: int = 1,
+    measures: Mapping[str, Measure] = MappingProxyType({}),
     on_image: OnImage | None = None,
     should_stop: Callable[[], bool] = never,
 ) -> Evaluation:
-    """Score `upscale` on `pairs`: PSNR and SSIM of its rounded output, `crop` pixels left out on each side.
+    """Score `upscale` on `pairs`: PSNR and SSIM of its rounded output, `crop` pixels left out on each side, and what
+    the further metrics `measures` make of it.
 
     `upscale` gets one tile of one LR image at a time, as in `upscale_image`: 1 x 3 x h x w in [0, 1] on `device`. Modes
-    (`eval()`, autocast, EMA weights) are the caller's; gradients are off. Images are scored on other threads while the
-    network works on the next.
+    (`eval()`, autocast, EMA weights) are the caller's; gradients are off. PSNR and SSIM are computed on other threads
+    while the network works on the next image.
 
     Raises `Interrupted` between images and tiles once `should_stop()` is true, `RequestError` where the network's scale
     is not that of the pairs.
@@ -98,7 +107,9 @@ def evaluate(
         )  # fmt: skip
 
     with torch.no_grad():
-        evaluation = score_pairs(pairs, enlarge, crop=crop, on_image=on_image, should_stop=should_stop)
+        evaluation = score_pairs(
+            pairs, enlarge, crop=crop, measures=measures, on_image=on_image, should_stop=should_stop
+        )
     if with_nan:
         log.warning(
             "The network gave NaN on %d of %d images; such pixels count as black.",
@@ -113,6 +124,7 @@ def score_pairs(
     enlarge: Callable[[Pair], UInt8Image],
     *,
     crop: int,
+    measures: Mapping[str, Measure] = MappingProxyType({}),
     on_image: OnImage | None = None,
     should_stop: Callable[[], bool] = never,
 ) -> Evaluation:
@@ -125,7 +137,12 @@ def score_pairs(
     def collect(at_most: int) -> None:
         while len(waiting) > at_most:
             pair, sr, future = waiting.popleft()
-            scores.append(future.result())
+            result = future.result()
+            if measures:
+                if should_stop():
+                    raise Interrupted
+                result = replace(result, others={name: measure(sr, pair.hr) for name, measure in measures.items()})
+            scores.append(result)
             if on_image is not None:
                 on_image(pair, sr, scores[-1])
 

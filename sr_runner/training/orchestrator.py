@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from sr_runner.checkpoint import CheckpointManager, Origin, RunState, SaveReport, TrainingState
-from sr_runner.config.settings import TrainerSettings
+from sr_runner.config.settings import Retention, TrainerSettings
 from sr_runner.data import Data
 from sr_runner.distributed.world import SingleProcess, World
 from sr_runner.errors import RunError
+from sr_runner.evaluation.named import Measure, measures
 from sr_runner.evaluation.protocol import Evaluation
 from sr_runner.objectives import Learner, MicroBatches, Objective
 from sr_runner.objectives.base import LOSSES, MODEL
@@ -58,11 +59,14 @@ class Orchestrator:
         config: str = "",
         origin: Origin | None = None,
         judge: Judge | None = None,
+        loaded: Mapping[str, Measure] | None = None,
+        best_metric: str = Retention.best_metric,
     ):
         """`learners` are those of the objective's networks, on their device; the one of `MODEL` maps LR to SR batches
         in [0, 1]. `save_every` (steps; None: as often as an evaluation). `config` (YAML) and `origin` go into
-        checkpoints. `judge` may end the training after an evaluation. In a run of several processes (`world`) only
-        the main process has a tracker that records and a Checkpoint Manager.
+        checkpoints. `judge` may end the training after an evaluation. `loaded` computes those of `settings.metrics`
+        that are more than arithmetic; None: they are loaded here. `best_metric` is that of the best evaluation. In a
+        run of several processes (`world`) only the main process has a tracker that records and a Checkpoint Manager.
         """
         self.device = device or torch.device("cpu")
         self.settings, self.data, self.tracker, self.checkpoints = settings, data, tracker, checkpoints
@@ -75,9 +79,11 @@ class Orchestrator:
         self.ema = Ema(self.learners[MODEL].evaluated(), settings.ema_decay) if settings.ema_decay else None
         self.step = 0
         self.recording = False
+        if loaded is None:
+            loaded = measures(settings.metrics, key="trainer.metrics", crop=data.scale, device=self.device)
         self.validation = Validation(
             data, tracker, device=self.device, last_step=settings.steps, pictures=settings.pictures,
-            should_stop=self.world.stop_requested,
+            metrics=settings.metrics, measures=loaded, best_metric=best_metric, should_stop=self.world.stop_requested,
         )  # fmt: skip
         self._samples_per_step = data.batch_size * settings.accumulate
         self._samples = self._samples_per_step  # of the last step; data may have smaller batches at times
@@ -202,7 +208,7 @@ class Orchestrator:
         last = validation.last
         if validation.final.step == last.step > 0:
             last = validation.final
-            metrics |= last.metrics("final")
+            metrics |= validation.final_metrics
         return Result(self.step, metrics, last.scores, last.bicubic, validation.best)
 
     def _log(self, waited: float) -> None:

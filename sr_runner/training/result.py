@@ -27,7 +27,7 @@ class Result:
     bicubic: tuple[Score, ...] = ()
     """The same images enlarged by MATLAB bicubic."""
     best: Mapping[str, float] = field(default_factory=dict)
-    """The evaluation of the highest `valid/psnr` on the way, with its `step`."""
+    """The evaluation of the best `checkpoint.best_metric` on the way, with its `step`."""
 
     @property
     def gain(self) -> float | None:

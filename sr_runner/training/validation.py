@@ -23,7 +23,8 @@ from sr_runner.checkpoint.format import step_name
 from sr_runner.checkpoint.state import Rows
 from sr_runner.data import Data, Pair
 from sr_runner.distributed.world import World
-from sr_runner.evaluation.metrics import Score
+from sr_runner.evaluation.metrics import Score, digits, title
+from sr_runner.evaluation.named import Measure, lower_is_better
 from sr_runner.evaluation.protocol import Evaluation, OnImage, evaluate, score_pairs
 from sr_runner.evaluation.protocol import Pair as ScoredPair
 from sr_runner.evaluation.strip import picture_strip
@@ -37,7 +38,7 @@ from sr_runner.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
-_bicubic: dict[tuple[str, bytes], Score] = {}
+_bicubic: dict[tuple[object, ...], Score] = {}
 """By name and content of a pair: it is the same at the end of training as on the way, and for all jobs of a sweep."""
 
 
@@ -58,10 +59,10 @@ class Scored:
     bicubic: tuple[Score, ...] = ()
     """The same images enlarged by MATLAB bicubic."""
 
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """The means, `<prefix>/psnr` and so on; empty without images."""
+    def metrics(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
+        """The means of the metrics `names`, `<prefix>/psnr` and so on; empty without images."""
         means = Evaluation(list(self.scores)).mean if self.scores else {}
-        return {f"{prefix}/{name}": value for name, value in means.items()}
+        return {f"{prefix}/{name}": means[name] for name in names if name in means}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain data."""
@@ -85,25 +86,37 @@ class Validation:
         device: torch.device,
         last_step: int,
         pictures: int,
+        metrics: Sequence[str],
+        measures: Mapping[str, Measure],
+        best_metric: str,
         should_stop: Callable[[], bool],
     ):
         """`last_step` is the end of training, where all images are scored; `pictures` is the number of images whose
-        strips (bicubic | SR | HR) are drawn at each evaluation. `should_stop` cuts an evaluation short."""
+        strips (bicubic | SR | HR) are drawn at each evaluation. `metrics` are recorded; of them `measures` are computed
+        beside PSNR and SSIM, and `valid/<one of them>` is the `best_metric`. `should_stop` cuts an evaluation short."""
         self._data, self._tracker, self._device = data, tracker, device
         self._last_step, self._should_stop = last_step, should_stop
         self._pictures, self._folder = pictures, Path()
+        self._names, self._measures, self._best_metric = metrics, measures, best_metric
+        self._best_name = best_metric.removeprefix("valid/")
+        self._sign = -1.0 if lower_is_better(self._best_name, "checkpoint.best_metric") else 1.0
         self._background = ThreadPoolExecutor(1, thread_name_prefix="pictures")  # they are drawn beside the training
         self._drawing: list[Future[None]] = []
         self.last = Scored()
         self.final = Scored()
         """The evaluation on all images at the end of training, where those on the way have fewer."""
         self.best: dict[str, float] = {}
-        """The evaluation of the highest PSNR, with its `step`; empty before the first."""
+        """The evaluation of the best `best_metric`, with its `step`; empty before the first."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """The means of the last evaluation, `valid/psnr` and so on; empty before the first."""
-        return self.last.metrics("valid")
+        return self.last.metrics("valid", self._names)
+
+    @property
+    def final_metrics(self) -> dict[str, float]:
+        """The means of the evaluation on all images, `final/psnr` and so on."""
+        return self.final.metrics("final", self._names)
 
     @property
     def version(self) -> tuple[int, int]:
@@ -120,7 +133,7 @@ class Validation:
         self._folder = run_dir / "pictures"
         if first is not None and len(self._data.valid):
             # A comparison in MLflow shows the metric that its runs got first.
-            self._tracker.log(first, {"best/psnr": math.nan})
+            self._tracker.log(first, {f"best/{self._best_name}": math.nan})
 
     def run(self, step: int, network: nn.Module) -> Evaluation | None:
         """Score `network`; None where a signal cut it short, or where there are no validation images."""
@@ -140,13 +153,15 @@ class Validation:
         if evaluation is None:
             return None
         known = self.last.bicubic
-        bicubic = known if len(known) == len(pairs) else self._score_bicubic(pairs)
+        is_known = len(known) == len(pairs) and all(self._measures.keys() <= score.others.keys() for score in known)
+        bicubic = known if is_known else self._score_bicubic(pairs)
         self.last = Scored(step, tuple(evaluation.scores), bicubic)
         metrics = self._record("step %d", self.last, "valid", began)
         self._drawing += [self._background.submit(strip) for strip in strips]
-        if metrics["valid/psnr"] > self.best.get("valid/psnr", -math.inf):
+        key, worst = self._best_metric, -self._sign * math.inf
+        if self._sign * metrics[key] > self._sign * self.best.get(key, worst):
             self.best = metrics | {"step": float(step)}
-        if self.best:  # a PSNR that is no number is no best one
+        if key in self.best:  # what is no number is no best one
             self._tracker.log(step, self._best())
         if self.is_lacking(step):
             self._score_all(step, network)
@@ -186,14 +201,17 @@ class Validation:
 
     def _best(self) -> dict[str, float]:
         """Under `best/`, which MLflow's pages show first and begin a comparison with."""
-        psnr, bicubic = self.best["valid/psnr"], Evaluation(list(self.last.bicubic)).mean["psnr"]
-        return {"best/psnr": psnr, "best/psnr_over_bicubic": psnr - bicubic}
+        name, best = self._best_name, self.best[self._best_metric]
+        bicubic = Evaluation(list(self.last.bicubic)).mean[name]
+        return {f"best/{name}": best, f"best/{name}_over_bicubic": best - bicubic}
 
     def _record(self, when: str, scored: Scored, prefix: str, began: float) -> dict[str, float]:
-        metrics = scored.metrics(prefix)
+        metrics = scored.metrics(prefix, self._names)
         self._tracker.log(scored.step, metrics)
-        text = f"{when}: PSNR %.3f dB, SSIM %.4f (Y: %.3f dB, %.4f) on %d images, in %.1f s"
-        log.info(text, scored.step, *metrics.values(), len(scored.scores), time.perf_counter() - began)
+        values = ((name, metrics[f"{prefix}/{name}"]) for name in self._names)
+        shown = ", ".join(f"{title(name)} {value:.{digits(name)}f}" for name, value in values)
+        text = f"{when}: %s on %d images, in %.1f s"
+        log.info(text, scored.step, shown, len(scored.scores), time.perf_counter() - began)
         return metrics
 
     def _score(self, network: nn.Module, pairs: Sequence[Pair], on_image: OnImage | None = None) -> Evaluation | None:
@@ -204,7 +222,7 @@ class Validation:
         try:
             return evaluate(
                 network, pairs, crop=self._data.scale, device=self._device, tile=TILE, grid=grid_of(network),
-                on_image=on_image, should_stop=self._should_stop,
+                measures=self._measures, on_image=on_image, should_stop=self._should_stop,
             )  # fmt: skip
         except Interrupted:
             return None
@@ -214,9 +232,13 @@ class Validation:
 
     def _score_bicubic(self, pairs: Sequence[Pair]) -> tuple[Score, ...]:
         scale = self._data.scale
-        keys = [_key(pair) for pair in pairs]
+        keys = [(*_key(pair), *self._measures) for pair in pairs]
         new = (pair for pair, key in zip(pairs, keys, strict=True) if key not in _bicubic)
-        found = iter(score_pairs(new, lambda pair: imresize_uint8(pair.lr, scale), crop=scale).scores)
+
+        def enlarge(pair: ScoredPair) -> np.ndarray:
+            return imresize_uint8(pair.lr, scale)
+
+        found = iter(score_pairs(new, enlarge, crop=scale, measures=self._measures).scores)
         scores = tuple(_bicubic[key] if key in _bicubic else next(found) for key in keys)
         _bicubic.update(zip(keys, scores, strict=True))
         return scores

@@ -245,6 +245,8 @@ def test_a_key_that_is_given_by_hand_has_to_be_taken(arguments: list[str], said:
         ("optimizer.betas=[0.9,1e400]", "optimizer.betas=inf: expected a finite number"),
         ("trainer.compile=off", "trainer.compile=off: expected true or false"),
         ("checkpoint.best_metric=valid/pnsr", "Did you mean 'valid/psnr'?"),
+        ("checkpoint.best_metric=valid/lpips", "checkpoint.best_metric=valid/lpips: expected valid/psnr, "),
+        ("trainer.metrics=[psnr,lpisp]", "trainer.metrics=lpisp: expected psnr, ssim, "),
         ("model.num_res_blocks=2147483647", "from 1 to 8192"),
         (
             "data.degradation={_target_: sr_runner.data.degradations.Degradation, steps: "

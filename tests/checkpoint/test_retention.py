@@ -26,7 +26,7 @@ def test_the_last_n_stay() -> None:
 def test_the_best_n_stay_and_of_equals_the_earlier() -> None:
     assert kept(infos(30, 32, 31, 32, 29), BestN(2)) == [200, 400, 500]
     assert kept(infos(30, 32, 32, 29), BestN(1)) == [200, 400]
-    assert kept(infos(30, 32, 31, 33), BestN(1, mode="min")) == [100, 400]
+    assert kept(infos(30, 32, 31, 33), BestN(1, lower_is_better=True)) == [100, 400]
 
 
 def test_a_metric_that_is_not_a_number_is_never_the_best() -> None:

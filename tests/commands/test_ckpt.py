@@ -135,7 +135,6 @@ def test_prune_keeps_by_the_words_of_a_run(root: Path, capsys: pytest.CaptureFix
 
     assert gone("keep_last=1", "keep_best=0") == ["10", "20", "30"]
     assert gone("keep_last=1", "keep_best=2") == ["30"]
-    assert gone("keep_last=1", "best_mode=min") == ["10", "20", "30"]
     assert gone("keep_last=1", "keep_best=0", "keep_every=20") == ["10", "30"]
     assert gone("keep_last=1", "keep_best=0", "keep_minutes=1e7") == ["20", "30"]
     run(capsys, "prune", f"checkpoint.root={root}", name, "best_metric=train/loss", code=2)  # none would be best

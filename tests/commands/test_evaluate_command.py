@@ -207,7 +207,8 @@ def test_a_network_of_ones_own_is_evaluated_where_its_class_is_named(
         (["edsr.safetensors", "data=benchmark", "device=cuda:99"], "device=cuda:99: this machine has"),
         (["edsr.safetensors", "data=benchmark", "device=tpu"], "device=tpu: expected auto"),
         (["edsr.safetensors", "data=benchmark", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
-        (["edsr.safetensors", "data=benchmark", "metrics=psnr"], "metrics=psnr: expected one of lpips, dists"),
+        (["edsr.safetensors", "data=benchmark", "metrics=lpisp"], "Did you mean 'lpips'?"),
+        (["edsr.safetensors", "data=benchmark", "metrics=here.Net"], "metrics=here.Net: there is no module 'here'"),
         (["edsr.safetensors", "data=benchmark/Set5,benchmark/B100", "lr=benchmark"], "one folder of HR images"),
         (["edrs.safetensors", "data=benchmark"], "edrs.safetensors: no such file"),
         (["edsr.safetensors", "data=benchmark", "tracker.uri=http://h"], "nothing uses it: expected tracker=mlflow"),
@@ -226,12 +227,15 @@ def test_a_wrong_request_ends_with_status_2_and_one_message(
     assert message in shown.err and shown.out == ""
 
 
-def test_lpips_without_its_package_names_the_extra(
+def test_a_metric_without_its_package_names_the_extra(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     assert main(["edsr.safetensors", "data=benchmark", "metrics=lpips"]) == 2
     assert "pip install 'sr-run[lpips]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert main(["edsr.safetensors", "data=benchmark", "metrics=niqe"]) == 2
+    assert "pip install 'sr-run[pyiqa]'" in capsys.readouterr().err
 
 
 def test_the_results_can_be_had_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from sr_runner.errors import RequestError
 from sr_runner.evaluation.metrics import Score
 from sr_runner.evaluation.protocol import Evaluation
 
+SCORES = [Score("baby", 30.0, 0.8, 32.0, 0.9), Score("bird|2", 31.0, 0.9, 33.0, 0.95)]
+
 
 def result(model: str, benchmark: str = "Set5", **more: object) -> Result:
-    scores = [Score("baby", 30.0, 0.8, 32.0, 0.9), Score("bird|2", 31.0, 0.9, 33.0, 0.95)]
-    evaluation = Evaluation(scores, seconds_per_megapixel=4.0)
+    evaluation = Evaluation(SCORES, seconds_per_megapixel=4.0)
     return Result(model, benchmark, 4, "LR by MATLAB bicubic from HR", evaluation, **more)  # type: ignore[arg-type]
 
 
@@ -44,9 +46,9 @@ def test_bicubic_is_in_the_csv_where_it_was_asked_for() -> None:
 
 
 def test_further_metrics_have_columns_of_their_own_everywhere() -> None:
-    more = result("edsr", extra={"lpips": [0.1, 0.3]})
+    scores = [replace(score, others={"lpips": lpips}) for score, lpips in zip(SCORES, (0.1, 0.3), strict=True)]
+    more = replace(EDSR, evaluation=Evaluation(scores))
     assert as_csv([more]).splitlines()[0] == "image,psnr,ssim,psnr_y,ssim_y,lpips"
-    assert more.mean["lpips"] == pytest.approx(0.2)
     assert "LPIPS" in summary([more]) and "0.2000" in summary([more])
 
 

@@ -43,17 +43,17 @@ def test_bicubic_stands_beside_the_models_and_first() -> None:
     [(bicubic, _), (model, _)] = SUITE.run([Model("nearest", nearest, scale=2)], benchmark())
     assert (bicubic.model, bicubic.asked_for) == (BICUBIC, False)
     assert (model.model, model.asked_for) == ("nearest", True)
-    assert bicubic.mean["psnr"] > model.mean["psnr"]
+    assert bicubic.evaluation.mean["psnr"] > model.evaluation.mean["psnr"]
     [(asked, _)] = SUITE.run([Model(BICUBIC)], benchmark())
     assert asked.asked_for and asked.evaluation.scores == bicubic.evaluation.scores
 
 
 def test_further_metrics_see_each_sr_image_with_its_hr_image() -> None:
-    suite = Suite(torch.device("cpu"), tile=256, overlap=8, distances={"absolute": absolute})
+    suite = Suite(torch.device("cpu"), tile=256, overlap=8, measures={"absolute": absolute})
     [(bicubic, _)] = suite.run([Model(BICUBIC)], benchmark())
     expected = [absolute(imresize_uint8(pair.lr, 2), pair.hr) for pair in benchmark()]
-    assert bicubic.extra == {"absolute": expected}
-    assert [row["absolute"] for row in bicubic.rows()] == expected
+    assert [row["absolute"] for row in bicubic.evaluation.rows()] == expected
+    assert bicubic.evaluation.mean["absolute"] == sum(expected) / len(expected)
 
 
 def test_the_best_and_the_worst_image_are_kept_and_no_others() -> None:

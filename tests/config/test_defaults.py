@@ -197,7 +197,7 @@ def test_no_function_repeats_the_default_of_a_setting_of_checkpoints() -> None:
                     f"{path.name}: {name}={given[name]}" for name in own & given.keys() if given[name] is not None
                 ]
     assert repeated == []
-    assert (BestN(1).metric, BestN(1).mode) == (CheckpointSettings.best_metric, CheckpointSettings.best_mode)
+    assert BestN(1).metric == CheckpointSettings.best_metric
 
 
 def test_no_pattern_of_a_name_and_no_name_of_the_experiment_stands_in_two_files() -> None:

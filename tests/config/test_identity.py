@@ -35,6 +35,7 @@ TRAINER = {
     "checkpoint_activations": False,  # the same bits
     "ema_decay": True,
     "grace_seconds": False,
+    "metrics": False,
     "pictures": False,
 }
 CHECKPOINT = {
@@ -44,7 +45,6 @@ CHECKPOINT = {
     "keep_last": False,
     "keep_best": False,
     "best_metric": False,
-    "best_mode": False,
     "keep_every": False,
     "keep_minutes": False,
     "max_failures": False,

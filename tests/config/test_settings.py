@@ -16,6 +16,8 @@ WRONG: list[tuple[str, type[Any], Any, str]] = [
     ("trainer.threads", TrainerSettings, 0, "a whole number of at least 1"),
     ("trainer.on_nan", TrainerSettings, "go", "stop or skip"),
     ("trainer.pictures", TrainerSettings, -1, "0"),
+    ("trainer.metrics", TrainerSettings, ["ssim"], "psnr among them"),
+    ("trainer.metrics", TrainerSettings, ["psnr", "psnr"], "each once"),
     ("trainer.precision", TrainerSettings, "int8", "auto, fp32, bf16, fp16"),
     ("trainer.device", TrainerSettings, "tpu", "auto, cpu, cuda or cuda:N"),
     ("trainer.device", TrainerSettings, "cpu:1", "auto, cpu, cuda or cuda:N"),
@@ -30,7 +32,6 @@ WRONG: list[tuple[str, type[Any], Any, str]] = [
     ("checkpoint.lease_seconds", CheckpointSettings, 0.5, "1 to 10000000, or null"),
     ("checkpoint.keep_minutes", CheckpointSettings, 0, "a number above 0 and at most 10000000, or null"),
     ("checkpoint.init_rule", CheckpointSettings, "all", "strict, body, matching"),
-    ("checkpoint.best_mode", CheckpointSettings, "most", "max or min"),
 ]
 
 

@@ -338,6 +338,25 @@ def test_what_a_loss_keeps_in_buffers_goes_on_after_a_resume_and_starts_afresh_i
         second.make().restore(second.newest())
 
 
+def test_metrics_that_draw_change_no_weights_and_go_on_with_the_same_points(bench: Bench, second: Bench) -> None:
+    plain = bench.make(loss=Noisy())
+    plain.train(bench.record())
+    own: dict[str, Any] = {"loss": Noisy(), "metrics": ["psnr", "own_metrics.Drawing"]}
+    unbroken = second.make(**own)
+    unbroken.train(second.record())
+    assert equal(weights(unbroken), weights(plain))
+    measured = recorder(unbroken).of("valid/own_metrics.Drawing")
+    assert measured.keys() == {3, 6} and not recorder(unbroken).of("valid/ssim")
+
+    (second.folder / "third").mkdir()
+    third = Bench(second.folder / "third", second.photographs)
+    third.make(steps=3, **own).train(third.record())
+    resumed = third.make(**own)
+    resumed.train(third.record(), third.newest())
+    assert third.files(6) == second.files(6)
+    assert recorder(resumed).of("valid/own_metrics.Drawing") == {6: measured[6]}
+
+
 def test_the_average_of_the_weights_is_what_is_evaluated_and_exported(bench: Bench) -> None:
     orchestrator = bench.make(ema_decay=0.5, steps=3)
     average = weights(orchestrator)

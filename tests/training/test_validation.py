@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from sr_runner.data import Pair
+from sr_runner.evaluation.metrics import METRICS
+from sr_runner.evaluation.named import Measure
 from sr_runner.tracking import NoTracker
 from sr_runner.training.validation import Scored, Validation
 
@@ -50,12 +52,15 @@ def pair(name: str) -> Pair:
 
 
 class Bench:
-    def __init__(self, folder: Path, few: int = 1, last_step: int = 9):
+    def __init__(
+        self, folder: Path, few: int = 1, last_step: int = 9, best: str = "psnr", measures: Mapping[str, Measure] = {}
+    ):
         pairs = [pair("a.png"), pair("b.png")]
         self.tracker, self.stopped = Notebook(), False
         data: Any = SimpleNamespace(scale=2, valid=pairs[:few], valid_all=pairs)
         self.validation = Validation(
             data, self.tracker, device=torch.device("cpu"), last_step=last_step, pictures=1,
+            metrics=[*METRICS, *measures], measures=measures, best_metric=f"valid/{best}",
             should_stop=lambda: self.stopped,
         )  # fmt: skip
         self.validation.begin(folder)
@@ -73,6 +78,32 @@ def test_the_best_is_the_evaluation_of_the_highest_psnr_whichever_came_last(benc
         bench.validation.run(step, Shift(by))
     assert bench.validation.best["step"] == 2 and bench.validation.last.step == 4
     assert bench.validation.best["valid/psnr"] > bench.validation.metrics["valid/psnr"]
+
+
+def distance(sr: np.ndarray, hr: np.ndarray) -> float:
+    return float(np.abs(sr.astype(int) - hr).mean())
+
+
+def test_the_best_by_a_metric_that_falls_is_the_lowest(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, few=2, best="lpips", measures={"lpips": distance})
+    for step, by in ((1, 0.2), (2, 0.05), (3, 0.1)):
+        bench.validation.run(step, Shift(by))
+    best, bicubic = bench.validation.best, [score.others["lpips"] for score in bench.validation.last.bicubic]
+    assert best["step"] == 2 and 0 < best["valid/lpips"] < bench.validation.metrics["valid/lpips"]
+    assert bench.tracker.values["best/lpips"] == best["valid/lpips"]
+    assert bench.tracker.values["best/lpips_over_bicubic"] == best["valid/lpips"] - sum(bicubic) / 2
+    assert "best/psnr" not in bench.tracker.values
+    bench.validation.close()
+
+
+def test_a_metric_that_is_new_at_a_resume_begins_a_best_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    bench.validation.run(1, Shift(0.05))
+    other = Bench(tmp_path, best="lpips", measures={"lpips": distance})
+    other.validation.restore(**bench.validation.state())
+    assert other.validation.metrics.keys() == {f"valid/{name}" for name in METRICS}
+    other.validation.run(2, Shift(0.2))
+    assert other.validation.best["step"] == 2 and "lpips" in other.validation.last.bicubic[0].others
+    other.validation.close()
 
 
 def test_bicubic_is_scored_once_for_the_same_images_and_compared_with(bench: Bench, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sr_runner.attempt.build import EVALUATED, policies
+from sr_runner.attempt.build import policies
 from sr_runner.checkpoint import Origin, format
 from sr_runner.checkpoint.format import FILES, MANIFEST, Blob, DamagedError, Manifest, Name
 from sr_runner.checkpoint.reader import read_manifest
@@ -24,6 +24,7 @@ from sr_runner.commands.ckpt import Export, Prune
 from sr_runner.commands.options import Places
 from sr_runner.config.overrides import as_override
 from sr_runner.errors import RequestError, RunError, check_choice, printable
+from sr_runner.evaluation.metrics import METRICS
 from sr_runner.files import check_writable, scratch_folder, write_file
 from sr_runner.masking import masked_text
 from sr_runner.runs import folder as files
@@ -200,9 +201,8 @@ def _prune(catalogue: Catalogue, options: Prune, wanted: str) -> Report:
             infos.append(Info(step, manifest.created, manifest.metrics))
         except DamagedError as damage:
             sys.stderr.write(f"sr-ckpt: {name} is damaged ({damage}) and stays\n")
-    check_choice(
-        "best_metric", options.best_metric, dict.fromkeys([*EVALUATED, *(k for i in infos for k in i.metrics)])
-    )
+    known = dict.fromkeys([f"valid/{name}" for name in METRICS] + [key for info in infos for key in info.metrics])
+    check_choice("best_metric", options.best_metric, known)
     gone = [names[step] for step in doomed(infos, policies(options))]
     for name in gone if options.delete else []:
         checkpoints.store.delete(str(name))

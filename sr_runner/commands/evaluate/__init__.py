@@ -44,8 +44,9 @@ class Options(Inference):
     """null: the models'."""
     lr: str | None = None
     """A folder of LR images, or bicubic: make them from the HR images even where there are some."""
-    metrics: list[Literal["lpips", "dists"]] = field(default_factory=list)
-    """Further metrics (pip install 'sr-run[lpips]', 'sr-run[dists]')."""
+    metrics: list[str] = field(default_factory=list)
+    """Further metrics: lpips, dists (pip install 'sr-run[lpips]', 'sr-run[dists]'), one of pyiqa's by its name, such as
+    niqe ('sr-run[pyiqa]'), or package.Class."""
     output: list[str] = field(default_factory=list)
     """Files: table.csv (a row per image: image, psnr, ssim, psnr_y, ssim_y), also .json and .md."""
     pictures: str | None = None

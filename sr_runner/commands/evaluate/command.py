@@ -19,7 +19,7 @@ from sr_runner.commands.evaluate.suite import Suite
 from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
 from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
-from sr_runner.evaluation.perceptual import Distance, perceptual_distance
+from sr_runner.evaluation.named import measures
 from sr_runner.files import check_writable, write_file
 from sr_runner.training.device import resolve_device
 
@@ -45,10 +45,8 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
             record.uri_for(model)
     scale = common_scale(models, options.scale)
     benchmarks = _benchmarks(options, scale)
-    distances: dict[str, Distance] = {
-        name: perceptual_distance(name, crop=scale, device=device) for name in options.metrics
-    }
-    suite = Suite(device, options.tile, options.overlap, distances, folder)
+    further = measures(options.metrics, key="metrics", crop=scale, device=device)
+    suite = Suite(device, options.tile, options.overlap, further, folder)
     results: list[Result] = []
     drawn: dict[str, list[Path]] = defaultdict(list)
     for benchmark in benchmarks:

@@ -74,7 +74,7 @@ def _log(
     metrics = [
         Metric(f"eval/{_key(result.benchmark)}/{name}", value, now, step)
         for result in results
-        for name, value in result.mean.items()
+        for name, value in result.evaluation.mean.items()
     ]
     client.log_batch(run_id, metrics=metrics)
     for result in results:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sr_runner.commands.evaluate.published import Published, images_of
 from sr_runner.errors import RequestError, printable
 from sr_runner.evaluation import protocol
+from sr_runner.evaluation.metrics import digits, title
 from sr_runner.evaluation.protocol import Evaluation, finite_or_text
-
-Row = dict[str, str | float]
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,8 @@ class Result:
     parameters: int | None = None
     """None for bicubic."""
     published: Published | None = None
-    extra: dict[str, list[float]] = field(default_factory=dict)
-    """Further metrics (`lpips`, `dists`), one value per image."""
     asked_for: bool = True
     """False for the bicubic baseline that stands beside the models."""
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """Means over the images of all metrics."""
-        extra = {name: sum(values) / len(values) for name, values in self.extra.items()}
-        return self.evaluation.mean | extra
-
-    def rows(self) -> list[Row]:
-        """One row per image, with all metrics."""
-        return [
-            row | {name: values[i] for name, values in self.extra.items()}
-            for i, row in enumerate(self.evaluation.rows())
-        ]
 
 
 def as_csv(results: Sequence[Result]) -> str:
@@ -58,7 +42,7 @@ def as_csv(results: Sequence[Result]) -> str:
     rows = [
         row | {name: str(getattr(result, name)) for name, several in names.items() if several}
         for result in asked
-        for row in result.rows()
+        for row in result.evaluation.rows()
     ]
     return protocol.as_csv(rows, list(rows[0]))
 
@@ -75,8 +59,8 @@ def as_json(results: Sequence[Result]) -> str:
             "parameters": result.parameters,
             "seconds_per_megapixel": _finite(result.evaluation.seconds_per_megapixel),
             "published": None if result.published is None else vars(result.published),
-            "mean": finite_or_text(result.mean),
-            "images": [finite_or_text(row) for row in result.rows()],
+            "mean": finite_or_text(result.evaluation.mean),
+            "images": [finite_or_text(row) for row in result.evaluation.rows()],
         }
         for result in results
     ]
@@ -94,7 +78,7 @@ def as_markdown(results: Sequence[Result]) -> str:
     for result in results:
         rows = [
             ["image", *_header(result)],
-            *([printable(str(row["image"])), *_figures(row, result)] for row in result.rows()),
+            *([printable(str(row["image"])), *_figures(row, result)] for row in result.evaluation.rows()),
         ]
         parts.append(f"### {printable(result.benchmark)}, {printable(result.model)}\n\n{_piped(rows)}")
     return "\n".join(parts)
@@ -117,18 +101,18 @@ def _tables(results: Sequence[Result]) -> list[tuple[str, list[list[str]]]]:
     for name in dict.fromkeys(result.benchmark for result in results):
         here = [result for result in results if result.benchmark == name]
         first, count = here[0], len(here[0].evaluation.scores)
-        title = (
+        heading = (
             f"{printable(name)}, scale {first.scale}: {count} image{'s' * (count != 1)}{_other_count(here)}, "
             f"{first.degradation}, {first.scale} border pixels cropped"
         )
         has_published = any(result.published is not None for result in here)
         rows = [["model", *_header(first), *["published"] * has_published, "parameters", "s/Mpx"]]
         for result in here:
-            row = [printable(result.model), *_figures(result.mean, result)]
+            row = [printable(result.model), *_figures(result.evaluation.mean, result)]
             row += [str(result.published or "")] * has_published
             row += ["" if result.parameters is None else f"{result.parameters:,}"]
             rows.append([*row, f"{result.evaluation.seconds_per_megapixel:.3f}"])
-        tables.append((title, rows))
+        tables.append((heading, rows))
     return tables
 
 
@@ -141,15 +125,17 @@ def _other_count(results: Sequence[Result]) -> str:
 
 
 def _header(result: Result) -> list[str]:
-    return ["PSNR-Y", "SSIM-Y", "PSNR", "SSIM", *(name.upper() for name in result.extra)]
+    return [title(name) for name in _columns(result)]
 
 
 def _figures(row: Mapping[str, Any], result: Result) -> list[str]:
     """The cells below `_header`."""
-    return [
-        f"{row[name]:.4f}" if "psnr" not in name else f"{row[name]:.3f}"
-        for name in ("psnr_y", "ssim_y", "psnr", "ssim", *result.extra)
-    ]
+    return [f"{row[name]:.{digits(name)}f}" for name in _columns(result)]
+
+
+def _columns(result: Result) -> list[str]:
+    """Papers give those of Y, which come first."""
+    return sorted(result.evaluation.metrics, key=lambda name: not name.endswith("_y"))
 
 
 def _finite(value: float) -> float | None:

@@ -16,7 +16,7 @@ from sr_runner.commands.evaluate.report import Result
 from sr_runner.data.benchmarks import Benchmark
 from sr_runner.errors import printable
 from sr_runner.evaluation.metrics import Score, UInt8Image
-from sr_runner.evaluation.perceptual import Distance
+from sr_runner.evaluation.named import Measure
 from sr_runner.evaluation.pictures import Extremes, file_name, sheets
 from sr_runner.evaluation.protocol import Pair, evaluate, score_pairs
 from sr_runner.files import draft_of
@@ -30,7 +30,7 @@ class Suite:
     device: torch.device
     tile: int
     overlap: int
-    distances: Mapping[str, Distance] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
     """Further metrics by name."""
     pictures: Path | None = None
     """Folder for sheets of the best and the worst images."""
@@ -43,27 +43,25 @@ class Suite:
             yield self._one(model, benchmark, asked_for=True)
 
     def _one(self, model: Model, benchmark: Benchmark, *, asked_for: bool) -> tuple[Result, list[Path]]:
-        extra: dict[str, list[float]] = {name: [] for name in self.distances}
         extremes = Extremes() if self.pictures is not None and asked_for else None
         scale, title = benchmark.scale, printable(f"{benchmark.name}, {model.label}")
         with tqdm(total=len(benchmark), desc=title, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
 
             def look(pair: Pair, sr: UInt8Image, score: Score) -> None:
                 """At each SR image as it comes; no more of it is kept than is needed later."""
-                for name, distance in self.distances.items():
-                    extra[name].append(distance(sr, pair.hr))
                 if extremes is not None:
                     extremes.see(pair, sr, score)
                 bar.update()
 
             if model.upscale is None:
                 evaluation = score_pairs(
-                    benchmark, lambda pair: imresize_uint8(pair.lr, scale), crop=scale, on_image=look
-                )
+                    benchmark, lambda pair: imresize_uint8(pair.lr, scale), crop=scale, measures=self.measures,
+                    on_image=look,
+                )  # fmt: skip
             else:
                 evaluation = evaluate(
                     model.upscale, benchmark, crop=scale, device=self.device, tile=self.tile, overlap=self.overlap,
-                    grid=model.grid, on_image=look,
+                    grid=model.grid, measures=self.measures, on_image=look,
                 )  # fmt: skip
         name = BICUBIC if model.upscale is None else model.published_as
         result = Result(
@@ -74,7 +72,6 @@ class Suite:
             evaluation=evaluation,
             parameters=model.parameters,
             published=published(name, scale, benchmark.name) if benchmark.bicubic else None,
-            extra=extra,
             asked_for=asked_for,
         )
         return result, self._draw(result, extremes)
