@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from support import ROOT, started
 
 from sr_runner.checkpoint import CheckpointManager, LocalStore, TrainingState
 from sr_runner.commands.evaluate import main
+from sr_runner.evaluation.efficiency import count
 from sr_runner.imresize import imresize_uint8
 from sr_runner.inference.tiling import upscale_image
 from sr_runner.models import EDSR
@@ -207,6 +209,8 @@ def test_a_network_of_ones_own_is_evaluated_where_its_class_is_named(
         (["edsr.safetensors", "data=benchmark", "device=cuda:99"], "device=cuda:99: this machine has"),
         (["edsr.safetensors", "data=benchmark", "device=tpu"], "device=tpu: expected auto"),
         (["edsr.safetensors", "data=benchmark", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
+        (["bicubic", "scale=2", "data=benchmark", "protocol=ntire_esr"], "is of networks of x4: expected one, not x2"),
+        (["edsr.safetensors", "data=benchmark", "protocol=ntire_esr", "self_ensemble=true"], "self_ensemble=false"),
         (["edsr.safetensors", "data=benchmark", "metrics=lpisp"], "Did you mean 'lpips'?"),
         (["edsr.safetensors", "data=benchmark", "metrics=here.Net"], "metrics=here.Net: there is no module 'here'"),
         (["edsr.safetensors", "data=benchmark/Set5,benchmark/B100", "lr=benchmark"], "one folder of HR images"),
@@ -225,6 +229,29 @@ def test_a_wrong_request_ends_with_status_2_and_one_message(
     assert main(words) == 2
     shown = capsys.readouterr()
     assert message in shown.err and shown.out == ""
+
+
+def test_the_protocol_of_ntires_efficient_track_is_rgb_and_what_a_network_costs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["edsr.safetensors", "data=benchmark/Set5", "protocol=ntire_esr", "output=t.json,t.csv"]
+    assert main([*words, "tile=16", "overlap=0", "device=cpu"]) == 0
+    title, _, header, bicubic, row = capsys.readouterr().out.splitlines()
+    costs = ["FLOPs", "activations", "convs", "memory", "runtime", "score"]
+    assert header.split() == ["model", "PSNR", "SSIM", "parameters", "s/Mpx", *costs]
+    assert "4 border pixels" in title and bicubic.split()[0] == "bicubic" and len(bicubic.split()) == 4
+    network, [_, result] = load_model("edsr.safetensors"), json.loads((folder / "t.json").read_text())
+    whole = count(network.to("meta"))
+    assert f"{whole.flops / 1e9:.2f} G" in row and f"{whole.activations / 1e6:.2f} M" in row
+    cost = result["cost"]
+    assert (cost["flops"], cost["activations"], cost["convolutions"]) == (
+        whole.flops, whole.activations, whole.convolutions,
+    )  # fmt: skip
+    assert "memory_mib" not in cost and cost["milliseconds"] > 0
+    assert cost["ntire_score"] == pytest.approx(replace(whole, milliseconds=cost["milliseconds"]).score)
+    tiled = float(rows(folder / "t.csv")[0]["psnr"])
+    assert main([*words[:2], "output=t.csv"]) == 0
+    assert float(rows(folder / "t.csv")[0]["psnr"]) == pytest.approx(tiled, abs=1e-9), "whole images, whatever tile is"
 
 
 def test_a_metric_without_its_package_names_the_extra(

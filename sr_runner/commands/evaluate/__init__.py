@@ -27,6 +27,7 @@ Common commands
   sr-eval bicubic data=benchmark/Set5 scale=4         reproduces the published row
   sr-eval a.pt b.pth model.res_block_scaling=1.0 data=Set5,B100 root=benchmark output=table.csv,table.md
   sr-eval edsr-x4-3f9a12c40b1e data=benchmark self_ensemble=true pictures=pictures
+  sr-eval edsr-x4-3f9a12c40b1e data=DIV2K protocol=ntire_esr        what the network costs, too
 """
 
 
@@ -47,6 +48,9 @@ class Options(Inference):
     metrics: list[str] = field(default_factory=list)
     """Further metrics: lpips, dists (pip install 'sr-run[lpips]', 'sr-run[dists]'), one of pyiqa's by its name, such as
     niqe ('sr-run[pyiqa]'), or package.Class."""
+    protocol: Literal["papers", "ntire_esr"] = "papers"
+    """ntire_esr: RGB, and what NTIRE's challenge on efficient x4 networks measures: parameters, FLOPs and activations
+    for an LR image of 256x256, memory and runtime for whole images, and its score (lower is better)."""
     output: list[str] = field(default_factory=list)
     """Files: table.csv (a row per image: image, psnr, ssim, psnr_y, ssim_y), also .json and .md."""
     pictures: str | None = None

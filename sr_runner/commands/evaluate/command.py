@@ -19,6 +19,7 @@ from sr_runner.commands.evaluate.suite import Suite
 from sr_runner.data.benchmarks import Benchmark, Finder, read_pair
 from sr_runner.data.sample import sample_photographs
 from sr_runner.errors import RequestError
+from sr_runner.evaluation import efficiency
 from sr_runner.evaluation.named import measures
 from sr_runner.files import check_writable, write_file
 from sr_runner.training.device import resolve_device
@@ -44,9 +45,11 @@ def run(sources: Sequence[str], options: Options, *, as_json: bool) -> None:
         for model in models:
             record.uri_for(model)
     scale = common_scale(models, options.scale)
+    if options.protocol == "ntire_esr":
+        _check_efficiency(options, scale)
     benchmarks = _benchmarks(options, scale)
     further = measures(options.metrics, key="metrics", crop=scale, device=device)
-    suite = Suite(device, options.tile, options.overlap, further, folder)
+    suite = Suite(device, options.tile, options.overlap, further, folder, options.protocol == "ntire_esr")
     results: list[Result] = []
     drawn: dict[str, list[Path]] = defaultdict(list)
     for benchmark in benchmarks:
@@ -70,6 +73,13 @@ def _record(options: Options) -> Record | None:
     if options.tracker_uri is not None and options.checkpoint != "mlflow":
         raise RequestError("tracker.uri is given, but nothing uses it: expected tracker=mlflow as well.")
     return None
+
+
+def _check_efficiency(options: Options, scale: int) -> None:
+    if scale != efficiency.SCALE:
+        raise RequestError(f"protocol=ntire_esr is of networks of x{efficiency.SCALE}: expected one, not x{scale}.")
+    if options.self_ensemble:
+        raise RequestError("protocol=ntire_esr measures one pass of the network: expected self_ensemble=false.")
 
 
 def _benchmarks(options: Options, scale: int) -> list[Benchmark]:

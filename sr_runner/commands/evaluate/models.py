@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from sr_runner.commands.evaluate.published import known_network
 from sr_runner.commands.network import open_network
@@ -24,6 +25,8 @@ class Model:
 
     label: str
     upscale: Upscale | None = None
+    network: nn.Module | None = None
+    """What `upscale` runs."""
     scale: int | None = None
     grid: int = 1
     parameters: int | None = None
@@ -62,6 +65,7 @@ def _network(name: str, options: Inference, device: torch.device) -> Model:
     return Model(
         label=opened.source.label,
         upscale=opened.upscale,
+        network=opened.network,
         scale=opened.scale,
         grid=opened.grid,
         parameters=sum(parameter.numel() for parameter in opened.network.parameters()),

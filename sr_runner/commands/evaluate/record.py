@@ -71,10 +71,11 @@ def _log(
     from mlflow.entities import Metric
 
     now, step = int(time.time() * 1000), model.source.step if model.source is not None else 0
+    numbers = [(result, result.evaluation.mean | (result.cost.by_name() if result.cost else {})) for result in results]
     metrics = [
         Metric(f"eval/{_key(result.benchmark)}/{name}", value, now, step)
-        for result in results
-        for name, value in result.evaluation.mean.items()
+        for result, values in numbers
+        for name, value in values.items()
     ]
     client.log_batch(run_id, metrics=metrics)
     for result in results:

@@ -12,6 +12,7 @@ from typing import Any
 from sr_runner.commands.evaluate.published import Published, images_of
 from sr_runner.errors import RequestError, printable
 from sr_runner.evaluation import protocol
+from sr_runner.evaluation.efficiency import Cost
 from sr_runner.evaluation.metrics import digits, title
 from sr_runner.evaluation.protocol import Evaluation, finite_or_text
 
@@ -30,6 +31,10 @@ class Result:
     published: Published | None = None
     asked_for: bool = True
     """False for the bicubic baseline that stands beside the models."""
+    with_cost: bool = False
+    """It stands in a table of what networks cost, which has no metrics of Y."""
+    cost: Cost | None = None
+    """None for bicubic, too."""
 
 
 def as_csv(results: Sequence[Result]) -> str:
@@ -59,6 +64,7 @@ def as_json(results: Sequence[Result]) -> str:
             "parameters": result.parameters,
             "seconds_per_megapixel": _finite(result.evaluation.seconds_per_megapixel),
             "published": None if result.published is None else vars(result.published),
+            **({"cost": result.cost.by_name()} if result.cost is not None else {}),
             "mean": finite_or_text(result.evaluation.mean),
             "images": [finite_or_text(row) for row in result.evaluation.rows()],
         }
@@ -106,12 +112,14 @@ def _tables(results: Sequence[Result]) -> list[tuple[str, list[list[str]]]]:
             f"{first.degradation}, {first.scale} border pixels cropped"
         )
         has_published = any(result.published is not None for result in here)
-        rows = [["model", *_header(first), *["published"] * has_published, "parameters", "s/Mpx"]]
+        costs = [*_COSTS] if first.with_cost else []
+        rows = [["model", *_header(first), *["published"] * has_published, "parameters", "s/Mpx", *costs]]
         for result in here:
             row = [printable(result.model), *_figures(result.evaluation.mean, result)]
             row += [str(result.published or "")] * has_published
             row += ["" if result.parameters is None else f"{result.parameters:,}"]
-            rows.append([*row, f"{result.evaluation.seconds_per_megapixel:.3f}"])
+            row += [f"{result.evaluation.seconds_per_megapixel:.3f}"]
+            rows.append([*row, *(_cell(result.cost, *of) for of in (_COSTS.values() if costs else ()))])
         tables.append((heading, rows))
     return tables
 
@@ -134,8 +142,23 @@ def _figures(row: Mapping[str, Any], result: Result) -> list[str]:
 
 
 def _columns(result: Result) -> list[str]:
-    """Papers give those of Y, which come first."""
-    return sorted(result.evaluation.metrics, key=lambda name: not name.endswith("_y"))
+    """Papers give those of Y, which come first; who compares costs goes by RGB."""
+    of_y = ["psnr_y", "ssim_y"]
+    return [*(of_y if not result.with_cost else ()), *(name for name in result.evaluation.metrics if name not in of_y)]
+
+
+_COSTS = {
+    "FLOPs": ("flops", 1e9, "G"), "activations": ("activations", 1e6, "M"), "convs": ("convolutions", 1, ""),
+    "memory": ("memory_mib", 1, "MiB"), "runtime": ("milliseconds", 1, "ms"), "score": ("score", 1, ""),
+}  # fmt: skip
+"""Column to the number of a `Cost`, its unit and the name of that."""
+
+
+def _cell(cost: Cost | None, name: str, unit: float, unit_name: str) -> str:
+    value = getattr(cost, name, None)
+    if value is None:
+        return ""
+    return f"{value / unit:.2f} {unit_name}" if unit_name else f"{value:.4g}"  # far from the baseline the score is huge
 
 
 def _finite(value: float) -> float | None:
