@@ -68,6 +68,11 @@ NOT_RUN = {
     "sr-ckpt ls | verify | diff | export | prune | cp": "the names of the verbs",
     "sr-ckpt export": "the name of a verb",
     "sr-ckpt prune": "the name of a verb",
+    "sr-run 'trainer.metrics=[psnr,ssim,psnr_y,ssim_y,lpips]'                       # the default, and LPIPS":
+        "needs weights from the network; tests/evaluation/test_named.py has the package at work",
+    "sr-run 'trainer.metrics=[psnr,dists,niqe]' checkpoint.best_metric=valid/niqe   # the lowest NIQE is the best":
+        "needs weights from the network",
+    "sr-eval edsr-x2-3f9a12c40b1e data=sample metrics=lpips,niqe": "needs weights from the network",
     "PSNR (RGB)    bicubic     edsr x2      gain": "output",
     "chelsea        33.82       34.72    +0.90 dB": "output",
     "flower         33.69       34.75    +1.06 dB": "output",

@@ -27,7 +27,7 @@ Common commands
   sr-eval bicubic data=benchmark/Set5 scale=4         reproduces the published row
   sr-eval a.pt b.pth model.res_block_scaling=1.0 data=Set5,B100 root=benchmark output=table.csv,table.md
   sr-eval edsr-x4-3f9a12c40b1e data=benchmark self_ensemble=true pictures=pictures
-  sr-eval edsr-x4-3f9a12c40b1e data=DIV2K protocol=ntire_esr        what the network costs, too
+  sr-eval edsr-x4-3f9a12c40b1e data=benchmark protocol=ntire_esr    what the network costs, too
 """
 
 
