@@ -39,8 +39,8 @@ def probe(
         try:
             resumed.restore(whole.state())
         except Exception as error:
-            name = type(whole.optimizer).__name__
-            raise RequestError(f"optimizer: {name} has a state that cannot be saved and restored: {error!r}") from error
+            name, said = type(whole.optimizer).__name__, str(error) if isinstance(error, TypeError) else repr(error)
+            raise RequestError(f"optimizer: {name} has a state that cannot be saved and restored: {said}") from error
         for each in (whole, resumed):
             each.run(range(_STEPS, 2 * _STEPS))
         if resumed.equals(whole):
@@ -81,9 +81,10 @@ class _Trial:
             try:
                 self.optimizer.step()
             except Exception as error:
-                advice = ". trainer.channels_last=false may help" if "stride" in str(error) else ""
+                said = " ".join(str(error).split()).rstrip(".")
+                advice = ". trainer.channels_last=false may help" if "stride" in said else ""
                 raise RequestError(
-                    f"optimizer: {type(self.optimizer).__name__} cannot update with gradients only: {error}{advice}"
+                    f"optimizer: {type(self.optimizer).__name__} cannot update with gradients only: {said}{advice}"
                 ) from error
             if self.scheduler is not None:
                 with suppress(ValueError):  # how torch's say that they have ended
