@@ -213,8 +213,9 @@ class OptunaSweeper(Sweeper):
         return trial
 
     def _run(self, study: optuna.Study, numbers: Sequence[int]) -> None:
-        """Run these trials side by side, and tell the study. What had ended already is only told."""
-        left = [number for number in numbers if not self._tell(study, number)]
+        """Run these trials side by side, and tell the study. What had ended already is only told, and after all have
+        ended: a pruner compares with trials that the study knows to have ended, and those of one batch never are."""
+        left = [number for number in numbers if not self._has_ended(study.trials[number])]
         if left:
             from sr_runner.commands.halving import stage_of
 
@@ -223,26 +224,29 @@ class OptunaSweeper(Sweeper):
             on = [["trainer.resume=true"] if self._halving and stage_of(trial).rung else [] for trial in trials]
             jobs = [[*self._real(trial), *more] for trial, more in zip(trials, on, strict=True)]
             self.launcher.launch(jobs, initial_job_idx=left[0])
-        for number in left:
-            if not self._tell(study, number):
-                study.tell(number, state=_state("FAIL"))  # it did not come as far as a record
+        for number in numbers:
+            self._tell(study, number)
 
-    def _tell(self, study: optuna.Study, number: int) -> bool:
-        """Tell the study how trial `number` ended, by the record of its job; False where that has not ended."""
-        trial = study.trials[number]
-        job = _record_of(self._folder, trial.user_attrs[_OVERRIDES])
+    def _has_ended(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Nothing of its batch is left to do for it, by the record of its job."""
         if self._is_paused(trial) or trial.state.is_finished():
             return True
-        if job is None or job.status not in ("finished", "pruned", "failed") or not self._has_begun(trial):
-            return False
-        values = [job.metrics.get(name, math.nan) for name in self._metrics]
-        if job.status == "pruned":
+        job = _record_of(self._folder, trial.user_attrs[_OVERRIDES])
+        return job is not None and job.status in ("finished", "pruned", "failed") and self._has_begun(trial)
+
+    def _tell(self, study: optuna.Study, number: int) -> None:
+        """Tell the study how trial `number` ended; one that did not come as far as a record has failed."""
+        trial = study.trials[number]
+        if self._is_paused(trial) or trial.state.is_finished():
+            return
+        job = _record_of(self._folder, trial.user_attrs[_OVERRIDES]) if self._has_ended(trial) else None
+        values = [job.metrics.get(name, math.nan) for name in self._metrics] if job is not None else []
+        if job is not None and job.status == "pruned":
             study.tell(number, state=_state("PRUNED"))
-        elif job.status == "finished" and all(map(math.isfinite, values)):
+        elif job is not None and job.status == "finished" and all(map(math.isfinite, values)):
             study.tell(number, values)
         else:
             study.tell(number, state=_state("FAIL"))
-        return True
 
 
 def study_in(folder: Path, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:

@@ -176,6 +176,29 @@ def test_a_study_that_is_killed_again_and_again_has_the_trials_of_one_that_was_n
                for _, params, _ in whole)  # fmt: skip
 
 
+def test_a_pruner_sees_no_trial_of_the_same_batch_end_whether_or_not_the_search_was_killed_within_it(
+    tmp_path: Path,
+) -> None:
+    asked = 0
+
+    def kill() -> bool:  # after the second of three
+        nonlocal asked
+        asked += 1
+        return asked == 4
+
+    with pytest.raises(Killed):
+        search_in(tmp_path, 3, kill, n_jobs=3)
+    seen: list[str] = []
+
+    def look() -> bool:
+        seen.extend(state for state, *_ in trials_of(tmp_path))
+        return False
+
+    assert search_in(tmp_path, 3, look, n_jobs=3).launched == [2]
+    assert set(seen) == {"RUNNING"}
+    assert "RUNNING" not in {state for state, *_ in trials_of(tmp_path)}
+
+
 def test_it_is_searched_for_and_found(tmp_path: Path) -> None:
     search_in(tmp_path, 30)
     best = study_of(tmp_path).best_trial
