@@ -499,6 +499,8 @@ def test_the_loss_of_ones_own_in_the_docs_is_a_term_and_has_a_name(
 def test_a_term_keeps_its_settings_where_its_class_is_named_by_hand(build: Build) -> None:
     losses = build("objective.losses.pixel._target_=own_parts.Charbonnier", "objective.losses.pixel.weight=3").objective
     assert str(losses.losses) == "3 Charbonnier"
+    option = build("objective=l1_fft", "objective.losses.fft._target_=own_parts.Charbonnier").objective
+    assert str(option.losses) == "L1Loss + 0.05 Charbonnier"
     more = "+objective.losses.own={_target_: own_parts.Charbonnier, weight: 0.5, range: [-1, 1]}"
     parts = build(more)
     assert str(parts.objective.losses) == "L1Loss + 0.5 Charbonnier"
