@@ -32,6 +32,9 @@ VARIANTS = {
     "losses": (*_EDSR, "objective=l1_fft", "+objective.losses.own={_target_: variants.Harder, weight: 0.1}"),
     "replace": (*_EDSR, "checkpoint.when_busy=replace", "checkpoint.every=1"),
     "skip": (*_EDSR, "trainer.on_nan=skip", "objective.losses.pixel._target_=variants.OftenInfinite"),
+    "schedulefree": (*_EDSR, "optimizer=schedulefree_adamw"),
+    "muon": (*_EDSR, "optimizer=muon", "trainer.parameters={tail: {use_fallback: true}}"),
+    "soap": (*_EDSR, "optimizer._target_=pytorch_optimizer.SOAP", "scheduler=constant"),
     "workers": (*_EDSR, "data.workers=4"),
     "accumulate": (*_EDSR, "trainer.accumulate=3"),
     "augment": (
