@@ -13,7 +13,7 @@ _NAMES = {
     "GOMP_SPINCOUNT", "TORCH_HOME", "PYTHONOPTIMIZE", "PYTHONWARNINGS",
 }  # fmt: skip
 for _name in list(os.environ):
-    if _name.startswith(_PREFIXES) or _name.upper() in _NAMES:
+    if (_name.startswith(_PREFIXES) and _name != "SLURM_CONF") or _name.upper() in _NAMES:  # that is where Slurm is
         del os.environ[_name]
 os.environ |= {
     "OMP_NUM_THREADS": "1",  # tests run beside each other; before torch is imported

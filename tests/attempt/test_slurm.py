@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -184,5 +186,49 @@ def test_submitits_slurm_job_asks_for_its_requeue_after_its_checkpoint(
     assert (fake / "state").read_text() == "COMPLETED\n"
     assert len(attempts(tmp_path / "outputs")) == 1
     assert_one_run_each_without_a_gap(tmp_path / "outputs", 1)
+    sr_run(*sweep, "outputs=unbroken")
+    assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
+
+
+def has_slurm() -> bool:
+    return shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not has_slurm(), reason="Slurm is not installed, or its controller does not answer")
+def test_jobs_in_slurm_are_requeued_go_on_at_the_same_step_and_outlive_their_sweep_which_goes_on_all_the_same(
+    sr_run: SrRun, tmp_path: Path, image_cache: Path
+) -> None:
+    sweep = ("-m", *LONG, "trainer.steps=6000", "trainer.eval_every=3000", "trainer.log_every=1000", "seed=0,1")
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command(
+                *sweep, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "trainer.resume=true",
+                f"data.cache_dir={image_cache}",
+            ),
+            cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def steps(words: str) -> list[int]:
+        logs = sorted(tmp_path.glob("outputs/runs/*/*/run.log"))
+        return [int(step) for log in logs for step in re.findall(rf"{words} at step (\d+)", log.read_text())]
+
+    try:
+        first = start()
+        wait_for(lambda: len({each.parent for each in checkpoints(tmp_path / "outputs")}) == 2, first)
+        (job,) = {path.name.partition("_")[0] for path in tmp_path.glob("outputs/sweeps/*/.submitit/[0-9]*_[0-9]*")}
+        subprocess.run(["scancel", "--signal=USR2", job], check=True)  # what Slurm sends before the time limit
+        wait_for(lambda: len(steps("resumed")) == 2, first, 600)  # Slurm takes two minutes
+        assert steps("resumed") == steps("stopping on signal 12")
+        first.kill()
+        first.wait()
+        second = start()
+        assert second.wait(900) == 0
+    finally:
+        for path in tmp_path.glob("outputs/sweeps/*/.submitit/[0-9]*_[0-9]*"):
+            subprocess.run(["scancel", path.name])
+    assert len(attempts(tmp_path / "outputs")) == 2
     sr_run(*sweep, "outputs=unbroken")
     assert final_bytes(tmp_path / "outputs") == final_bytes(tmp_path / "unbroken")
