@@ -50,6 +50,7 @@ from sr_runner.commands.sweep_board import (
 from sr_runner.config.compose import GRID, Application, job_config, job_request
 from sr_runner.config.overrides import jobs_to_check, parse, swept_values
 from sr_runner.errors import RequestError, RunError
+from sr_runner.evaluation.named import lower_is_better
 from sr_runner.files import Busy, LinkError, file_lock, folder_named, own_folder, write_file
 from sr_runner.masking import cause, digested, digested_overrides, learn, masked_text
 from sr_runner.runs.catalogue import Attempt, Catalogue
@@ -139,10 +140,12 @@ def sweep(
     if is_grid and (count := math.prod(map(len, swept.values()))) > _MOST_JOBS:
         raise RequestError(f"{' '.join(swept)}: {count:,} jobs; expected at most {_MOST_JOBS:,}")
     combinations = planned(digested(swept)) if is_grid and all(swept.values()) else ()
+    metric = config.checkpoint.best_metric.removeprefix("valid/")
     board = Board(
         folder, list(swept), masked_text(quoted(words)), combinations,
         Path(config.outputs) / RUNS, [key for key in swept if key in choices],
-        whole.hydra.sweeper.n_trials if searches else 0,
+        whole.hydra.sweeper.n_trials if searches else 0, metric=metric,
+        lower_is_better=lower_is_better(metric, "checkpoint.best_metric"),
     )  # fmt: skip
     subdir = str(whole.hydra.sweep._get_node("subdir")._value())
     if len(combinations) > 1 and "${" not in subdir:

@@ -24,6 +24,7 @@ from sr_runner.attempt.labels import given, short_names
 from sr_runner.commands.sweep_page import JobRow, SweepRows, page
 from sr_runner.config import types
 from sr_runner.errors import printable
+from sr_runner.evaluation.metrics import title
 from sr_runner.files import file_lock, plain_json, read_file, write_file
 from sr_runner.masking import cause
 from sr_runner.runs.catalogue import is_attempt
@@ -139,6 +140,9 @@ class Board:
     """How many jobs a search takes in all; two of them may be the same."""
     is_searched: bool = False
     """It has had them all."""
+    metric: str = "psnr"
+    """What the best job is best by: that of `checkpoint.best_metric`."""
+    lower_is_better: bool = False
     _numbers: dict[frozenset[tuple[str, str]], int] = field(init=False)
     """By the values of a job its place among `planned`."""
     _told: dict[str, Job] = field(default_factory=dict)
@@ -158,7 +162,36 @@ class Board:
         ]
         order = ("finished", "pruned", "running", "stopped", "failed", "left")
         ranked = [*found, *left]
-        return sorted(ranked, key=lambda job: (order.index(job.status), -(job.psnr or 0), job.number))
+        return sorted(ranked, key=lambda job: (order.index(job.status), self._rank(self.value(job)), job.number))
+
+    def value(self, job: Job) -> float | None:
+        """Of `metric`, in the evaluation on all images at the end where there was one."""
+        if self.metric == "psnr":
+            return job.psnr
+        value = job.metrics.get(f"final/{self.metric}", job.metrics.get(f"valid/{self.metric}"))
+        return value if value is not None and math.isfinite(value) else None
+
+    def _rank(self, value: float | None) -> float:
+        """Smaller for the better."""
+        return math.inf if value is None else value if self.lower_is_better else -value
+
+    def in_words(self, value: float) -> str:
+        return f"{value:.2f} dB" if self.metric.startswith("psnr") else f"{value:.4f}"
+
+    @property
+    def head(self) -> list[str]:
+        """Of the columns that `cells` fills."""
+        own = [title(self.metric)] if self.metric != "psnr" else []
+        return [*(key.rpartition(".")[2] for key in self.keys), *own, "PSNR", "gain", "status", "time", "run"]
+
+    def cells(self, job: Job) -> list[str]:
+        value = self.value(job)
+        own = [] if self.metric == "psnr" else ["" if value is None else f"{value:.4f}"]
+        psnr = f"{job.psnr:.2f}" if job.psnr is not None else ""
+        gain = f"{job.gain:+.2f}" if job.gain is not None else ""
+        took = f"{job.seconds:.0f} s" if job.seconds is not None else ""
+        values = [job.values.get(key, "") for key in self.keys]
+        return [*values, *own, psnr, gain, job.status, took, job.run.partition("/")[0]]
 
     def _with_keys(self, job: Job) -> Job:
         """`job` with a value of each key that was the same for all when it began."""
@@ -228,12 +261,11 @@ class Board:
 
     def table(self, jobs: Sequence[Job]) -> str:
         """What ends a sweep on a terminal."""
-        head = [*(key.rpartition(".")[2] for key in self.keys), "PSNR", "gain", "status", "time", "run"]
-        rows = [head, *(_cells(job, self.keys) for job in jobs)]
+        rows = [self.head, *map(self.cells, jobs)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        right = range(len(self.keys), len(self.keys) + 2)
+        right = range(len(self.keys), len(self.head) - 3)
         lines = [f"\nSweep {self.folder}"]
-        best = jobs[0] if jobs and jobs[0].psnr is not None else None
+        best = jobs[0] if jobs and self.value(jobs[0]) is not None else None
         for job, row in zip((None, *jobs), rows, strict=True):
             cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
             mark = "*" if best is not None and job is best else " "
@@ -263,29 +295,35 @@ class Board:
         means = self._means(jobs)
         if means:
             yield ""
-            yield "PSNR over seeds: mean and standard deviation"
+            yield f"{title(self.metric)} over seeds: mean and standard deviation"
         for name, group in means:
-            yield f"{_mean(group)} ({_seeds(group)})  {name}"
+            yield f"{self._mean(group)} ({_seeds(group)})  {name}"
 
     def best(self, jobs: Sequence[Job]) -> str:
         """The best setting, by its mean over the seeds where they were swept: a seed is nobody's choice."""
         means = self._means(jobs)
         if not means:
-            return f"{jobs[0].name}, PSNR {jobs[0].psnr:.2f} dB"
+            value = self.value(jobs[0])
+            return f"{jobs[0].name}, {title(self.metric)} {'' if value is None else self.in_words(value)}"
         name, group = means[0]
-        return f"{name}, PSNR {_mean(group)} over {_seeds(group)}"
+        return f"{name}, {title(self.metric)} {self._mean(group)} over {_seeds(group)}"
 
     def _means(self, jobs: Sequence[Job]) -> list[tuple[str, list[float]]]:
-        """Per setting, best first, the PSNR of each seed; none where no setting has two."""
+        """Per setting, best first, the `metric` of each seed; none where no setting has two."""
         others = [key for key in self.keys if key != "seed"]
         groups: dict[tuple[str, ...], list[float]] = {}
         for job in jobs:
-            if job.psnr is not None and "seed" in self.keys:
-                groups.setdefault(tuple(job.values.get(key, "") for key in others), []).append(job.psnr)
+            if (value := self.value(job)) is not None and "seed" in self.keys:
+                groups.setdefault(tuple(job.values.get(key, "") for key in others), []).append(value)
         if not others or all(len(group) < 2 for group in groups.values()):
             return []
-        ranked = sorted(groups.items(), key=lambda each: -statistics.mean(each[1]))
+        ranked = sorted(groups.items(), key=lambda each: self._rank(statistics.mean(each[1])))
         return [(self.name(dict(zip(others, setting, strict=True))), group) for setting, group in ranked]
+
+    def _mean(self, values: Sequence[float]) -> str:
+        digits, unit = (2, " dB") if self.metric.startswith("psnr") else (4, "")
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
 
     def write(self, jobs: Sequence[Job]) -> list[Path]:
         """Write `sweep.csv` and `sweep.html`; their paths."""
@@ -296,7 +334,9 @@ class Board:
         for job in jobs:
             writer.writerow([*(job.values.get(key, "") for key in self.keys), *(getattr(job, c) for c in columns)])
         write_file(self.folder / CSV, text.getvalue())
-        rows, best = [self._row(job) for job in jobs], self.best(jobs) if self._means(jobs) else ""
+        rows, best = [self._row(job) for job in jobs], ""
+        if self._means(jobs) or (self.metric != "psnr" and jobs and self.value(jobs[0]) is not None):
+            best = self.best(jobs)
         write_file(self.folder / _PAGE, page(SweepRows(self.folder.name, self.command, list(self.keys), rows, best)))
         return [self.folder / CSV, self.folder / _PAGE]
 
@@ -378,8 +418,8 @@ class SweepRun:
         counts = {state: sum(job.status == state for job in jobs) for state in ("finished", "failed")}
         metrics: dict[str, float] = {f"jobs/{state}": float(number) for state, number in counts.items()}
         metrics["jobs/left"] = float(len(jobs) - sum(counts.values()))
-        if finished and finished[0].psnr is not None:
-            metrics["jobs/best_psnr"] = finished[0].psnr
+        if finished and (best := board.value(finished[0])) is not None:
+            metrics[f"jobs/best_{board.metric}"] = best
         # Of two accounts of one second the tracker would keep the first.
         self._second = max(int(time.time() - self._began), self._second + 1)
         tracker.log(self._second, metrics)
@@ -405,26 +445,13 @@ def count(jobs: Sequence[Job]) -> str:
     return ", ".join([f"{done} of {len(jobs)} jobs finished", *others])
 
 
-def _cells(job: Job, keys: Sequence[str]) -> list[str]:
-    psnr = f"{job.psnr:.2f}" if job.psnr is not None else ""
-    gain = f"{job.gain:+.2f}" if job.gain is not None else ""
-    took = f"{job.seconds:.0f} s" if job.seconds is not None else ""
-    return [*(job.values.get(key, "") for key in keys), psnr, gain, job.status, took, job.run.partition("/")[0]]
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread} dB"
-
-
 def _seeds(values: Sequence[float]) -> str:
     return f"{len(values)} seed{'s' if len(values) > 1 else ''}"
 
 
 def _description(board: Board, jobs: Sequence[Job]) -> str:
     """Markdown for the page of the sweep's run."""
-    keys = list(board.keys)
-    best = jobs[0] if jobs and jobs[0].psnr is not None else None
+    best = jobs[0] if jobs and board.value(jobs[0]) is not None else None
     head = f"**Best: {board.best(jobs)}.** " if best is not None else ""
     lines = [
         f"{head}{count(jobs)}",
@@ -433,8 +460,9 @@ def _description(board: Board, jobs: Sequence[Job]) -> str:
         "",
     ]
     lines += [f"    {board.command}", ""]
-    lines += [f"| {' | '.join([*keys, 'PSNR', 'gain', 'status', 'time', 'run'])} |", "|---" * (len(keys) + 5) + "|"]
-    rows = ([*_cells(job, keys)] for job in jobs[:100])
+    columns = [*board.keys, *board.head[len(board.keys) :]]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = (board.cells(job) for job in jobs[:100])
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     lines += ["", *(f"    {text}" for text in board.over_seeds(jobs) if text)]
     return "\n".join(map(printable, lines))

@@ -19,7 +19,7 @@ from PIL import Image
 from support import TINY, SrRun
 
 from sr_runner.commands.sweep import compared
-from sr_runner.commands.sweep_board import Board, Job, SweepRun, planned, quoted, write_job
+from sr_runner.commands.sweep_board import Board, Job, SweepRun, planned, quoted, read_job, write_job
 from sr_runner.tracking import NoTracker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,6 +55,26 @@ def test_the_best_job_comes_first_then_those_that_failed_and_are_left(board: Boa
     assert "30.50 ± 0.71 dB (2 seeds)  lr=1e-4" in table and "Best: lr=1e-4, PSNR 30.50 ± 0.71 dB over 2 seeds" in table
     assert "2 of 4 jobs finished, 1 failed, 1 left" in table and "Go on with: sr-run -m ... trainer" in table
     assert "it broke" in table and "\x1b" not in table
+
+
+def test_the_best_job_is_that_of_the_metric_that_runs_keep_their_best_by(board: Board) -> None:
+    board = replace(board, metric="lpips", lower_is_better=True)
+    measured: list[dict[str, float]] = [{"valid/lpips": 0.3}, {"valid/lpips": 0.4, "final/lpips": 0.2}]
+    for number, metrics in enumerate(measured):
+        job = read_job(board.folder / str(number))
+        assert job is not None
+        write_job(board.folder / str(number), replace(job, psnr=30.0 - number, metrics=metrics))
+    jobs = board.jobs()
+    assert [(job.number, board.value(job)) for job in jobs][:2] == [(1, 0.2), (0, 0.3)]
+    table = board.table(jobs)
+    assert table.splitlines()[2].split() == ["lr", "seed", "LPIPS", "PSNR", "gain", "status", "time", "run"]
+    best = [line.split()[:5] for line in table.splitlines() if line[:1] == "*"]
+    assert best == [["*", "1e-4", "1", "0.2000", "29.00"]]
+    assert "LPIPS over seeds: mean and standard deviation" in table
+    assert "Best: lr=1e-4, LPIPS 0.2500 ± 0.0707 over 2 seeds" in table
+    board.write(jobs)
+    assert "LPIPS 0.2500" in (board.folder / "sweep.html").read_text()
+    assert [job.number for job in replace(board, lower_is_better=False).jobs()][:2] == [0, 1]
 
 
 def test_a_sweep_that_grew_has_the_jobs_of_both_grids_and_its_status_is_that_of_the_new_one(board: Board) -> None:
