@@ -82,6 +82,24 @@ def test_runs_are_listed_with_what_they_differ_by(outputs: Path, ask) -> None:
     assert rows[killed]["step"] >= 9 and rows[killed]["params"]["model"] == "edsr"
 
 
+def test_the_metric_that_a_run_keeps_its_best_by_has_a_column_and_is_its_best(outputs: Path, ask) -> None:
+    finished, killed = names(outputs)
+    (folder,) = outputs.glob(f"runs/{finished}/*")
+    start, *rest = (folder / files.STARTS).read_text().splitlines()
+    known = json.loads(start)
+    known["params"]["checkpoint.best_metric"] = "valid/lpips"
+    (folder / files.STARTS).write_text("\n".join([json.dumps(known), *rest, ""]))
+    result = json.loads((folder / files.RESULT).read_text())
+    result["metrics"] |= {"valid/lpips": 0.25, "final/lpips": 0.125}
+    result["best"] = {"valid/psnr": 20.0, "valid/lpips": 0.5, "step": 3}
+    (folder / files.RESULT).write_text(json.dumps(result))
+    head, *lines = ask("ls")[0].splitlines()
+    assert head.split()[2:6] == ["best_metric", "LPIPS", "PSNR", "gain"]
+    cells = {line.split()[0]: line.split() for line in lines}
+    assert cells[finished][2:4] == ["valid/lpips", "0.1250"] and cells[killed][2] == "valid/psnr"
+    assert "best         valid/lpips 0.5 at step 3" in ask("show", finished)[0]
+
+
 def test_a_fork_is_listed_with_the_run_that_it_is_one_of(outputs: Path, ask) -> None:
     finished, killed = names(outputs)
     assert "from" not in ask("ls")[0].split()

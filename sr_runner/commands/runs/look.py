@@ -14,6 +14,7 @@ from sr_runner.commands.options import Places
 from sr_runner.commands.runs import Condition, List
 from sr_runner.commands.runs.record import Record, differing, number_of, records
 from sr_runner.errors import RequestError, nearest
+from sr_runner.evaluation.metrics import digits, title
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Catalogue, difference
 from sr_runner.runs.resolve import find
@@ -76,13 +77,15 @@ def _table(found: Sequence[Record], columns: Sequence[str], width: int) -> Itera
     several = {record.attempt.identity for record in found if _is_one_of_several(record)}
     origin = ["from"] if any(record.parent for record in found) else []
     heads = [key if key.count(".") != 1 else key.partition(".")[2] for key in shown]
-    table = [["run", *origin, *heads, "PSNR", "gain", "status", "step", "started"]]
+    others = list(dict.fromkeys(name for record in found if (name := record.best_metric) != "psnr"))
+    table = [["run", *origin, *heads, *map(title, others), "PSNR", "gain", "status", "step", "started"]]
     for record in found:
         metrics, steps = record.metrics, record.start.get("steps")
         psnr, gain = psnr_of(metrics), metrics.get("gain")
         table.append([
             _short(str(record.attempt), several), *(_short(record.parent or "", several) for _ in origin),
             *("" if (value := record.value(key)) is None else str(value) for key in shown),
+            *("" if (measured := record.final(name)) is None else f"{measured:.{digits(name)}f}" for name in others),
             "" if psnr is None else f"{psnr:.2f}", "" if gain is None else f"{gain:+.2f}", record.status,
             f"{record.step} of {steps}" if steps and record.step != steps else f"{record.step}",
             str(record.start.get("time", ""))[:16].replace("T", " "),
@@ -161,8 +164,9 @@ def show(catalogue: Catalogue, options: Places, wanted: str) -> Report:
     if record.metrics:
         lines.append("  metrics      " + ", ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
     best = record.result.best if record.result is not None else {}
-    if "valid/psnr" in best and "step" in best:
-        lines.append(f"  best         valid/psnr {best['valid/psnr']:.4g} at step {best['step']:.0f}")
+    key = f"valid/{record.best_metric}"
+    if key in best and "step" in best:
+        lines.append(f"  best         {key} {best[key]:.4g} at step {best['step']:.0f}")
     lines.append("  params       " + ", ".join(f"{key}={value}" for key, value in record.params.items()))
     if "sweep" in start:
         lines.append(f"  sweep        {start['sweep']}")

@@ -16,6 +16,7 @@ from sr_runner.checkpoint.reader import read_manifest
 from sr_runner.checkpoint.stores import names_in
 from sr_runner.commands.runs import Condition
 from sr_runner.config.identity import flatten
+from sr_runner.config.settings import Retention
 from sr_runner.runs import folder as files
 from sr_runner.runs.catalogue import Attempt, Catalogue
 from sr_runner.runs.resolve import Found
@@ -72,6 +73,15 @@ class Record:
         with suppress(ValueError, RecursionError):
             return flatten(files.plain_yaml(self.catalogue.config(self.attempt) or "{}"))
         return {}
+
+    @property
+    def best_metric(self) -> str:
+        """What its best evaluation is best by: `psnr`, `lpips`."""
+        return str(self.value("checkpoint.best_metric") or Retention.best_metric).removeprefix("valid/")
+
+    def final(self, name: str) -> float | None:
+        """The metric `name` of the last evaluation, on all images where that was done at the end."""
+        return self.metrics.get(f"final/{name}", self.metrics.get(f"valid/{name}"))
 
     @cached_property
     def status(self) -> str:
