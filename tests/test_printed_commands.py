@@ -140,7 +140,7 @@ def parts_of_ones_own(folder: Path) -> None:
     """`mine.py` and the like and `my_conf/`, as README.md and docs/parts.md show them."""
     pages = README + (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
     code = re.findall(r"(?s)`(\w+\.py)` in the current folder:\n\n```python\n(.*?)```", pages)
-    for name, text in code + re.findall(r"(?s)`(my_conf/[\w/]+\.yaml)`[^`]*```yaml\n(.*?)```", pages):
+    for name, text in code + re.findall(r"(?s)`(my_conf/[\w/]+\.yaml)`(?:(?!```).)*```yaml\n(.*?)```", pages):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 

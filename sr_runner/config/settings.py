@@ -131,6 +131,9 @@ class TrainerSettings:
         once = len({*self.metrics}) == len(self.metrics)
         expected = "names of metrics, each once, psnr among them, which the gain over bicubic is of"
         _check("trainer.metrics", self.metrics, once and "psnr" in self.metrics, expected)
+        names = self.checkpoint_activations
+        is_pattern = names is None or re.fullmatch(r"[\w.*?!|\[\]-]+", names) is not None
+        _check("trainer.checkpoint_activations", names, is_pattern, "names of modules, such as body.*, or null")
         _check("trainer.ema_decay", decay, decay is None or 0 < decay < 1, "a number between 0 and 1, or null")
 
 
