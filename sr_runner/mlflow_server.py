@@ -155,7 +155,20 @@ def _absolute_sqlite(uri: str, source: str) -> str:
     file = Path(path[1:]).absolute()
     if not file.exists():
         check_writable(f"{source}={masked_text(uri)}", file.parent)
+    elif not _may_be_sqlite(file):
+        raise RequestError(f"{source}={masked_text(uri)!r}: {file} is no SQLite database.")
     return f"{driver}:///{file}{question}{query}"
+
+
+def _may_be_sqlite(file: Path) -> bool:
+    """Whether MLflow could open `file`: else not even a lock is made beside it."""
+    if not file.is_file():
+        return False
+    try:
+        with file.open("rb") as opened:
+            return opened.read(16) in (b"", b"SQLite format 3\0")
+    except OSError:  # MLflow says it
+        return True
 
 
 def _require_driver(uri: str, source: str) -> None:

@@ -38,6 +38,14 @@ def test_what_mlflow_has_no_store_for_is_refused_by_name(uri: str) -> None:
         MlflowTracker(uri=uri)
 
 
+def test_a_file_that_is_no_database_is_refused_and_nothing_is_made_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("root:x:0:0\n")
+    for name in ("passwd", "."):
+        with pytest.raises(RequestError, match="is no SQLite database"):
+            MlflowTracker(uri=f"sqlite:///{tmp_path / name}")
+    assert [path.name for path in tmp_path.iterdir()] == ["passwd"]
+
+
 def test_a_misspelt_scheme_is_recognised() -> None:
     with pytest.raises(RequestError, match="Did you mean 'http'"):
         MlflowTracker(uri="htp://ann:secret@host:5000")

@@ -43,7 +43,7 @@ NOT_RUN = {
     "pip install 'sr-run[optuna]'": "needs a package index",
     "pip install 'sr-run[ray]'": "needs a package index",
     "pip install mlflow psycopg2-binary boto3": "needs a package index",
-    "mlflow server --host 0.0.0.0 --backend-store-uri postgresql://mlflow@database/mlflow "
+    "mlflow server --host 0.0.0.0 --backend-store-uri postgresql://database/mlflow "
     "--artifacts-destination s3://bucket/artifacts":
         "needs PostgreSQL and a bucket; tests/tracking/test_many_runs.py has a server on PostgreSQL",
     "export MLFLOW_TRACKING_URI=http://mlflow:5000": "of one's own shell",

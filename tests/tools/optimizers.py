@@ -134,7 +134,7 @@ def train(learner: Learner, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     lr, hr = torch.rand(2, 3, 8, 8, generator=generator), torch.rand(2, 3, 16, 16, generator=generator)
     for _ in range(steps):
-        PixelObjective(nn.L1Loss()).train_step({"model": learner}, [(lr, hr)], measure=False)
+        PixelObjective({"pixel": nn.L1Loss()}).train_step({"model": learner}, [(lr, hr)], measure=False)
 
 
 def restored(state: dict[str, Any]) -> dict[str, Any]:
