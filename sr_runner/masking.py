@@ -226,7 +226,7 @@ def _of_environment(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
 
 def digested_overrides(overrides: Iterable[str]) -> list[str]:
     """`digested`, of overrides."""
-    return [digested({"": override})[""] for override in overrides]
+    return list(digested({str(number): override for number, override in enumerate(overrides)}).values())
 
 
 def learn(value: Any, key: str = "") -> None:

@@ -19,6 +19,7 @@ from hydra.plugins.launcher import Launcher
 
 from sr_runner.commands.sweep_board import Board, Job
 from sr_runner.errors import RequestError, RunError
+from sr_runner.masking import digested_overrides
 from sr_runner.runs import folder as files
 from sr_runner.tracking import is_delivered
 
@@ -66,8 +67,11 @@ class OnlyUnfinished(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         known = finished_before(self._board, self._sources)
-        found = [known.get(determining(overrides)) for overrides in job_overrides]
-        done = [job if job is not None and self._holds(job) else None for job in found]
+        found = [known.get(determining(digested_overrides(overrides))) for overrides in job_overrides]
+        done = [
+            job if job is not None and self._holds(job, overrides) else None
+            for job, overrides in zip(found, job_overrides, strict=True)
+        ]
         left = [overrides for overrides, job in zip(job_overrides, done, strict=True) if job is None]
         for job in filter(None, done):
             self._board.tell_again(job)
@@ -77,7 +81,7 @@ class OnlyUnfinished(Launcher):
             for overrides, job in zip(job_overrides, done, strict=True)
         ]
 
-    def _holds(self, job: Job) -> bool:
+    def _holds(self, job: Job, overrides: Sequence[str]) -> bool:
         folder = self._board.runs / job.run
         facts = files.facts(folder) if self._board.is_own(job.run) else None
         if facts is None or not (folder / files.RESULT).is_file() or not is_delivered(folder):
@@ -88,7 +92,7 @@ class OnlyUnfinished(Launcher):
         )
         if group not in self._verified:
             try:
-                self._verified[group] = self._is_still(job.overrides, job.run)
+                self._verified[group] = self._is_still(list(overrides), job.run)
             except (RequestError, RunError, OSError) as error:  # the job itself will say it
                 log.debug("%s: %s", job.run, error)
                 self._verified[group] = False

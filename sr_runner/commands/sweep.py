@@ -156,7 +156,7 @@ def sweep(
     sources = sources_digest(app.config_loader, all_overrides, Path(config.outputs))
     known = finished_before(board, sources) if resumes else {}
     for each in others:
-        if determining(each) not in known:
+        if determining(digested_overrides(each)) not in known:
             app.compose_config(config_name, each, RunMode.RUN)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -340,6 +340,12 @@ def test_a_search_over_secrets_writes_none_and_takes_no_trial_for_another(sr_run
     written = (path for path in tmp_path.glob("outputs/**/*") if path.is_file() and path.suffix != ".diff")
     assert not [path for path in written if b"S3CRET" in path.read_bytes()]
     (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    grid = [each for each in command if "sweeper" not in each] + ["outputs=grid"]
+    sizes = []
+    for _ in range(2):
+        assert "2 of 2 jobs finished" in sr_run(*grid).stdout
+        sizes.append([path.stat().st_size for path in sorted(tmp_path.glob("grid/sweeps/*/*/job.log"))])
+    assert len(sizes[0]) == 2 and sizes[0] == sizes[1], "finished jobs are known again, secrets or not"
     again = [each.replace("xyz4", "other4").replace("xyz8", "other8") for each in command]
     place = f"hydra.sweep.dir={sweep}"
     assert "cannot take other choices" in sr_run(*again, place, "hydra.sweeper.n_trials=3", code=2).stderr
