@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 _SMALL = ("model.num_res_blocks=1", "model.num_filters=8")
 _EDSR = ("model=edsr", *_SMALL, "trainer.precision=fp32", "trainer.ema_decay=0.9")
 _SRRESNET = ("model=srresnet", *_SMALL, "trainer.precision=fp32")
@@ -29,7 +27,7 @@ VARIANTS = {
         "objective.adversarial_weight=0.1",
         *_SRGAN[4:],
     ),
-    "losses": (*_EDSR, "objective=l1_fft", "+objective.losses.own={_target_: variants.Harder, weight: 0.1}"),
+    "losses": (*_EDSR, "objective=l1_fft", "+objective.losses.own={_target_: harder.Harder, weight: 0.1}"),
     "replace": (*_EDSR, "checkpoint.when_busy=replace", "checkpoint.every=1"),
     "skip": (*_EDSR, "trainer.on_nan=skip", "objective.losses.pixel._target_=variants.OftenInfinite"),
     "schedulefree": (*_EDSR, "optimizer=schedulefree_adamw"),
@@ -53,15 +51,3 @@ class OftenInfinite:
 
     def __call__(self, sr: Any, hr: Any) -> Any:
         return (sr - hr).abs().mean() / (hr.mean() > 0.4)
-
-
-class Harder(torch.nn.Module):
-    """L1 times the number of calls, which is a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return self.calls * (sr - hr).abs().mean()
